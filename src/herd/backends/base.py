@@ -1,0 +1,122 @@
+"""What a backend is: weights and cache contents on some device, and one forward of a packed batch.
+
+The engine owns page *numbers* and decides what runs (`Plan`, integers only); the backend owns page *contents* and makes
+numbers. A page holds the keys and values of `page_tokens` consecutive tokens of one sequence, for all layers; a sequence's
+token at position p lives in its page `pages[p // page_tokens]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from herd.models.weights import Matrix
+    from herd.sampling.chain import Choice, Draw
+
+PAGE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's part of a step: `tokens` at positions `start`, `start + 1`, ...
+
+    Everything before `start` must already be in the cache. `pages` covers at least `start + len(tokens)` tokens.
+    Logits are computed for the last `num_outputs` tokens. `draw` asks the backend to choose the next token from the logits
+    of the last token (then `num_outputs` >= 1).
+    """
+
+    start: int
+    tokens: Sequence[int]
+    pages: Sequence[int]
+    num_outputs: int = 0
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next step: spans of different sequences, run as one forward. `want_logits` returns the rows themselves too."""
+
+    spans: tuple[Span, ...]
+    want_logits: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(span.tokens) for span in self.spans)
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(span.num_outputs for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`logits_RV` float32, rows in the order of the spans, or None when not wanted; `choices` one per span, None where the
+    span had no draw."""
+
+    choices: tuple[Choice | None, ...]
+    logits_RV: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """How to run. `threads` None: all physical cores this process may use. `dtype` None: as stored; else "float32",
+    "bfloat16", "float16" or, for the reference, "float64". `activations`: what block-quantised weights are multiplied with.
+    `max_step_tokens`: the largest step the buffers are made for."""
+
+    threads: int | None = None
+    dtype: str | None = None
+    activations: str = "int8"
+    device: str = "cpu"
+    max_step_tokens: int = 512
+    max_step_outputs: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes that a backend holds, by what for."""
+
+    weights: int
+    cache: int
+    buffers: int
+    other: Mapping[str, int] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One loaded model on one device. Not safe to call from two threads at once; the engine does not."""
+
+    name: str
+    vocab_size: int
+    num_pages: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Names everything that may change bits: backend, version, instruction set, number formats."""
+        ...
+
+    def allocate(self, num_pages: int) -> None:
+        """Makes room for pages 0 .. num_pages-1, dropping what was cached. `CapacityError` if memory does not suffice."""
+        ...
+
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        ...
+
+    def step(self, plan: Plan) -> StepResult:
+        """One forward. `UsageError` for a token id outside the vocabulary, before anything is written.
+        A logit that is not a number raises `FileProblem` naming the sequence's position; the cache stays usable."""
+        ...
+
+    def update(self, weights: Mapping[str, Matrix]) -> None:
+        """Replaces weights by name (training reaches a running engine through this)."""
+        ...
+
+    def memory(self) -> MemoryUse: ...
+
+    def close(self) -> None:
+        """Gives everything back. Idempotent."""
+        ...

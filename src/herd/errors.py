@@ -1,0 +1,44 @@
+"""The errors a user can meet, grouped by what to do about them.
+
+A message says what was found, what was expected, where, and what to do. `assert` is for invariants of our own code only;
+anything that a file, a person or a program on the other side can cause is one of these.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HerdError(Exception):
+    """The root of the tree. `exit_code` is what the command line returns; `http_status` what a server answers."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+class UsageError(HerdError):
+    """The request cannot be honoured as asked: a wrong parameter, an unknown name, a prompt that is too long."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class FileProblem(HerdError):
+    """A file is missing, damaged, foreign, or contradicts another one. Nothing of it was used."""
+
+    exit_code = 3
+    http_status = 500
+
+
+class CapacityError(HerdError):
+    """Memory, disk, pages or another bounded resource does not suffice; trying later or smaller can help."""
+
+    exit_code = 4
+    http_status = 503
+
+
+class ProviderError(HerdError):
+    """Somebody else's service or network failed: a hub, a package index, a remote model."""
+
+    exit_code = 5
+    http_status = 502

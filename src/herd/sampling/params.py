@@ -1,0 +1,78 @@
+"""What a caller may ask of sampling, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from herd.errors import UsageError
+
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIAS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen from the model's logits.
+
+    temperature           0 takes the most likely token; otherwise logits are divided by it
+    top_k                 only the k most likely tokens; 0 keeps all
+    top_p                 the smallest set of most likely tokens whose probability reaches p (arXiv 1904.09751)
+    min_p                 only tokens at least this share of the most likely one's probability (arXiv 2407.01082)
+    repetition_penalty    divides positive, multiplies negative logits of every token in prompt or answer (arXiv 1909.05858)
+    presence_penalty      subtracted once from the logit of every token of the answer so far
+    frequency_penalty     subtracted as often as the token occurs in the answer so far
+    logit_bias            added to the logits of these token ids
+    seed                  None: drawn once and returned with the answer
+    logprobs              how many alternatives to report per token besides the chosen one
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+                raise UsageError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
+        for name in ("top_k", "logprobs", "seed"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise UsageError(f"{name} is {value!r}; it must be a whole number.")
+        if self.repetition_penalty == 0.0:
+            raise UsageError("repetition_penalty is 0; it divides, so it must be above 0 (1 switches it off).")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1.")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise UsageError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are allowed.")
+        for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise UsageError(f"logit_bias names token {token!r}; token ids are whole numbers from 0.")
+            if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+                raise UsageError(f"logit_bias of token {token} is {bias!r}; it must be from -100 to 100.")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all parameters, for front ends that accept keywords."""
+        return tuple(f.name for f in fields(cls))
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0.0, 100.0),
+    ("top_k", 0, 2**31 - 1),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.0, 100.0),
+    ("presence_penalty", -100.0, 100.0),
+    ("frequency_penalty", -100.0, 100.0),
+    ("logprobs", 0, MAX_TOP_LOGPROBS),
+)
