@@ -1,0 +1,152 @@
+#include "base/cpu.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace herd {
+
+const char* isa_name(Isa isa) {
+    switch (isa) {
+        case Isa::Portable: return "portable";
+        case Isa::Avx2: return "avx2";
+        case Isa::Avx512: return "avx512";
+        case Isa::Neon: return "neon";
+    }
+    return "unknown";
+}
+
+namespace {
+
+#if defined(HERD_HAVE_AVX2)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+#endif
+
+#if defined(HERD_HAVE_AVX512)
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vbmi");
+}
+#endif
+
+#if defined(HERD_HAVE_NEON)
+bool has_dot_product() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return true;  // every Apple processor with this architecture has it
+#endif
+}
+#endif
+
+// One line of a file of the kernel, "" when there is none.
+std::string first_line(const std::string& path) {
+    std::ifstream file(path);
+    std::string line;
+    std::getline(file, line);
+    return line;
+}
+
+// Cores by control group v2: the smallest quota on the way from the process's group to the root; infinity when unlimited.
+double quota_cores() {
+    double cores = INFINITY;
+    std::ifstream groups("/proc/self/cgroup");
+    std::string line, path;
+    while (std::getline(groups, line)) {
+        if (line.rfind("0::", 0) == 0) path = line.substr(3);
+    }
+    while (true) {
+        std::istringstream limit(first_line("/sys/fs/cgroup" + (path == "/" ? "" : path) + "/cpu.max"));
+        std::string quota;
+        double period = 0;
+        if (limit >> quota >> period && quota != "max" && period > 0) cores = std::min(cores, std::atof(quota.c_str()) / period);
+        const size_t slash = path.rfind('/');
+        if (slash == std::string::npos || path.size() <= 1) return cores;
+        path.resize(slash);
+    }
+}
+
+// Physical cores among the processors of the affinity mask; two threads of one core count once.
+int affinity_cores() {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+        std::set<std::string> cores;
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+            if (!CPU_ISSET(cpu, &allowed)) continue;
+            const std::string siblings =
+                first_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+            cores.insert(siblings.empty() ? "cpu" + std::to_string(cpu) : siblings);
+        }
+        if (!cores.empty()) return static_cast<int>(cores.size());
+    }
+#endif
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+}  // namespace
+
+std::vector<Isa> available_isas() {
+    std::vector<Isa> isas{Isa::Portable};
+#if defined(HERD_HAVE_AVX2)
+    if (has_avx2()) isas.push_back(Isa::Avx2);
+#endif
+#if defined(HERD_HAVE_AVX512)
+    if (has_avx512()) isas.push_back(Isa::Avx512);
+#endif
+#if defined(HERD_HAVE_NEON)
+    if (has_dot_product()) isas.push_back(Isa::Neon);
+#endif
+    return isas;
+}
+
+Isa best_isa() { return available_isas().back(); }
+
+Isa isa_by_name(std::string_view name) {
+    std::string possible;
+    for (Isa isa : available_isas()) {
+        if (name == isa_name(isa)) return isa;
+        possible += (possible.empty() ? "" : ", ") + std::string(isa_name(isa));
+    }
+    throw std::invalid_argument("instruction set \"" + std::string(name) + "\" is not available here; this processor and build have: " +
+                                possible + ".");
+}
+
+int usable_cores() {
+    const double quota = quota_cores();
+    const int cores = affinity_cores();
+    return std::isfinite(quota) ? std::clamp(static_cast<int>(std::ceil(quota)), 1, cores) : cores;
+}
+
+#if defined(__x86_64__)
+FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(static_cast<uint32_t>(saved_) | 0x8040); }
+FlushDenormals::~FlushDenormals() { _mm_setcsr(static_cast<uint32_t>(saved_)); }
+#elif defined(__aarch64__)
+FlushDenormals::FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t{1} << 24)));
+}
+FlushDenormals::~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+#else
+FlushDenormals::FlushDenormals() : saved_(0) {}
+FlushDenormals::~FlushDenormals() = default;
+#endif
+
+}  // namespace herd
