@@ -1,0 +1,43 @@
+"""Starting is fast: `import herd` loads neither numpy nor torch, and help needs no model code.
+
+The promise is 100 ms for the import and 200 ms for `herd --help`. The guards here are twice that, because a shared test
+machine is not a quiet one; they catch a heavy import, which costs much more, and are no measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+SLACK = 2.0
+IMPORT_S = 0.100
+HELP_S = 0.200
+RUNS = 5
+
+PROBE = """
+import json, sys, time
+before = time.perf_counter()
+import herd
+seconds = time.perf_counter() - before
+print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
+"""
+HEAVY = {"numpy", "torch", "transformers", "tokenizers", "jinja2", "huggingface_hub", "rich", "safetensors"}
+
+
+def test_import_herd_is_fast_and_loads_nothing_heavy() -> None:
+    runs = [json.loads(subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True).stdout) for _ in range(RUNS)]
+    assert not HEAVY & set(runs[0]["modules"])
+    assert statistics.median(run["seconds"] for run in runs) < IMPORT_S * SLACK
+
+
+def test_help_is_fast() -> None:
+    """The whole process, with the interpreter's own start."""
+    seconds = []
+    for _ in range(RUNS):
+        before = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "from herd.cli.main import main; main()", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - before)
+    assert statistics.median(seconds) < HELP_S * SLACK
