@@ -13,8 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
+from herd.models.blocks import (
+    AttentionWeights,
+    FfnWeights,
+    attention,
+    attention_tensors,
+    attention_weights,
+    ffn,
+    ffn_tensors,
+    ffn_weights,
+    vector,
+)
 from herd.models.ops import Step, Tensor
 from herd.models.rope import Rope
 from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
@@ -46,28 +56,6 @@ class LlamaConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionWeights:
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    out: Matrix
-    q_bias: Vector | None
-    k_bias: Vector | None
-    v_bias: Vector | None
-    out_bias: Vector | None
-
-
-@dataclass(frozen=True, slots=True)
-class FfnWeights:
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-    gate_bias: Vector | None
-    up_bias: Vector | None
-    down_bias: Vector | None
-
-
-@dataclass(frozen=True, slots=True)
 class LayerWeights:
     attention_norm: Vector
     attention: AttentionWeights
@@ -89,53 +77,23 @@ def forward(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
     x_TD = ops.embed(step.tokens_T, w.embed)
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
     for layer, cache in zip(w.layers, step.cache, strict=True):
-        x_TD = ops.add(x_TD, attention(ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps), layer.attention, rotary_TH, cache, cfg, step))
-        x_TD = ops.add(x_TD, ffn(ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps), layer.ffn, step))
+        normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
+        x_TD = ops.add(x_TD, attention(normed_TD, layer.attention, rotary_TH, cache, cfg, step))
+        normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
+        x_TD = ops.add(x_TD, ffn(normed_TD, layer.ffn, step))
     x_RD = ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps)
     return ops.linear(x_RD, w.head)
 
 
-def attention(x_TD: Tensor, w: AttentionWeights, rotary_TH: Tensor, cache: Tensor, cfg: LlamaConfig, step: Step) -> Tensor:
-    """x_TD -> y_TD. Writes this step's keys and values into `cache`."""
-    ops = step.ops
-    q_TNH = ops.rotate(ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads), rotary_TH)
-    k_TKH = ops.rotate(ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads), rotary_TH)
-    v_TKH = ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads)
-    y_TNH = ops.attention(q_TNH, k_TKH, v_TKH, cache, scale=cfg.head_width**-0.5)
-    return ops.linear(ops.merge_heads(y_TNH), w.out, w.out_bias)
-
-
-def ffn(x_TD: Tensor, w: FfnWeights, step: Step) -> Tensor:
-    """x_TD -> down(silu(gate(x)) * up(x))."""
-    ops = step.ops
-    return ops.linear(ops.silu_gate(ops.linear(x_TD, w.gate, w.gate_bias), ops.linear(x_TD, w.up, w.up_bias)), w.down, w.down_bias)
-
-
 def tensors(cfg: LlamaConfig) -> Iterator[TensorSpec]:
     """Every weight of this model, once. Loading fails if a file and this list disagree."""
-    q_width, kv_width = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
     yield TensorSpec("embed", (cfg.vocab_size, cfg.width), Kind.EMBEDDING)
     for index in range(cfg.num_layers):
         at = f"layers.{index}"
         yield TensorSpec(f"{at}.attention_norm", (cfg.width,), Kind.NORM)
-        yield TensorSpec(f"{at}.attention.q", (q_width, cfg.width), rotary_heads=cfg.num_heads)
-        yield TensorSpec(f"{at}.attention.k", (kv_width, cfg.width), rotary_heads=cfg.num_kv_heads)
-        yield TensorSpec(f"{at}.attention.v", (kv_width, cfg.width))
-        yield TensorSpec(f"{at}.attention.out", (cfg.width, q_width))
-        if cfg.qkv_bias:
-            yield TensorSpec(f"{at}.attention.q_bias", (q_width,), Kind.BIAS, rotary_heads=cfg.num_heads)
-            yield TensorSpec(f"{at}.attention.k_bias", (kv_width,), Kind.BIAS, rotary_heads=cfg.num_kv_heads)
-            yield TensorSpec(f"{at}.attention.v_bias", (kv_width,), Kind.BIAS)
-        if cfg.out_bias:
-            yield TensorSpec(f"{at}.attention.out_bias", (cfg.width,), Kind.BIAS)
+        yield from attention_tensors(f"{at}.attention", cfg)
         yield TensorSpec(f"{at}.ffn_norm", (cfg.width,), Kind.NORM)
-        yield TensorSpec(f"{at}.ffn.gate", (cfg.ffn_width, cfg.width))
-        yield TensorSpec(f"{at}.ffn.up", (cfg.ffn_width, cfg.width))
-        yield TensorSpec(f"{at}.ffn.down", (cfg.width, cfg.ffn_width))
-        if cfg.ffn_bias:
-            yield TensorSpec(f"{at}.ffn.gate_bias", (cfg.ffn_width,), Kind.BIAS)
-            yield TensorSpec(f"{at}.ffn.up_bias", (cfg.ffn_width,), Kind.BIAS)
-            yield TensorSpec(f"{at}.ffn.down_bias", (cfg.width,), Kind.BIAS)
+        yield from ffn_tensors(f"{at}.ffn", cfg.width, cfg.ffn_width, cfg.ffn_bias)
     yield TensorSpec("norm", (cfg.width,), Kind.NORM)
     if not cfg.tied_embeddings:
         yield TensorSpec("head", (cfg.vocab_size, cfg.width), Kind.HEAD)
@@ -144,37 +102,18 @@ def tensors(cfg: LlamaConfig) -> Iterator[TensorSpec]:
 def weights(cfg: LlamaConfig, leaf: Leaf) -> LlamaWeights:
     """The tree that `forward` reads, from a function that gives the leaf of each name in `tensors(cfg)`."""
 
-    def vector(name: str, present: bool = True) -> Vector | None:
-        return cast(Vector, leaf(name)) if present else None
-
     def layer(at: str) -> LayerWeights:
         return LayerWeights(
-            attention_norm=cast(Vector, leaf(f"{at}.attention_norm")),
-            attention=AttentionWeights(
-                q=leaf(f"{at}.attention.q"),
-                k=leaf(f"{at}.attention.k"),
-                v=leaf(f"{at}.attention.v"),
-                out=leaf(f"{at}.attention.out"),
-                q_bias=vector(f"{at}.attention.q_bias", cfg.qkv_bias),
-                k_bias=vector(f"{at}.attention.k_bias", cfg.qkv_bias),
-                v_bias=vector(f"{at}.attention.v_bias", cfg.qkv_bias),
-                out_bias=vector(f"{at}.attention.out_bias", cfg.out_bias),
-            ),
-            ffn_norm=cast(Vector, leaf(f"{at}.ffn_norm")),
-            ffn=FfnWeights(
-                gate=leaf(f"{at}.ffn.gate"),
-                up=leaf(f"{at}.ffn.up"),
-                down=leaf(f"{at}.ffn.down"),
-                gate_bias=vector(f"{at}.ffn.gate_bias", cfg.ffn_bias),
-                up_bias=vector(f"{at}.ffn.up_bias", cfg.ffn_bias),
-                down_bias=vector(f"{at}.ffn.down_bias", cfg.ffn_bias),
-            ),
+            attention_norm=vector(leaf, f"{at}.attention_norm"),
+            attention=attention_weights(f"{at}.attention", cfg, leaf),
+            ffn_norm=vector(leaf, f"{at}.ffn_norm"),
+            ffn=ffn_weights(f"{at}.ffn", cfg.ffn_bias, leaf),
         )
 
     embed = leaf("embed")
     return LlamaWeights(
         embed=embed,
         layers=tuple(layer(f"layers.{index}") for index in range(cfg.num_layers)),
-        norm=cast(Vector, leaf("norm")),
+        norm=vector(leaf, "norm"),
         head=embed if cfg.tied_embeddings else leaf("head"),
     )

@@ -1,0 +1,185 @@
+"""`Backend` on the numpy operations: checks a plan, runs the model function as it stands, chooses tokens.
+
+Options: `dtype` None or "float32" computes in float32, "float64" in float64 (the oracle of all tests). "bfloat16" and
+"float16" round plain matrices and what they are multiplied with to that format and sum in float32: the plain
+implementation of the hardware's 16-bit dot products. `activations="int8"` does the same for block-quantised matrices;
+"float32" multiplies their exact values. Threads are numpy's own affair, so `threads` is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, Span, StepResult
+from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
+from herd.backends.reference.ops import NumpyOps
+from herd.backends.reference.pages import Pages, places
+from herd.dtypes import BF16, F16, DType
+from herd.errors import CapacityError, FileProblem, UsageError
+from herd.models import llama
+from herd.models.llama import LlamaConfig
+from herd.models.ops import Step
+from herd.models.weights import Adapted, Leaf, Matrix
+
+_COMPUTE: Mapping[str | None, tuple[type[np.floating[Any]], DType | None]] = {
+    None: (np.float32, None),
+    "float32": (np.float32, None),
+    "float64": (np.float64, None),
+    "bfloat16": (np.float32, BF16),
+    "float16": (np.float32, F16),
+}
+
+
+class ReferenceBackend:
+    """A llama in numpy. Slow and exact; promises closeness, not equal bits, whatever else is in the step.
+
+    `keep_bytes` bounds what converted weights may take (see `arrays.py`).
+    """
+
+    name = "reference"
+
+    def __init__(self, cfg: LlamaConfig, leaf: Leaf, options: BackendOptions, *, keep_bytes: int = KEEP_BYTES) -> None:
+        _check_options(options)
+        compute, self._plain_dtype = _COMPUTE[options.dtype]
+        self._dtype = np.dtype(compute)
+        self._cfg = cfg
+        self._options = options
+        self._leaves: dict[str, Matrix] = {spec.name: leaf(spec.name) for spec in llama.tensors(cfg)}
+        self._weights = llama.weights(cfg, self._leaves.__getitem__)
+        self._arrays = Arrays(self._dtype, self._plain_dtype, keep_bytes)
+        self._ops = NumpyOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
+        self._pages = Pages(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, self._dtype)
+        self._is_closed = False
+        self.vocab_size = cfg.vocab_size
+
+    @property
+    def num_pages(self) -> int:
+        return self._pages.num_pages
+
+    @property
+    def fingerprint(self) -> str:
+        formats = sorted({part.dtype.name for leaf in self._leaves.values() for part in _parts(leaf)})
+        compute = self._options.dtype or "float32"
+        return f"reference numpy-{np.__version__} {compute} activations-{self._options.activations} weights-{'+'.join(formats)}"
+
+    def allocate(self, num_pages: int) -> None:
+        assert num_pages >= 0
+        try:
+            self._pages.allocate(num_pages)
+        except (MemoryError, ValueError) as problem:
+            wanted = num_pages * self.page_bytes()
+            raise CapacityError(
+                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {wanted} bytes and the system refused them. "
+                "Ask for a shorter context or fewer sequences at once."
+            ) from problem
+
+    def page_bytes(self) -> int:
+        return self._pages.page_bytes
+
+    def step(self, plan: Plan) -> StepResult:
+        logits_RV = self.logits(plan).astype(np.float32)
+        choices, row = [], 0
+        for span in plan.spans:
+            row += span.num_outputs
+            choices.append(None if span.draw is None else _choose(logits_RV[row - 1], span.draw))
+        return StepResult(tuple(choices), logits_RV if plan.want_logits else None)
+
+    def logits(self, plan: Plan) -> Floats:
+        """One forward without draws: the wanted rows [R, V] in the type computed in."""
+        self._check(plan)
+        located = places(plan)
+        positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
+        outputs = [np.arange(at.rows.stop - span.num_outputs, at.rows.stop) for span, at in zip(plan.spans, located, strict=True)]
+        step = Step(
+            ops=self._ops,
+            tokens_T=np.concatenate([np.asarray(span.tokens, np.int64) for span in plan.spans]),
+            positions_T=np.concatenate(positions),
+            outputs_R=np.concatenate(outputs),
+            cache=self._pages.layers(located),
+        )
+        with np.errstate(all="ignore"):
+            logits_RV: Floats = llama.forward(self._weights, self._cfg, step)
+        _refuse_not_numbers(logits_RV, step.positions_T[step.outputs_R])
+        return logits_RV
+
+    def update(self, weights: Mapping[str, Matrix]) -> None:
+        specs = {spec.name: spec for spec in llama.tensors(self._cfg)}
+        for name, leaf in weights.items():
+            if name not in specs:
+                raise UsageError(f"There is no weight {name} in this model; names are those of herd.models.llama.tensors.")
+            if tuple(leaf.shape) != specs[name].shape:
+                raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(specs[name].shape)}.")
+        self._leaves.update(weights)
+        self._weights = llama.weights(self._cfg, self._leaves.__getitem__)
+        self._arrays.clear()
+
+    def memory(self) -> MemoryUse:
+        """`weights` counts the stored bytes (a mapped file's too) and what is kept converted; a step's own arrays come and go."""
+        stored = sum(leaf.num_bytes for leaf in self._leaves.values())
+        cache = self._pages.num_pages * self._pages.page_bytes
+        return MemoryUse(stored + self._arrays.num_bytes, cache, 0, {"converted weights": self._arrays.num_bytes})
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._arrays.clear()
+            self._leaves.clear()
+            self._pages.allocate(0)
+            del self._weights
+
+    def _check(self, plan: Plan) -> None:
+        """Everything that can be wrong with a plan, before anything is written."""
+        if self._is_closed:
+            raise UsageError("This model has been closed; load it again.")
+        assert plan.spans, "a step without spans"
+        for span in plan.spans:
+            for offset, token in enumerate(span.tokens):
+                if not 0 <= token < self.vocab_size:
+                    where = f"Token id {token} at position {span.start + offset}"
+                    raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {self.vocab_size - 1}.")
+            _check_span(span, self.num_pages)
+
+
+def _check_options(options: BackendOptions) -> None:
+    if options.dtype not in _COMPUTE:
+        known = ", ".join(name for name in _COMPUTE if name)
+        raise UsageError(f"dtype is {options.dtype!r}; the reference backend computes in one of: {known}.")
+    if options.activations not in ("int8", "float32"):
+        raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
+    if options.device != "cpu":
+        raise UsageError(f'device is {options.device!r}; the reference backend runs on "cpu" only.')
+    if options.threads is not None:
+        raise UsageError("The reference backend leaves threads to numpy; leave out `threads`, or set OMP_NUM_THREADS before starting.")
+
+
+def _check_span(span: Span, num_pages: int) -> None:
+    """The engine's side of the bargain."""
+    assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
+    assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
+    assert span.draw is None or span.num_outputs >= 1, "a draw needs the last token's logits"
+    assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
+    assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
+
+
+def _refuse_not_numbers(logits_RV: Floats, positions_R: NDArray[np.int64]) -> None:
+    bad = ~np.isfinite(logits_RV)
+    if bad.any():
+        row, token = (int(index) for index in np.argwhere(bad)[0])
+        raise FileProblem(
+            f"The logit of token {token} at position {int(positions_R[row])} is {logits_RV[row, token]}, not a number to go on with. "
+            "Weights that are damaged or too large for this number format do that: check the file against its published SHA-256."
+        )
+
+
+def _choose(logits_V: NDArray[np.float32], draw: Any) -> Any:
+    from herd.sampling.chain import choose
+
+    return choose(logits_V, draw)
+
+
+def _parts(leaf: Matrix) -> tuple[Any, ...]:
+    return (leaf.base, leaf.down, leaf.up) if isinstance(leaf, Adapted) else (leaf,)

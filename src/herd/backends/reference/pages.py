@@ -1,0 +1,85 @@
+"""Where keys and values of earlier tokens are: pages of `PAGE_TOKENS` consecutive tokens of one sequence, for all layers.
+
+The engine says which pages belong to a sequence; this module turns a plan's page numbers into row numbers of the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.backends.base import PAGE_TOKENS, Plan, Span
+from herd.backends.reference.arrays import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One span of the step: its rows among the packed tokens, the position of its first token, and the cache rows of its
+    sequence's tokens 0, 1, ... up to and including its own last one."""
+
+    rows: slice
+    start: int
+    slots: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values [num_pages * PAGE_TOKENS, K, H], and where this step's sequences lie in them."""
+
+    keys: Floats
+    values: Floats
+    places: tuple[Place, ...]
+
+    def write(self, k_TKH: Floats, v_TKH: Floats) -> None:
+        """Stores this step's keys and values at their positions."""
+        for place in self.places:
+            own = place.slots[place.start :]
+            self.keys[own] = k_TKH[place.rows]
+            self.values[own] = v_TKH[place.rows]
+
+
+class Pages:
+    """The contents of all pages. A page is all zeros until it is written; what it held for another sequence is never read."""
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_width: int, dtype: np.dtype[Any]) -> None:
+        self._shape = (num_layers, 2, num_kv_heads, head_width)
+        self._dtype = dtype
+        self._layers: list[tuple[Floats, Floats]] = []
+        self.num_pages = 0
+        self.allocate(0)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        layers, both, heads, width = self._shape
+        return layers * both * PAGE_TOKENS * heads * width * self._dtype.itemsize
+
+    def allocate(self, num_pages: int) -> None:
+        """New, empty pages 0 .. num_pages-1. `MemoryError` (or `ValueError` for absurd sizes) leaves no pages at all."""
+        layers, _, heads, width = self._shape
+        self._layers, self.num_pages = [], 0
+        shape = (num_pages * PAGE_TOKENS, heads, width)
+        self._layers = [(np.zeros(shape, self._dtype), np.zeros(shape, self._dtype)) for _ in range(layers)]
+        self.num_pages = num_pages
+
+    def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache]:
+        """The caches of all layers, for one step."""
+        return [LayerCache(keys, values, places) for keys, values in self._layers]
+
+
+def places(plan: Plan) -> tuple[Place, ...]:
+    """Where each span of the plan lies: spans are packed one after another."""
+    found, row = [], 0
+    for span in plan.spans:
+        found.append(Place(slice(row, row + len(span.tokens)), span.start, _slots(span)))
+        row += len(span.tokens)
+    return tuple(found)
+
+
+def _slots(span: Span) -> NDArray[np.int64]:
+    positions = np.arange(span.start + len(span.tokens))
+    return np.asarray(span.pages, np.int64)[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
