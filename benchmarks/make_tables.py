@@ -29,7 +29,8 @@ def table(path: Path) -> str:
         low, high = line["spread"]
         bound = f"{line['bound']['value']} ({line['bound']['what']})" if "bound" in line else ""
         share = f"{line['share']:.0%}" if "share" in line else ""
-        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {line['value']} {line['unit']} | {low} to {high} | {bound} | {share} |")
+        measured = f"{line['value']} {line['unit']} | {low} to {high}"
+        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {measured} | {bound} | {share} |")
     facts = lines[0]
     versions = ", ".join(f"{engine}: {version}" for engine, version in facts["versions"].items())
     return "\n".join(

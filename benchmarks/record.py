@@ -30,10 +30,12 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit that was measured; `+changes` when the tree differs from it."""
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--", "src", "csrc", "CMakeLists.txt"], capture_output=True, text=True, check=True)
-    return f"{name}+changes" if changed.stdout.strip() else name
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    name = git("rev-parse", "--short=12", "HEAD")
+    return f"{name}+changes" if git("status", "--porcelain", "--", "src", "csrc", "CMakeLists.txt") else name
 
 
 def sha256(path: Path) -> str:

@@ -12,11 +12,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _own_home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Default tests see an empty models folder and may not leave the machine; tests marked `network` see the real ones."""
+    """Default tests see an empty models folder and no settings of the caller; tests marked `network` see the real ones."""
     if request.node.get_closest_marker("network"):
         return
     monkeypatch.setenv("HERD_HOME", str(tmp_path_factory.mktemp("herd-home", numbered=True)))
-    monkeypatch.setenv("HERD_OFFLINE", "1")
+    monkeypatch.delenv("HERD_OFFLINE", raising=False)
 
 
 @pytest.fixture(scope="session")
