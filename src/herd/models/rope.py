@@ -31,7 +31,9 @@ class Llama3:
 class Yarn:
     """YaRN: interpolation by wavelength, and a magnitude on cos and sin.
 
-    `magnitude` None means the paper's 0.1 ln(factor) + 1.
+    `magnitude` None means the paper's 0.1 ln(factor) + 1. What files say instead: Hugging Face's `attention_factor` is the
+    magnitude itself, its `mscale` and `mscale_all_dim` go through `yarn_magnitude`; GGUF's `rope.scaling.attn_factor` is
+    multiplied with the paper's value. `truncate` rounds the ends of the ramp to whole indices, as GGUF always does.
     """
 
     factor: float
@@ -82,12 +84,20 @@ class Rope:
             return 1.0
         if self.scaling.magnitude is not None:
             return self.scaling.magnitude
-        return 0.1 * math.log(self.scaling.factor) + 1.0 if self.scaling.factor > 1 else 1.0
+        return yarn_magnitude(self.scaling.factor)
+
+
+def yarn_magnitude(factor: float, mscale: float = 1.0, mscale_all_dim: float = 0.0) -> float:
+    """What YaRN multiplies cos and sin by: 0.1 mscale ln(factor) + 1, over the same for `mscale_all_dim` (DeepSeek's addition;
+    0 leaves it out). 1 for a factor that does not stretch. Hugging Face reads the two only where both are given and not 0."""
+    if factor <= 1.0:
+        return 1.0
+    return (0.1 * mscale * math.log(factor) + 1.0) / (0.1 * mscale_all_dim * math.log(factor) + 1.0)
 
 
 def _llama3(omega: float, scaling: Llama3) -> float:
     wavelength = 2.0 * math.pi / omega
-    if wavelength < scaling.original_context / scaling.high_freq_factor:
+    if wavelength <= scaling.original_context / scaling.high_freq_factor:
         return omega
     if wavelength > scaling.original_context / scaling.low_freq_factor:
         return omega / scaling.factor

@@ -9,7 +9,7 @@ implementation of the hardware's 16-bit dot products. `activations="int8"` does 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from herd.models import llama
 from herd.models.llama import LlamaConfig
 from herd.models.ops import Step
 from herd.models.weights import Adapted, Leaf, Matrix
+
+if TYPE_CHECKING:
+    from herd.sampling.chain import Choice, Draw
 
 _COMPUTE: Mapping[str | None, tuple[type[np.floating[Any]], DType | None]] = {
     None: (np.float32, None),
@@ -55,10 +58,7 @@ class ReferenceBackend:
         self._pages = Pages(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, self._dtype)
         self._is_closed = False
         self.vocab_size = cfg.vocab_size
-
-    @property
-    def num_pages(self) -> int:
-        return self._pages.num_pages
+        self.num_pages = 0
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +68,7 @@ class ReferenceBackend:
 
     def allocate(self, num_pages: int) -> None:
         assert num_pages >= 0
+        self.num_pages = 0
         try:
             self._pages.allocate(num_pages)
         except (MemoryError, ValueError) as problem:
@@ -76,13 +77,15 @@ class ReferenceBackend:
                 f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {wanted} bytes and the system refused them. "
                 "Ask for a shorter context or fewer sequences at once."
             ) from problem
+        self.num_pages = num_pages
 
     def page_bytes(self) -> int:
         return self._pages.page_bytes
 
     def step(self, plan: Plan) -> StepResult:
         logits_RV = self.logits(plan).astype(np.float32)
-        choices, row = [], 0
+        choices: list[Choice | None] = []
+        row = 0
         for span in plan.spans:
             row += span.num_outputs
             choices.append(None if span.draw is None else _choose(logits_RV[row - 1], span.draw))
@@ -120,7 +123,7 @@ class ReferenceBackend:
     def memory(self) -> MemoryUse:
         """`weights` counts the stored bytes (a mapped file's too) and what is kept converted; a step's own arrays come and go."""
         stored = sum(leaf.num_bytes for leaf in self._leaves.values())
-        cache = self._pages.num_pages * self._pages.page_bytes
+        cache = self.num_pages * self._pages.page_bytes
         return MemoryUse(stored + self._arrays.num_bytes, cache, 0, {"converted weights": self._arrays.num_bytes})
 
     def close(self) -> None:
@@ -128,7 +131,7 @@ class ReferenceBackend:
             self._is_closed = True
             self._arrays.clear()
             self._leaves.clear()
-            self._pages.allocate(0)
+            self.allocate(0)
             del self._weights
 
     def _check(self, plan: Plan) -> None:
@@ -175,7 +178,7 @@ def _refuse_not_numbers(logits_RV: Floats, positions_R: NDArray[np.int64]) -> No
         )
 
 
-def _choose(logits_V: NDArray[np.float32], draw: Any) -> Any:
+def _choose(logits_V: NDArray[np.float32], draw: Draw) -> Choice:
     from herd.sampling.chain import choose
 
     return choose(logits_V, draw)

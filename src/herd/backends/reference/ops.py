@@ -38,7 +38,8 @@ class NumpyOps:
     def embed(self, tokens_T: NDArray[np.int64], table: Matrix) -> Floats:
         if isinstance(table, Adapted):
             down, up = self._arrays.get(table.down), self._arrays.rows(table.up, tokens_T)
-            return self._arrays.rows(table.base, tokens_T) + self._dtype.type(table.scale) * (up @ down)
+            y_TD: Floats = self._arrays.rows(table.base, tokens_T) + self._dtype.type(table.scale) * (up @ down)
+            return y_TD
         return self._arrays.rows(table, tokens_T)
 
     def linear(self, x: Floats, w: Matrix, bias: Vector | None = None) -> Floats:
@@ -83,7 +84,8 @@ class NumpyOps:
         return y_TNH
 
     def silu_gate(self, gate_TF: Floats, up_TF: Floats) -> Floats:
-        return gate_TF / (1 + np.exp(-gate_TF)) * up_TF
+        y_TF: Floats = gate_TF / (1 + np.exp(-gate_TF)) * up_TF
+        return y_TF
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y
@@ -97,14 +99,15 @@ class NumpyOps:
             x = self._as_int8(x)
         elif self._plain_dtype is not None and isinstance(w, Dense):
             x = rounded(x, self._plain_dtype).astype(self._dtype)
-        return x @ self._arrays.get(w).T
+        y: Floats = x @ self._arrays.get(w).T
+        return y
 
     def _as_int8(self, x_TD: Floats) -> Floats:
         """What is left of activations after int8 with one scale for every 32."""
         from herd.quant import quantize_activations
 
         q_TD, scale = quantize_activations(np.ascontiguousarray(x_TD, np.float32))
-        grouped = q_TD.reshape(*scale.shape, -1).astype(self._dtype) * scale[..., None].astype(self._dtype)
+        grouped: Floats = q_TD.reshape(*scale.shape, -1).astype(self._dtype) * scale[..., None].astype(self._dtype)
         return grouped.reshape(x_TD.shape)
 
 
@@ -130,5 +133,5 @@ def _attend_rows(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale:
     scores[..., is_future] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    y_KGTH = weights @ v_SKH.transpose(1, 0, 2)[:, None]
+    y_KGTH: Floats = weights @ v_SKH.transpose(1, 0, 2)[:, None]
     return y_KGTH.transpose(2, 0, 1, 3).reshape(length, num_heads, -1)

@@ -49,7 +49,6 @@ class Pages:
         self._shape = (num_layers, 2, num_kv_heads, head_width)
         self._dtype = dtype
         self._layers: list[tuple[Floats, Floats]] = []
-        self.num_pages = 0
         self.allocate(0)
 
     @property
@@ -61,10 +60,9 @@ class Pages:
     def allocate(self, num_pages: int) -> None:
         """New, empty pages 0 .. num_pages-1. `MemoryError` (or `ValueError` for absurd sizes) leaves no pages at all."""
         layers, _, heads, width = self._shape
-        self._layers, self.num_pages = [], 0
+        self._layers = []
         shape = (num_pages * PAGE_TOKENS, heads, width)
         self._layers = [(np.zeros(shape, self._dtype), np.zeros(shape, self._dtype)) for _ in range(layers)]
-        self.num_pages = num_pages
 
     def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache]:
         """The caches of all layers, for one step."""
