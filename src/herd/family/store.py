@@ -1,0 +1,125 @@
+"""What is on this machine: the models folder, what lies in it, and how something leaves it.
+
+models/NAME/               one complete model: a GGUF file or a Hugging Face folder, and source.json (where it is from)
+models/.partial/NAME/      what is still on its way; moved to models/NAME when complete and checked
+models/.locks/NAME         who is working on NAME right now
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd.errors import FileProblem, UsageError
+from herd.files import file_lock, models_folder
+from herd.files.writing import sync_folder
+
+SOURCE_FILE = "source.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A model that is here. `path` is what to load: the GGUF file, or the folder. `source` is where it came from, if known."""
+
+    name: str
+    path: Path
+    num_bytes: int
+    source: str | None
+
+
+def installed() -> list[Installed]:
+    """Everything in the models folder, by name."""
+    folder = models_folder()
+    names = sorted(entry.name for entry in folder.iterdir() if _is_model(entry)) if folder.is_dir() else []
+    return [found for name in names if (found := locate(name)) is not None]
+
+
+def locate(name: str) -> Installed | None:
+    """The model of this name, if it is here. A name is never a path."""
+    if not _is_plain(name):
+        return None
+    entry = models_folder() / name
+    if not _is_model(entry):
+        return None
+    if entry.is_file():
+        return Installed(name, entry, entry.stat().st_size, None)
+    files = [path for path in entry.rglob("*") if path.is_file()]
+    ggufs = [path for path in files if path.suffix == ".gguf" and path.parent == entry]
+    path = ggufs[0] if len(ggufs) == 1 else entry
+    return Installed(name, path, sum(file.stat().st_size for file in files), _source(entry))
+
+
+def remove(name: str, *, on_wait: Callable[[], None]) -> int:
+    """Deletes a model from the models folder, and only there; the bytes that were freed. `UsageError` if it is not here.
+
+    The model disappears at once (a rename), then its files are deleted: a half-deleted model is never seen.
+    """
+    found = locate(name)
+    if found is None:
+        raise UsageError(f"{name!r:.80} is not in {models_folder()}. `herd models` lists what is; files elsewhere are yours to delete.")
+    entry = models_folder() / name
+    with guarded(name, on_wait=on_wait):
+        trash = partial_folder(name)
+        shutil.rmtree(trash, ignore_errors=True)
+        if entry.is_symlink() or entry.is_file():
+            entry.unlink()
+            return 0 if entry.is_symlink() else found.num_bytes
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(entry, trash)
+        shutil.rmtree(trash)
+    return found.num_bytes
+
+
+def guarded(name: str, *, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
+    """Holds the lock of one model; `on_wait` is called once if another process has it."""
+    locks = models_folder() / ".locks"
+    make_folder(locks)
+    return file_lock(locks / name, on_wait)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of ours. `UsageError` where that is not allowed: the cure is another HERD_HOME."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({error.strerror}). Set HERD_HOME to a folder that can be written.") from error
+
+
+def partial_folder(name: str) -> Path:
+    """Where a model lives while it is not complete."""
+    return models_folder() / ".partial" / name
+
+
+def publish(name: str, folder: Path, source: str) -> None:
+    """Makes a complete `folder` the model `name`: one rename, then on disk for good."""
+    (folder / SOURCE_FILE).write_text(json.dumps({"source": source}, indent=1) + "\n", encoding="utf-8")
+    target = models_folder() / name
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        raise FileProblem(f"{target} could not be made ({error.strerror}). Remove what is in its place, then pull again.") from error
+    sync_folder(target.parent)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether `name` is one visible component of a path and nothing else."""
+    return bool(name) and not name.startswith(".") and len(name) <= 200 and not any(c in name for c in "/\\:\0") and name.isprintable()
+
+
+def _is_model(entry: Path) -> bool:
+    if entry.name.startswith("."):
+        return False
+    return entry.is_dir() or (entry.is_file() and entry.suffix in (".gguf", ".bin"))
+
+
+def _source(entry: Path) -> str | None:
+    try:
+        value = json.loads((entry / SOURCE_FILE).read_bytes()).get("source")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(value) if value is not None else None
