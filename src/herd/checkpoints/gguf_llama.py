@@ -1,0 +1,278 @@
+"""GGUF checkpoints of the llama architecture: keys to config, names to weights, split files to one model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from herd.checkpoints import names
+from herd.checkpoints.account import account, check_config
+from herd.checkpoints.checkpoint import About, Checkpoint, Fact, StoredTensor, TokenizerSource
+from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
+from herd.checkpoints.gguf import GgufFile, Metadata, read_gguf
+from herd.dtypes import F16, F32
+from herd.errors import FileProblem
+from herd.files import MappedFile
+from herd.models import llama, rope
+
+HARMLESS_KEYS = {
+    "general.alignment": "used when the tensors were laid out",
+    "llama.tensor_data_layout": "a note of the converter; llama files have one layout",
+    "llama.rope.scaling.finetuned": "says how the model was trained, not how it is computed",
+    "llama.expert_used_count": "meaningless without experts, which are refused",
+    "split.tensors.count": "compared with the parts when they are put together",
+}
+HARMLESS_PREFIXES = {
+    "general.": "describes the model to people: names, licences, sources",
+    "tokenizer.": "read by herd.text",
+    "quantize.": "describes how the file was quantised",
+    "mradermacher.": "notes of a publisher of quantised files",
+    "split.": "used when the parts of a split file are put together",
+}
+# Refused unless they say what the llama architecture does anyway.
+NEUTRAL = {
+    "llama.expert_count": ((0,), "models with experts are not read in this layout"),
+    "llama.use_parallel_residual": ((False,), "llama adds attention and feed-forward one after the other"),
+    "llama.attention.causal": ((True,), "only causal attention is computed"),
+    "llama.attention.sliding_window": ((0,), "llama attends to everything"),
+    "llama.attention.clamp_kqv": ((0.0,), "llama does not clamp"),
+    "llama.attention.max_alibi_bias": ((0.0,), "llama has rotary positions"),
+    "llama.logit_scale": ((0.0, 1.0), "llama does not scale its logits"),
+    "llama.residual_scale": ((0.0, 1.0), "llama does not scale its residuals"),
+    "llama.embedding_scale": ((0.0, 1.0), "llama does not scale its embeddings"),
+    "llama.attention.scale": ((0.0,), "llama scales by the square root of the head width"),
+    "llama.pooling_type": ((0,), "llama predicts the next token and does not pool"),
+}
+SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+SPLIT_NAME = re.compile(r"(?P<base>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file, or the first of the parts of a split one."""
+    parts = [read_gguf(MappedFile(path))]
+    parts += _further_parts(path, parts[0])
+    return assemble(path, parts)
+
+
+def assemble(path: Path, parts: list[GgufFile]) -> Checkpoint:
+    """The checkpoint that consists of these parts; the first has the keys."""
+    first = parts[0]
+    tensors = _all_tensors(parts)
+    where = first.file.name
+    facts: dict[str, Fact] = {}
+    cfg = _config(first.metadata, tensors, where, facts)
+    check_config(cfg, where, len(tensors))
+    harmless = {"rope_freqs.weight": "is the scaling of the rotary frequencies, part of the config"}
+    specs = tuple(llama.tensors(cfg))
+    sources = account(specs, tensors, names.GGUF, where, harmless)
+    return Checkpoint(
+        path=path,
+        layout="gguf",
+        config=cfg,
+        specs=specs,
+        sources=sources,
+        files=[part.file for part in parts],
+        about=_about(first.metadata, cfg, where, facts),
+    )
+
+
+def _further_parts(path: Path, first: GgufFile) -> list[GgufFile]:
+    declared = first.metadata.get("split.count", 1)
+    match = SPLIT_NAME.fullmatch(path.name)
+    count = int(match["parts"]) if match else 1
+    if declared != count or (declared in (0, 1) and not match):
+        if declared in (0, 1) and not match:
+            return []
+        raise FileProblem(
+            f"{path.name}: split.count is {shown(declared)} and the name says {count}. Parts must be called <name>-00001-of-0000N.gguf, as they "
+            "were published."
+        )
+    assert match is not None
+    if int(match["part"]) != 1 or first.metadata.get("split.no", 0) != 0:
+        raise FileProblem(f"{path.name}: is a later part of a split model. Open its first part, {match['base']}-00001-of-{match['parts']}.gguf.")
+    parts = []
+    for number in range(2, count + 1):
+        part_path = path.with_name(f"{match['base']}-{number:05d}-of-{match['parts']}.gguf")
+        if not part_path.exists():
+            raise FileProblem(f"{part_path.name}: is missing beside {path.name}; the model has {count} parts and all are needed.")
+        part = read_gguf(MappedFile(part_path))
+        if part.metadata.get("split.no") != number - 1 or part.metadata.get("split.count") != count:
+            raise FileProblem(
+                f"{part_path.name}: says it is part {shown(part.metadata.get('split.no'))} (from 0) of {shown(part.metadata.get('split.count'))}; "
+                f"its name says part {number - 1} of {count}. The parts were renamed or come from different models."
+            )
+        if odd := [key for key in part.metadata if not key.startswith(("split.", "general."))]:
+            raise FileProblem(f"{part_path.name}: has the key {odd[0]!a}; only the first part of a split model carries such keys.")
+        parts.append(part)
+    return parts
+
+
+def _all_tensors(parts: list[GgufFile]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for part in parts:
+        if twice := next((name for name in part.tensors if name in tensors), None):
+            raise FileProblem(f"{part.file.name}: holds {twice!a}, which {tensors[twice].file.name} holds too. The parts do not belong together.")
+        tensors |= part.tensors
+    declared = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if declared != len(tensors):
+        raise FileProblem(f"{parts[0].file.name}: split.tensors.count is {shown(declared)} and the parts hold {len(tensors)} tensors.")
+    return tensors
+
+
+def _config(metadata: Metadata, tensors: Mapping[str, StoredTensor], where: str, facts: dict[str, Fact]) -> llama.LlamaConfig:
+    r = ConfigReader(metadata, where, facts)
+    _kind(r, metadata, where)
+    width = r.integer("llama.embedding_length", "width", highest=MAX_WIDTH)
+    num_layers = r.integer("llama.block_count", "num_layers", highest=MAX_LAYERS)
+    num_heads = r.uniform("llama.attention.head_count", "num_heads", highest=MAX_HEADS, count=num_layers)
+    if width % num_heads and not r.has("llama.attention.key_length"):
+        r.problem(f"llama.embedding_length is {width}, which {num_heads} heads do not divide, and llama.attention.key_length is missing")
+    head_width = r.integer("llama.attention.key_length", "head_width", highest=MAX_WIDTH, default=max(1, width // num_heads))
+    r.expect("llama.attention.value_length", head_width, because="keys and values of one width are supported")
+    vocab_size = _vocab_size(r, metadata, tensors)
+    cfg = llama.LlamaConfig(
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=r.uniform("llama.attention.head_count_kv", "num_kv_heads", highest=MAX_HEADS, count=num_layers, default=num_heads),
+        head_width=head_width,
+        ffn_width=r.uniform("llama.feed_forward_length", "ffn_width", highest=MAX_VOCABULARY, count=num_layers),
+        vocab_size=vocab_size,
+        context_length=r.integer("llama.context_length", "context_length", highest=MAX_CONTEXT),
+        norm_eps=r.number("llama.attention.layer_norm_rms_epsilon", "norm_eps", lowest=1e-12, highest=0.1),
+        rope=_rope(r, tensors, head_width),
+        tied_embeddings="output.weight" not in tensors,
+        qkv_bias=_any_of(tensors, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        out_bias=_any_of(tensors, "attn_output.bias"),
+        ffn_bias=_any_of(tensors, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
+    )
+    for key, (allowed, because) in NEUTRAL.items():
+        r.expect(key, *allowed, because=because)
+    r.finish("herd reads files whose every key it understands.", HARMLESS_KEYS, HARMLESS_PREFIXES)
+    head = "output.weight is absent" if cfg.tied_embeddings else "output.weight is present"
+    facts["tied_embeddings"] = Fact(cfg.tied_embeddings, f"{head} in {where}")
+    return cfg
+
+
+def _kind(r: ConfigReader, metadata: Metadata, where: str) -> None:
+    """Refuse what is not a model, or not a llama, before any key is judged."""
+    architecture = r.raw("general.architecture")
+    if architecture != "llama":
+        raise FileProblem(
+            f"{where}: general.architecture is {shown(architecture)}; herd reads 'llama' from GGUF files. "
+            + ("The key is missing or not a text." if not isinstance(architecture, str) else "Another program is needed for this model.")
+        )
+    r.facts["architecture"] = Fact("llama", f"general.architecture in {where}")
+    r.expect("general.type", "model", because="adapters, projectors and importance matrices are no models of their own")
+    r.expect("general.quantization_version", 2, because="the meaning of the block formats has changed before it")
+    for key, fact in (("general.name", "name"), ("general.license", "licence"), ("general.file_type", "file_type")):
+        if isinstance(value := metadata.get(key), str | int):
+            r.note(fact, value, key)
+
+
+def _vocab_size(r: ConfigReader, metadata: Metadata, tensors: Mapping[str, StoredTensor]) -> int:
+    """Declared, listed and stored vocabularies must have one size."""
+    if "token_embd.weight" in tensors and len(shape := tensors["token_embd.weight"].shape) == 2:
+        rows = shape[0]
+    else:
+        rows = 0
+    vocab_size = r.integer("llama.vocab_size", "vocab_size", highest=MAX_VOCABULARY, default=max(1, rows))
+    if rows and rows != vocab_size:
+        r.problem(f"llama.vocab_size is {vocab_size} and token_embd.weight has {rows} rows")
+    if "tokenizer.ggml.tokens" in metadata and (listed := metadata.length("tokenizer.ggml.tokens")) != vocab_size:
+        r.problem(f"tokenizer.ggml.tokens lists {listed} tokens and the vocabulary has {vocab_size}")
+    return vocab_size
+
+
+def _rope(r: ConfigReader, tensors: Mapping[str, StoredTensor], head_width: int) -> rope.Rope:
+    width = r.integer("llama.rope.dimension_count", "rope_width", highest=MAX_WIDTH, default=head_width)
+    theta = r.number("llama.rope.freq_base", "rope_theta", lowest=1.0, highest=1e15, default=10000.0)
+    kind = r.text("llama.rope.scaling.type", default="none")
+    factor = r.number("llama.rope.scaling.factor", lowest=1e-6, highest=1e6, default=1.0)
+    old_factor = r.number("llama.rope.scale_linear", lowest=1e-6, highest=1e6, default=1.0)
+    scaling: rope.Scaling | None = None
+    if kind == "yarn":
+        scaling = _yarn(r, factor)
+    elif kind == "linear" or (kind == "none" and old_factor != 1.0):
+        both = r.has("llama.rope.scaling.factor") and r.has("llama.rope.scale_linear") and factor != old_factor
+        if both:
+            r.problem(f"llama.rope.scaling.factor is {factor:g} and llama.rope.scale_linear is {old_factor:g}; they must agree")
+        scaling = rope.Linear(factor if kind == "linear" and r.has("llama.rope.scaling.factor") else old_factor)
+    elif kind != "none":
+        r.problem(f"llama.rope.scaling.type is {shown(kind)}; allowed are 'none', 'linear' and 'yarn'")
+    if "rope_freqs.weight" in tensors:
+        if scaling is not None:
+            r.problem(f"the rotary frequencies are scaled twice: by rope_freqs.weight and by llama.rope.scaling.type {shown(kind)}")
+        scaling = _divisors(r, tensors["rope_freqs.weight"], width)
+        r.facts["rope_scaling"] = Fact(scaling, f"rope_freqs.weight in {tensors['rope_freqs.weight'].file.name}")
+    elif scaling is not None:
+        r.note("rope_scaling", scaling, "llama.rope.scaling.*")
+    return rope.Rope(theta=theta, width=width, scaling=scaling)
+
+
+def _yarn(r: ConfigReader, factor: float) -> rope.Yarn:
+    """YaRN's numbers. `attn_factor` multiplies the magnitude that the paper gives."""
+    r.expect("llama.rope.scaling.yarn_ext_factor", 1.0, -1.0, because="mixing in only a part of YaRN is not supported")
+    r.expect("llama.rope.scaling.yarn_log_multiplier", 0.0, because="it belongs to other architectures")
+    extra = r.number("llama.rope.scaling.attn_factor", lowest=1e-6, highest=1e6, default=1.0)
+    extra *= r.number("llama.rope.scaling.yarn_attn_factor", lowest=1e-6, highest=1e6, default=1.0)
+    yarn = rope.Yarn(
+        factor=factor,
+        original_context=r.integer("llama.rope.scaling.original_context_length", highest=MAX_CONTEXT),
+        beta_fast=r.number("llama.rope.scaling.yarn_beta_fast", lowest=1e-3, highest=1e6, default=32.0),
+        beta_slow=r.number("llama.rope.scaling.yarn_beta_slow", lowest=1e-3, highest=1e6, default=1.0),
+    )
+    if extra == 1.0:
+        return yarn
+    magnitude = rope.Rope(theta=10000.0, width=2, scaling=yarn).magnitude
+    return rope.Yarn(yarn.factor, yarn.original_context, yarn.beta_fast, yarn.beta_slow, magnitude=magnitude * extra)
+
+
+def _divisors(r: ConfigReader, tensor: StoredTensor, width: int) -> rope.Divisors | None:
+    if tensor.shape != (width // 2,) or tensor.dtype not in (F32, F16):
+        r.problem(f"rope_freqs.weight is {tensor.dtype.name} {list(tensor.shape)}; allowed is f32 or f16 [{width // 2}], one divisor per pair")
+        return None
+    values = tensor.rows().view(np.float32 if tensor.dtype is F32 else np.float16).ravel().tolist()
+    if not all(1e-6 <= value <= 1e6 for value in values):
+        r.problem("rope_freqs.weight holds a value outside of 1e-6 to 1e6; rotary frequencies are divided by these")
+        return None
+    return rope.Divisors(tuple(float(value) for value in values))
+
+
+def _any_of(tensors: Mapping[str, StoredTensor], *endings: str) -> bool:
+    return any(f"blk.0.{ending}" in tensors for ending in endings)
+
+
+def _about(metadata: Metadata, cfg: llama.LlamaConfig, where: str, facts: dict[str, Fact]) -> About:
+    """Tokenizer, template, stop ids and sampling advice, as the keys give them."""
+    stop_ids: list[int] = []
+    for key in ("eos", "eot", "eom"):
+        full = f"tokenizer.ggml.{key}_token_id"
+        value: Any = metadata.get(full)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < cfg.vocab_size:
+            raise FileProblem(f"{where}: {full} is {shown(value)}; allowed is a token from 0 to {cfg.vocab_size - 1}.")
+        stop_ids.append(value)
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None:
+        if not isinstance(template, str):
+            raise FileProblem(f"{where}: tokenizer.chat_template is {shown(template)}; allowed is a text.")
+        facts["chat_template"] = Fact(f"{len(template)} characters", f"tokenizer.chat_template in {where}")
+    has_tokens = "tokenizer.ggml.tokens" in metadata
+    if has_tokens:
+        facts["tokenizer"] = Fact(f"{shown(metadata.get('tokenizer.ggml.model'))}, {cfg.vocab_size} tokens", f"tokenizer.ggml.* in {where}")
+    if stop_ids:
+        facts["stop_ids"] = Fact(tuple(dict.fromkeys(stop_ids)), f"tokenizer.ggml.*_token_id in {where}")
+    sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+    return About(
+        facts=facts,
+        tokenizer=TokenizerSource("gguf", metadata=metadata.only("tokenizer.")) if has_tokens else None,
+        chat_template=template,
+        sampling_defaults={name: float(value) for name, value in sampling.items() if isinstance(value, int | float)},
+        stop_ids=tuple(dict.fromkeys(stop_ids)),
+    )

@@ -1,0 +1,58 @@
+"""What each layout calls our weights. `{}` stands for the number of the layer.
+
+Sources: GGUF specification (tensor names), transformers `modeling_llama.py`; the order of llama2.c files is in `llama2c.py`.
+"""
+
+from __future__ import annotations
+
+GGUF = {
+    "embed": "token_embd.weight",
+    "norm": "output_norm.weight",
+    "head": "output.weight",
+    "layers.{}.attention_norm": "blk.{}.attn_norm.weight",
+    "layers.{}.attention.q": "blk.{}.attn_q.weight",
+    "layers.{}.attention.k": "blk.{}.attn_k.weight",
+    "layers.{}.attention.v": "blk.{}.attn_v.weight",
+    "layers.{}.attention.out": "blk.{}.attn_output.weight",
+    "layers.{}.attention.q_bias": "blk.{}.attn_q.bias",
+    "layers.{}.attention.k_bias": "blk.{}.attn_k.bias",
+    "layers.{}.attention.v_bias": "blk.{}.attn_v.bias",
+    "layers.{}.attention.out_bias": "blk.{}.attn_output.bias",
+    "layers.{}.ffn_norm": "blk.{}.ffn_norm.weight",
+    "layers.{}.ffn.gate": "blk.{}.ffn_gate.weight",
+    "layers.{}.ffn.up": "blk.{}.ffn_up.weight",
+    "layers.{}.ffn.down": "blk.{}.ffn_down.weight",
+    "layers.{}.ffn.gate_bias": "blk.{}.ffn_gate.bias",
+    "layers.{}.ffn.up_bias": "blk.{}.ffn_up.bias",
+    "layers.{}.ffn.down_bias": "blk.{}.ffn_down.bias",
+}
+
+HUGGING_FACE = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "layers.{}.attention_norm": "model.layers.{}.input_layernorm.weight",
+    "layers.{}.attention.q": "model.layers.{}.self_attn.q_proj.weight",
+    "layers.{}.attention.k": "model.layers.{}.self_attn.k_proj.weight",
+    "layers.{}.attention.v": "model.layers.{}.self_attn.v_proj.weight",
+    "layers.{}.attention.out": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.attention.q_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers.{}.attention.k_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers.{}.attention.v_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers.{}.attention.out_bias": "model.layers.{}.self_attn.o_proj.bias",
+    "layers.{}.ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "layers.{}.ffn.gate": "model.layers.{}.mlp.gate_proj.weight",
+    "layers.{}.ffn.up": "model.layers.{}.mlp.up_proj.weight",
+    "layers.{}.ffn.down": "model.layers.{}.mlp.down_proj.weight",
+    "layers.{}.ffn.gate_bias": "model.layers.{}.mlp.gate_proj.bias",
+    "layers.{}.ffn.up_bias": "model.layers.{}.mlp.up_proj.bias",
+    "layers.{}.ffn.down_bias": "model.layers.{}.mlp.down_proj.bias",
+}
+
+
+def in_file(table: dict[str, str], name: str) -> str:
+    """What the layout of `table` calls our weight `name`."""
+    if not name.startswith("layers."):
+        return table[name]
+    _, layer, rest = name.split(".", 2)
+    return table["layers.{}." + rest].replace("{}", layer)

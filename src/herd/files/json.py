@@ -1,0 +1,51 @@
+"""JSON as its standard says (RFC 8259), from files that nobody vouches for: no duplicate keys, no NaN, no 10^5 brackets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from herd.errors import FileProblem
+
+MAX_CONFIG_BYTES = 64 << 20
+
+
+def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The object in a JSON file of at most `max_bytes`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as problem:
+        raise FileProblem(f"{path}: cannot be read: {problem.strerror}.") from problem
+    if len(data) > max_bytes:
+        raise FileProblem(f"{path}: is larger than {max_bytes} bytes, the most that such a file may have.")
+    return parse_json(data, path.name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object in `data`, UTF-8 text. `name` is how messages call the file."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as problem:
+        raise FileProblem(f"{name}: is not valid UTF-8 at byte {problem.start}; JSON must be.") from problem
+    except RecursionError as problem:
+        raise FileProblem(f"{name}: has brackets nested too deeply to be a description of a model.") from problem
+    except ValueError as problem:
+        raise FileProblem(f"{name}: is not valid JSON: {problem}.") from problem
+    if not isinstance(value, dict):
+        raise FileProblem(f"{name}: holds a JSON {type(value).__name__}; an object in braces is expected.")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:80]!r} appears twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
