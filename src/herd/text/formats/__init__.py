@@ -1,0 +1,6 @@
+"""Chat formats: what a model was taught a conversation looks like, as ids. `choose_format` finds a model's own."""
+
+from herd.text.formats.choose import choose_format
+from herd.text.formats.parts import ChatFormat
+
+__all__ = ["ChatFormat", "choose_format"]

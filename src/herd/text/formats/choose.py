@@ -1,0 +1,34 @@
+"""Which chat format a model has: by its template, or by the name that the family knows it by."""
+
+from __future__ import annotations
+
+import re
+
+from herd.errors import UsageError
+from herd.text.formats.chatml import ChatML
+from herd.text.formats.parts import ChatFormat
+from herd.text.tokenizer import Tokenizer
+
+# ChatML as SmolLM2's template writes it; the group is the system message of conversations without one.
+_CHATML = re.compile(
+    r"\{% for message in messages %\}"
+    r"(?:\{% if loop\.first and messages\[0\]\['role'\] != 'system' %\}"
+    r"\{\{ '<\|im_start\|>system(?:\n|\\n)(?P<system>[^'\\{}]*)<\|im_end\|>(?:\n|\\n)' \}\}\{% endif %\})?"
+    r"\{\{'<\|im_start\|>' \+ message\['role'\] \+ '(?:\n|\\n)' \+ message\['content'\] \+ '<\|im_end\|>' \+ '(?:\n|\\n)'\}\}"
+    r"\{% endfor %\}\{% if add_generation_prompt %\}\{\{ '<\|im_start\|>assistant(?:\n|\\n)' \}\}\{% endif %\}\s*"
+)
+
+
+def choose_format(tokenizer: Tokenizer, template: str | None, hint: str | None = None) -> ChatFormat | None:
+    """The chat format of a model, or None for one that has none (a base model).
+
+    template: the model's own Jinja template. hint: a format's name, "chatml"; it wins over the template.
+    """
+    if hint == "chatml":
+        return ChatML()
+    if hint is not None:
+        raise UsageError(f"there is no chat format {hint!r}; known are chatml.")
+    if template is None:
+        return None
+    found = _CHATML.fullmatch(template)
+    return ChatML(default_system=found["system"]) if found else None

@@ -1,0 +1,280 @@
+"""Words to tokens and back.
+
+    encode   text -> ids. Text never becomes a control token, whatever it says, unless `specials=True`
+    decode   ids -> text. Never fails for ids of the vocabulary; bytes that are no UTF-8 become U+FFFD
+    stream   ids -> text as they arrive, in whole characters
+
+The merging is done by the `tokenizers` library; it knows plain text only. Control tokens are found, and bytes of tokens are
+told, by the table here. Files are read by the `*_file` modules; `load_tokenizer` picks one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, final
+
+from herd.errors import FileProblem, UsageError
+from herd.text import byte_level
+from herd.text.slices import slices
+from herd.text.stream import StreamDecoder
+from herd.text.vocabulary import ByteLevel, Kind, Spaces, Vocabulary, byte_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Merger
+
+SPACE = "▁"
+_UNPRODUCED = frozenset({Kind.CONTROL, Kind.UNKNOWN, Kind.UNUSED})
+_ENDS = frozenset(
+    ("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<step>")
+)
+
+
+@final
+class Tokenizer:
+    """One model's vocabulary. Immutable, safe to share between threads."""
+
+    vocab_size: int
+    bos_id: int | None
+    adds_bos: bool
+    """Whether `encode(bos=None)` starts with the BOS token, as the model was trained."""
+    eos_ids: tuple[int, ...]
+    """The ends that the file declares."""
+    stop_ids: frozenset[int]
+    """`eos_ids` and every control token that ends a turn or a text by its name."""
+    special_ids: Mapping[str, int]
+    """Control tokens by their text."""
+    description: str
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._tokens = vocabulary.tokens
+        self._style = vocabulary.style
+        self._exceptions = vocabulary.exceptions
+        self._merger = _merger(vocabulary)
+        self.vocab_size = len(vocabulary.tokens)
+        self.bos_id, self.adds_bos = vocabulary.bos_id, vocabulary.adds_bos and vocabulary.bos_id is not None
+        self.eos_ids = vocabulary.eos_ids
+        named = {kind: {self._tokens[i]: i for i, k in self._exceptions.items() if k is kind} for kind in Kind}
+        self.special_ids = MappingProxyType(named[Kind.CONTROL] | named[Kind.UNKNOWN])
+        self._user_defined = named[Kind.USER_DEFINED]
+        self._find_specials = _Finder({**self.special_ids, **self._user_defined})
+        self._find_user_defined = _Finder(self._user_defined)
+        self.stop_ids = frozenset(self.eos_ids) | {i for text, i in self.special_ids.items() if text in _ENDS}
+        self.description = _describe(vocabulary)
+
+    def encode(self, text: str, *, bos: bool | None = None, specials: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        bos: start with the BOS token; None: as the model was trained. specials: control tokens written in the text become
+        control tokens; for trusted text only. `UsageError` if the text has an unpaired surrogate.
+        """
+        _check_text(text)
+        if bos and self.bos_id is None:
+            raise UsageError("bos=True, but this vocabulary has no BOS token.")
+        ids = [self.bos_id] if bos or (bos is None and self.adds_bos) else []
+        parts = self._find_specials.parts(text) if specials else (text,)
+        return [i for i in ids if i is not None] + self.encode_parts(parts)
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Token ids of a prompt whose control tokens are given as ids and whose texts are only ever text.
+
+        Neighbouring texts are one text. No BOS is added. `UsageError` names an id outside the vocabulary.
+        """
+        ids: list[int] = []
+        after_special = False
+        for part in _joined(parts):
+            if isinstance(part, int):
+                self._check_id(part)
+                ids.append(part)
+                after_special = True
+                continue
+            _check_text(part)
+            self._append_text(ids, part, at_start=not after_special)
+            after_special = False
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
+        """The text of `ids`. `UsageError` names an id outside the vocabulary."""
+        data = b"".join(self.token_bytes(i) for i in ids if not (skip_specials and self.is_special(i)))
+        text = data.decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._adds_space else text
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for tokens as they are generated; control tokens give no text."""
+        return StreamDecoder(
+            lambda i: b"" if self.is_special(i) else self.token_bytes(i), drop_leading_space=self._adds_space
+        )
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for: of a control token its name, of an unused one none."""
+        self._check_id(token)
+        text = self._tokens[token]
+        kind = self._exceptions.get(token, Kind.NORMAL)
+        if kind is Kind.UNUSED:
+            return b""
+        if kind is Kind.BYTE:
+            byte = byte_of(text)
+            assert byte is not None
+            return bytes((byte,))
+        if isinstance(self._style, Spaces):
+            return (text if kind in _UNPRODUCED else text.replace(SPACE, " ")).encode()
+        return byte_level.to_bytes(text) if kind is Kind.NORMAL else text.encode()
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is a control token: no text, and never made from text. `UsageError` if it is none at all."""
+        self._check_id(token)
+        return self._exceptions.get(token) in (Kind.CONTROL, Kind.UNKNOWN)
+
+    @property
+    def _adds_space(self) -> bool:
+        return isinstance(self._style, Spaces) and self._style.prefix
+
+    def _check_id(self, token: int) -> None:
+        if not 0 <= token < self.vocab_size:
+            raise UsageError(f"token id {token} is not in the vocabulary; ids are 0 to {self.vocab_size - 1}.")
+
+    def _append_text(self, ids: list[int], text: str, *, at_start: bool) -> None:
+        """Appends the ids of plain `text`; tokens that the vocabulary defines as always whole are found first."""
+        for part in self._find_user_defined.parts(text):
+            if isinstance(part, int):
+                ids.append(part)
+            elif isinstance(self._style, Spaces):
+                self._append_spaced(ids, part, prefix=self._style.prefix and (at_start or self._style.prefix_after_specials))
+            elif self._style.split.slices:
+                for piece in slices(part):
+                    ids += self._merge(piece)
+            else:
+                ids += self._merge(part)
+            at_start = False
+
+    def _append_spaced(self, ids: list[int], text: str, *, prefix: bool) -> None:
+        ids += self._merge((SPACE if prefix else "") + text.replace(" ", SPACE))
+
+    def _merge(self, text: str) -> list[int]:
+        found: list[int] = self._merger.encode(text, add_special_tokens=False).ids
+        return found
+
+
+class _Finder:
+    """Finds whole tokens in text, the longest at each place. Linear in the text, whatever is in it."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self._ids = ids
+        self._lengths = sorted({len(text) for text in ids}, reverse=True)
+        starts = "".join(sorted({text[0] for text in ids}))
+        self._start = re.compile(f"[{re.escape(starts)}]") if starts else None
+
+    def parts(self, text: str) -> Iterator[str | int]:
+        """Texts between the tokens found, and the tokens' ids; no empty texts."""
+        begin = 0
+        for at in self._start.finditer(text) if self._start else ():
+            here = at.start()
+            if here < begin:
+                continue
+            for length in self._lengths:
+                found = self._ids.get(text[here : here + length])
+                if found is not None:
+                    if here > begin:
+                        yield text[begin:here]
+                    yield found
+                    begin = here + length
+                    break
+        if begin < len(text):
+            yield text[begin:]
+
+
+def _joined(parts: Iterable[str | int]) -> Iterator[str | int]:
+    """The same parts with neighbouring texts as one, and without empty ones."""
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if any(texts):
+            yield "".join(texts)
+        texts.clear()
+        yield part
+    if any(texts):
+        yield "".join(texts)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"text has an unpaired surrogate at index {error.start}; only whole Unicode characters have tokens."
+        ) from None
+
+
+def _merger(vocabulary: Vocabulary) -> Merger:
+    """The `tokenizers` object: plain text in, ids out. It holds no control tokens."""
+    import tokenizers
+
+    exceptions = vocabulary.exceptions
+    ids: dict[str, int] = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
+    unknown = None
+    for index, kind in exceptions.items():
+        if kind is Kind.UNKNOWN:
+            unknown = vocabulary.tokens[index]
+        elif kind is not Kind.BYTE and kind is not Kind.NORMAL:
+            del ids[vocabulary.tokens[index]]
+    style = vocabulary.style
+    try:
+        if isinstance(style, ByteLevel):
+            model = tokenizers.models.BPE(ids, list(vocabulary.merges), ignore_merges=style.split.ignore_merges)
+        else:
+            model = tokenizers.models.BPE(ids, list(vocabulary.merges), unk_token=unknown, byte_fallback=True)
+    except Exception as error:
+        raise _merge_problem(vocabulary, ids) from error
+    merger = tokenizers.Tokenizer(model)
+    merger.pre_tokenizer = _pre_tokenizer(vocabulary)
+    return merger
+
+
+def _pre_tokenizer(vocabulary: Vocabulary) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    from herd.text.splits import pre_tokenizer
+
+    if isinstance(vocabulary.style, ByteLevel):
+        return pre_tokenizer(vocabulary.style.split)
+    if any(re.search(f"[^{SPACE}]{SPACE}", token) for token in vocabulary.tokens):
+        return None
+    # No token continues across the start of a word, so words are merged one by one: the same ids, and no work is quadratic.
+    return pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
+
+
+def _merge_problem(vocabulary: Vocabulary, ids: Mapping[str, int]) -> FileProblem:
+    for index, (left, right) in enumerate(vocabulary.merges):
+        for token in (left, right, left + right):
+            if token not in ids:
+                return FileProblem(
+                    f"{vocabulary.source}: merge {index} joins {left!r} and {right!r}, but {token!r} is not a token of the vocabulary."
+                )
+    return FileProblem(f"{vocabulary.source}: the vocabulary and its merges do not make a tokenizer.")
+
+
+def _describe(vocabulary: Vocabulary) -> str:
+    style = vocabulary.style
+    kind = f"byte-level BPE, text split as {style.split.name}" if isinstance(style, ByteLevel) else "SentencePiece BPE with bytes"
+    extra = f"; {vocabulary.extra_description}" if vocabulary.extra_description else ""
+    return f"{kind}, {len(vocabulary.tokens):,} tokens{extra}"
+
+
+def load_tokenizer(
+    *, kind: str, path: Path | None = None, metadata: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    kind: "gguf" (from `metadata`, the file's `tokenizer.*` keys), "tokenizer.json", "tiktoken", "sentencepiece" or "llama2.c"
+    (from `path`; a `tokenizer.model` is recognised by content whichever of the two it is called). config: what
+    `tokenizer_config.json` says. `FileProblem` says what is wrong with the vocabulary.
+    """
+    if kind == "gguf":
+        from herd.text.gguf_file import read_gguf
+
+        return Tokenizer(read_gguf(metadata or {}))
+    raise UsageError(f"tokenizer kind {kind!r} is not one of gguf, tokenizer.json, tiktoken, sentencepiece, llama2.c.")

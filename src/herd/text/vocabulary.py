@@ -1,0 +1,108 @@
+"""A vocabulary as data: what every kind of tokenizer file is read into, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from herd.errors import FileProblem
+from herd.text.byte_level import first_foreign
+from herd.text.splits import Split
+
+BYTES_MAX = 64 << 20
+"""No vocabulary of the family is larger than 30 MB in any format."""
+TOKENS_MAX = 1 << 21
+
+
+class Kind(IntEnum):
+    """What a token is; the numbers are those of GGUF and SentencePiece files."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class ByteLevel:
+    """Tokens in the byte-level alphabet, text cut by `split` first."""
+
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """SentencePiece's way: a space is `▁`, and what is no piece becomes `<0xHH>` byte tokens."""
+
+    prefix: bool = True
+    """One space is put before the text, and taken off again by decoding."""
+    prefix_after_specials: bool = True
+    """Also before text that follows a special token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """Tokens by id as the file writes them. `exceptions` holds the ids that are not plain text; all others are `NORMAL`."""
+
+    tokens: Sequence[str]
+    merges: Sequence[tuple[str, str]]
+    """Pairs in the order in which they may merge, best first."""
+    style: ByteLevel | Spaces
+    exceptions: Mapping[int, Kind]
+    bos_id: int | None = None
+    adds_bos: bool = False
+    eos_ids: tuple[int, ...] = ()
+    source: str = ""
+    """Where it came from, for messages."""
+    extra_description: str = field(default="")
+
+    def __post_init__(self) -> None:
+        check_tokens(self.tokens, self.source)
+        for name, ids in (("bos", (self.bos_id,)), ("eos", self.eos_ids)):
+            for value in ids:
+                if value is not None and not 0 <= value < len(self.tokens):
+                    raise FileProblem(f"{self.source}: the {name} token is {value}; the vocabulary has {len(self.tokens)} tokens.")
+
+
+def check_tokens(tokens: Sequence[str], source: str) -> None:
+    """Refuses empty, oversized and doubled vocabularies."""
+    if not tokens:
+        raise FileProblem(f"{source}: the vocabulary is empty.")
+    if len(tokens) > TOKENS_MAX:
+        raise FileProblem(f"{source}: the vocabulary has {len(tokens)} tokens; at most {TOKENS_MAX} are read.")
+    if len(set(tokens)) != len(tokens):
+        seen: dict[str, int] = {}
+        for index, token in enumerate(tokens):
+            if token in seen:
+                raise FileProblem(f"{source}: tokens {seen[token]} and {index} are both {token!r}; one text, one id is expected.")
+            seen[token] = index
+
+
+def check_alphabet(tokens: Sequence[str], exceptions: Collection[int], source: str) -> None:
+    """Refuses plain tokens of a byte-level vocabulary that are not written in its alphabet."""
+    plain = [token for index, token in enumerate(tokens) if index not in exceptions] if exceptions else tokens
+    foreign = first_foreign(plain)
+    if foreign is not None:
+        raise FileProblem(
+            f"{source}: token {list(tokens).index(foreign)} is {foreign!r}, which is not written in the byte-level alphabet"
+            " (one visible character per byte). The vocabulary is of another kind or damaged."
+        )
+
+
+def byte_of(token: str) -> int | None:
+    """The byte that a `<0xHH>` token stands for, or None if it is not written exactly so."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        digits = token[3:5]
+        if all(digit in "0123456789ABCDEF" for digit in digits):
+            return int(digits, 16)
+    return None
+
+
+def check_byte_tokens(tokens: Sequence[str], exceptions: Mapping[int, Kind], source: str) -> None:
+    """Refuses byte tokens that are not `<0xHH>`."""
+    for index, kind in exceptions.items():
+        if kind is Kind.BYTE and byte_of(tokens[index]) is None:
+            raise FileProblem(f"{source}: token {index} is a byte token written {tokens[index]!r}; expected <0x00> to <0xFF>.")
