@@ -1,0 +1,86 @@
+// What every instruction set offers besides the matrix products (matrix.h): one table of functions per instruction set.
+//
+// Each function works on one row, one head or one tile, on one thread; the executor (program/) hands them out. No function
+// allocates, throws or touches anything but its arguments.
+#pragma once
+
+#include <cstdint>
+
+#include "base/cpu.h"
+
+namespace herd {
+
+constexpr int64_t kPageTokens = 64;    // tokens of a cache page
+constexpr int64_t kSplitTokens = 256;  // tokens of the cache that one partial softmax covers: part of the bits, never tuned
+
+// The keys and values of one page, layer and kv head, contiguous:
+//   keys    [head_width][64]       transposed, so that one register holds the same component of several keys
+//   values  [64][padded_width]     padded_width is head_width rounded up to 16
+// in float32 or, when `half`, in float16.
+struct PageShape {
+    int64_t head_width;
+    int64_t padded_width;
+    bool half;
+
+    int64_t element_bytes() const { return half ? 2 : 4; }
+    int64_t key_bytes() const { return kPageTokens * head_width * element_bytes(); }
+    int64_t bytes() const { return key_bytes() + kPageTokens * padded_width * element_bytes(); }
+};
+
+// One tile of queries of one sequence against a range of its cache: `tokens` consecutive tokens, the `group` query heads
+// that share one kv head.
+struct AttentionTile {
+    PageShape shape;
+    const uint8_t* cache;          // of this layer and kv head, page 0
+    int64_t page_stride;           // bytes from one page to the next
+    const int32_t* pages;          // of this sequence
+    const float* q;                // first token, first head of the group; heads are head_width apart
+    int64_t q_stride;              // floats from one token to the next
+    int64_t tokens, group;
+    int64_t position;              // of the first token
+    int64_t split_begin, split_end;
+    float scale;
+};
+
+// One table per instruction set. `partial` of a tile is, per row (token-major, then head): [rows] largest scores, [rows]
+// sums, [rows][padded_width] weighted values; see `partial_floats`.
+struct Kernels {
+    // y = x / sqrt(mean(x^2) + eps) * weight, one row; weight may be null; y may be x.
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* y);
+    // Rotates the interleaved pairs of one head in place; the rest of the head stays.
+    void (*rotate)(float* x, const float* cosine, const float* sine, int64_t pairs);
+    // y = silu(gate) * up; y may be gate.
+    void (*silu_gate)(const float* gate, const float* up, int64_t count, float* y);
+    void (*add)(const float* x, const float* y, int64_t count, float* z);
+    bool (*all_finite)(const float* x, int64_t count);
+    // e^x as attention computes it, for tests.
+    void (*exponential)(const float* x, int64_t count, float* y);
+
+    // Writes `tokens` rows (`stride` floats apart) at places `at`, `at + 1`, ... of one page.
+    void (*store_keys)(const PageShape&, const float* k, int64_t stride, int64_t tokens, int64_t at, uint8_t* page);
+    void (*store_values)(const PageShape&, const float* v, int64_t stride, int64_t tokens, int64_t at, uint8_t* page);
+    // Rows of queries that a tile should have at most, and the scratch it needs.
+    int64_t (*tile_rows)(const PageShape&);
+    int64_t (*attention_scratch_bytes)(const PageShape&, int64_t rows);
+    // The splits of the tile, folded in order from an empty start, into `partial`.
+    void (*attend)(const AttentionTile&, uint8_t* scratch, float* partial);
+    // Folds `from` onto `onto`, both partials of `rows` rows.
+    void (*fold)(const PageShape&, int64_t rows, const float* from, float* onto);
+    // y[token, head] = values / sum; heads are head_width apart.
+    void (*finish)(const PageShape&, const float* partial, int64_t tokens, int64_t group, float* y, int64_t y_stride);
+
+    // Loops that do nothing but reach a limit of the machine; see backends/cpu/limits.py. They return what they computed
+    // so that nothing is optimised away.
+    float (*float_peak)(int64_t rounds);                              // float_peak_operations a round
+    int32_t (*int8_peak)(int64_t rounds);                             // int8_peak_operations a round
+    uint64_t (*read_bytes)(const uint8_t* data, int64_t size);        // every byte once
+    int64_t float_peak_operations, int8_peak_operations;
+};
+
+// Floats of a partial of `rows` rows. Rows are rounded up to 16 so that every part stays aligned.
+constexpr int64_t partial_floats(int64_t rows, int64_t padded_width) { return (rows + 15) / 16 * 16 * (padded_width + 2); }
+
+// The table of an instruction set that is in this build and that the processor runs (`available_isas`).
+const Kernels& kernels(Isa isa);
+
+}  // namespace herd
