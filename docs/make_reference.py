@@ -1,0 +1,156 @@
+"""Writes docs/reference/ from the code: commands, Python names, settings, errors and number formats.
+
+    python docs/make_reference.py            writes the pages that changed
+    python docs/make_reference.py --check    exit code 1 and their names when any is stale
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+WIDTH = 100
+NOTE = "<!-- Written by docs/make_reference.py from the code; edit there. -->\n"
+
+
+def commands() -> str:
+    """Every command's help, as `herd COMMAND --help` prints it on a wide terminal."""
+    from herd.cli import main as module
+
+    group = next(value for value in vars(module).values() if isinstance(value, click.Group))
+    parts = ["# Commands\n"]
+    for path, command in walk(group, ("herd",)):
+        context = click.Context(command, info_name=" ".join(path), terminal_width=WIDTH, max_content_width=WIDTH)
+        parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """This command and all below it, in the order in which they are listed."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=path[-1])
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None and not below.hidden:
+                yield from walk(below, (*path, name))
+
+
+def python() -> str:
+    """What `import herd` offers."""
+    import herd
+
+    parts = ["# Python\n", described("herd.load", herd.load)]
+    parts.append(f"## herd.Model\n\n{prose(herd.Model)}\n")
+    for name, member in vars(herd.Model).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(member, property):
+            parts.append(f"### Model.{name}\n\n{prose(member)}\n")
+        elif inspect.isfunction(member):
+            parts.append(described(f"Model.{name}", member, level=3))
+    return "\n".join(parts)
+
+
+def described(name: str, function: Any, level: int = 2) -> str:
+    """A heading, the signature and the docstring."""
+    return f"{'#' * level} {name}\n\n```python\n{name}{signature(function)}\n```\n\n{prose(function)}\n"
+
+
+def signature(function: Any) -> str:
+    """Parameters with their types as written in the code, without `self`."""
+    found = inspect.signature(function)
+    kept = [parameter for parameter in found.parameters.values() if parameter.name != "self"]
+    one_line = str(found.replace(parameters=kept)).replace("'", "")
+    if len(one_line) <= WIDTH:
+        return one_line
+    returns = "" if found.return_annotation is found.empty else f" -> {found.return_annotation}"
+    lines = []
+    for parameter in kept:
+        if parameter.kind is parameter.KEYWORD_ONLY and "    *," not in lines:
+            lines.append("    *,")
+        lines.append(f"    {parameter},")
+    return "\n".join(["(", *lines, f"){returns}"]).replace("'", "")
+
+
+def settings() -> str:
+    """The dataclasses whose fields a caller may set, or will meet when a model is shown."""
+    from herd.backends.base import BackendOptions
+    from herd.models.llama import LlamaConfig
+    from herd.sampling.params import SamplingParams
+
+    parts = ["# Settings\n"]
+    for kind in (SamplingParams, BackendOptions, LlamaConfig):
+        parts.append(f"## {kind.__name__}\n\n```text\n{inspect.getdoc(kind)}\n```\n")
+        rows = [f"| `{field.name}` | {cell(field.type)} | {cell(default(field))} |" for field in dataclasses.fields(kind)]
+        parts.append("\n".join(["| field | type | default |", "|---|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "empty" if field.default_factory is not dataclasses.MISSING else "required"
+
+
+def errors() -> str:
+    """The error tree: what a program can catch, and what a shell sees."""
+    from herd.errors import HerdError
+
+    rows = ["| error | exit code | HTTP | when |", "|---|---|---|---|"]
+    for kind in (HerdError, *HerdError.__subclasses__()):
+        rows.append(f"| `{kind.__name__}` | {kind.exit_code} | {kind.http_status} | {cell(' '.join((kind.__doc__ or '').split()))} |")
+    head = "Exit code 0 is success. An interrupted command ends with 130. Anything that is not one of these is a fault of ours."
+    return "\n".join(["# Errors\n", head + "\n", *rows, ""])
+
+
+def formats() -> str:
+    """The table of number formats."""
+    from herd.dtypes import ALL
+
+    rows = ["| name | GGUF id | elements a block | bytes a block | bits a weight |", "|---|---|---|---|---|"]
+    rows += [f"| `{d.name}` | {d.ggml_id} | {d.block} | {d.block_bytes} | {d.bits_per_weight:g} |" for d in ALL]
+    head = "What the bytes of each format mean is defined in `src/herd/quant.py`, in numpy."
+    return "\n".join(["# Number formats\n", head + "\n", *rows, ""])
+
+
+def prose(thing: Any) -> str:
+    """A docstring as a paragraph; one with columns keeps them."""
+    text = inspect.getdoc(thing) or ""
+    return f"```text\n{text}\n```" if "   " in text.replace("\n", "") else text
+
+
+def cell(value: object) -> str:
+    return str(value if not isinstance(value, type) else value.__name__).replace("|", "\\|")
+
+
+PAGES = {"commands.md": commands, "python.md": python, "settings.md": settings, "errors.md": errors, "formats.md": formats}
+
+
+def stale() -> dict[Path, str]:
+    """Pages whose text differs from what the code says now, with that text."""
+    current = {REFERENCE / name: NOTE + make() for name, make in PAGES.items()}
+    return {path: text for path, text in current.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+
+
+def main() -> None:
+    changed = stale()
+    if sys.argv[1:] == ["--check"]:
+        if changed:
+            raise SystemExit(f"stale: {', '.join(path.name for path in changed)}; run scripts/docs")
+        return
+    for path, text in changed.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote docs/reference/{path.name}")
+
+
+if __name__ == "__main__":
+    main()
