@@ -45,7 +45,7 @@ def random_values(spec: TensorSpec, seed: int = 0) -> NDArray[np.float32]:
         case Kind.BIAS:
             return values / 4
         case Kind.EMBEDDING:
-            return values
+            return values / 4
         case _:
             return 2 * values / np.sqrt(np.float32(spec.shape[1]))
 

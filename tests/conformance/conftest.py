@@ -1,0 +1,15 @@
+"""Which backends a conformance test runs on."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.running import BACKENDS, cpu_is_built
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Every backend of this checkout, one after another."""
+    if request.param == "cpu" and not cpu_is_built():
+        pytest.skip("the extension herd._core is not built (pip install -e .)")
+    return str(request.param)

@@ -1,0 +1,85 @@
+"""Runs a backend the ways an engine would, and measures how far numbers are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.backends.base import PAGE_TOKENS, Backend, BackendOptions, Plan, Span
+from herd.backends.reference import ReferenceBackend
+from herd.models.llama import LlamaConfig
+from herd.models.weights import Matrix
+
+BACKENDS = ["reference", "cpu"]
+NUM_PAGES = 32
+
+
+def cpu_is_built() -> bool:
+    """Whether the extension module is there; a checkout that was never built has none."""
+    try:
+        import herd._core  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def make_backend(name: str, cfg: LlamaConfig, leaves: Mapping[str, Matrix], **options: Any) -> Backend:
+    """A backend with `NUM_PAGES` pages of cache."""
+    backend: Backend
+    if name == "reference":
+        backend = ReferenceBackend(cfg, leaves.__getitem__, BackendOptions(**options))
+    else:
+        from herd.backends.cpu import CpuBackend
+
+        backend = CpuBackend(cfg, leaves.__getitem__, BackendOptions(**options), lambda: None)
+    backend.allocate(NUM_PAGES)
+    return backend
+
+
+def oracle(cfg: LlamaConfig, leaves: Mapping[str, Matrix], tokens: Sequence[int], activations: str = "float32") -> NDArray[np.float64]:
+    """Logits [T, V] of the float64 reference."""
+    backend = ReferenceBackend(cfg, leaves.__getitem__, BackendOptions(dtype="float64", activations=activations))
+    backend.allocate(NUM_PAGES)
+    return backend.logits(Plan((whole(tokens),))).astype(np.float64, copy=False)
+
+
+def pages_for(num_tokens: int, first: int = 0) -> list[int]:
+    """Enough pages, not in order: nothing may rely on neighbours."""
+    count = math.ceil(num_tokens / PAGE_TOKENS)
+    return [first + (count - 1 - index) for index in range(count)]
+
+
+def whole(tokens: Sequence[int], first_page: int = 0) -> Span:
+    """A prompt in one piece, all logits wanted."""
+    return Span(0, list(tokens), pages_for(len(tokens), first_page), len(tokens))
+
+
+def logits_of(backend: Backend, *spans: Span) -> NDArray[np.float32]:
+    """One step's logits."""
+    result = backend.step(Plan(spans, want_logits=True))
+    assert result.logits_RV is not None
+    return result.logits_RV
+
+
+def in_chunks(backend: Backend, tokens: Sequence[int], chunk: int, first_page: int = 0) -> NDArray[np.float32]:
+    """A prompt in pieces of `chunk` tokens, all logits."""
+    pages = pages_for(len(tokens), first_page)
+    pieces = []
+    for start in range(0, len(tokens), chunk):
+        piece = list(tokens[start : start + chunk])
+        pieces.append(logits_of(backend, Span(start, piece, pages, len(piece))))
+    return np.concatenate(pieces)
+
+
+def prompt(cfg: LlamaConfig, length: int, seed: int = 0) -> list[int]:
+    """Random tokens."""
+    return [int(token) for token in np.random.default_rng([7, seed]).integers(0, cfg.vocab_size, length)]
+
+
+def error(ours: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Root mean square of the difference."""
+    return float(np.sqrt(np.mean((ours.astype(np.float64) - exact) ** 2)))
