@@ -1,0 +1,70 @@
+"""The scripts around benchmarks: what a figure says, and how results become tables. Nothing is timed here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+FACTS = {
+    "machine": {"cpu": "a processor"},
+    "threads": 2,
+    "commit": "abc",
+    "model": "m.gguf",
+    "model_sha256": "0" * 64,
+    "model_mb": 98.362,
+    "versions": {"herd": "1", "llama.cpp": "2"},
+}
+
+
+def test_a_figure_is_one_line_with_median_spread_and_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    bound = {"value": 400, "what": "bandwidth / bytes"}
+    script("record").figure("decode", [100.0, 300.0, 200.0], "tokens/s", FACTS, engine="herd", bound=bound, share=0.5)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["value"], line["spread"], line["rounds"], line["bound"], line["commit"]) == (200.0, [100.0, 300.0], 3, bound, "abc")
+
+
+def test_the_newest_results_fill_the_marked_places(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = script("make_tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for date, value in (("2026-01-01", 1.0), ("2026-02-01", 2.0)):
+        script("record").figure("decode", [value], "tokens/s", FACTS, engine="herd")
+        (tmp_path / f"{date}-versus-llama-cpp.json").write_text(capsys.readouterr().out, encoding="utf-8")
+    page = "before\n<!-- results: versus-llama-cpp -->\nold\n<!-- end of results -->\nafter\n"
+    filled = tables.renewed(page)
+    assert "| decode | herd | 2.0 tokens/s" in filled and "old" not in filled and "a processor" in filled
+    assert filled.startswith("before\n") and filled.endswith("after\n") and tables.renewed(filled) == filled
+
+
+def test_a_worker_answers_requests_about_its_engine() -> None:
+    class Engine:
+        version = "fake"
+
+        def prompt(self, tokens: list[int]) -> float:
+            return float(len(tokens))
+
+        def decode(self, tokens: list[int], count: int) -> tuple[float, list[int]]:
+            return 1.0, tokens[:count]
+
+    answer = script("workers").answer
+    assert answer(Engine(), {"do": "prompt", "tokens": [1, 2]}) == {"seconds": 2.0}
+    assert answer(Engine(), {"do": "decode", "tokens": [1, 2], "count": 1}) == {"seconds": 1.0, "tokens": [1]}
+    assert answer(Engine(), {"do": "memory"})["bytes"] > 1_000_000
