@@ -178,9 +178,12 @@ def find_model(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    from herd.family.hub import local_path
+    from herd.family.store import locate
 
-    return Path(local_path(name))
+    found = locate(name)
+    if found is None:
+        raise SystemExit(f"{name} is neither a file nor a model that was pulled; run: herd pull {name}")
+    return found.path
 
 
 def report(seen: dict[str, Seen], limits: Limits, work: Work, facts: dict[str, Any]) -> None:
