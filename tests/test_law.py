@@ -174,13 +174,13 @@ def trespasses(found: Import) -> str | None:
     if top != "herd":
         return None if top in LAW[home].libraries else f"{found}, and {home} may not use {top}"
     if not rest:
-        return f"{found}: parts import parts, never the whole package"
+        return None if home in ("cli", "__main__") else f"{found}: parts import parts, never the whole package"
     there = part_of(rest)
     if there is None and rest.split(".")[0] in {"backends", "providers"}:
         there = rest.split(".")[0]
     if there == home or (there is not None and allowed(home, rest, there)):
         return None
-    if there is None and home in ("__init__", "__main__", "cli") and rest.startswith("__"):
+    if there is None and home in ("cli", "__main__"):  # a name of the package's own face, such as herd.__version__
         return None
     return f"{found}, and {home} may import only {', '.join(sorted(LAW[home].may)) or 'the standard library'}"
 
