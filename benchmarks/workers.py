@@ -46,9 +46,9 @@ class Herd:
         return time.perf_counter() - before
 
     def decode(self, tokens: list[int], count: int) -> tuple[float, list[int]]:
-        first = self.prompt(tokens)
+        first = self.prompt(tokens)  # short enough to leave no whole page behind that the next line could find
         before = time.perf_counter()
-        out = self._model.generate([tokens[0] + 1, *tokens[1:]], max_tokens=count, temperature=0.0)
+        out = self._model.generate(tokens, max_tokens=count, temperature=0.0)
         return time.perf_counter() - before - first, list(out.token_ids)
 
 
