@@ -6,6 +6,7 @@ Bytes that are printable in Latin-1 stand for themselves; the other 68, in incre
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 
 _THEMSELVES = frozenset((*range(33, 127), *range(161, 173), *range(174, 256)))
@@ -19,19 +20,19 @@ def _alphabet() -> list[str]:
 ALPHABET: tuple[str, ...] = tuple(_alphabet())
 """Character for each byte."""
 
-_TO_BYTE = {ord(character): byte for byte, character in enumerate(ALPHABET)}
-_FROM_BYTE = dict(enumerate(ALPHABET))
 _CHARACTERS = frozenset(ALPHABET)
+_DECODING = "".join(ALPHABET)
+_ENCODING = codecs.charmap_build(_DECODING)
 
 
 def to_bytes(token: str) -> bytes:
     """The bytes that a token of this alphabet stands for."""
-    return token.translate(_TO_BYTE).encode("latin-1")
+    return codecs.charmap_encode(token, "strict", _ENCODING)[0]
 
 
 def from_bytes(data: bytes) -> str:
     """The token of this alphabet that stands for `data`."""
-    return data.decode("latin-1").translate(_FROM_BYTE)
+    return codecs.charmap_decode(data, "strict", _DECODING)[0]
 
 
 def first_foreign(tokens: Iterable[str]) -> str | None:

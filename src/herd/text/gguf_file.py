@@ -31,9 +31,10 @@ _SOURCE = "the GGUF vocabulary"
 _USED = frozenset(
     _AT + name
     for name in (
-        "model pre tokens token_type scores merges bos_token_id eos_token_id eot_token_id eom_token_id unknown_token_id"
-        " add_bos_token add_space_prefix remove_extra_whitespaces precompiled_charsmap"
-    ).split()
+        *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_space_prefix"),
+        *("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id"),
+        *("remove_extra_whitespaces", "precompiled_charsmap"),
+    )
 )
 _HARMLESS = {
     "add_eos_token": "a prompt is continued, so no end is ever put after it",
@@ -134,8 +135,9 @@ def _split(metadata: Mapping[str, Any], tokens: list[str], exceptions: Mapping[i
     recognised = _recognise(tokens, exceptions)
     if recognised is None:
         raise FileProblem(
-            f"tokenizer.ggml.pre is {'missing' if name is None else repr(name)}, so how text is split is unknown, and the vocabulary is none that is"
-            " recognised by its content (Llama 3, Llama 4, SmolLM2). Convert the model again with a newer tool, which writes the key."
+            f"tokenizer.ggml.pre is {'missing' if name is None else repr(name)}, so how text is split is unknown, and the vocabulary"
+            " is none that is recognised by its content (Llama 3, Llama 4, SmolLM2)."
+            " Convert the model again with a newer tool, which writes the key."
         )
     return SPLITS[recognised], f"tokenizer.ggml.pre does not say how; recognised as {recognised} by content"
 
@@ -203,7 +205,7 @@ def _ends(metadata: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _list(metadata: Mapping[str, Any], name: str) -> Sequence[Any]:
     """A list of the file as plain Python values. Arrays (numpy's and others') are converted at once."""
-    value = metadata.get(_AT + name)
+    value: Any = metadata.get(_AT + name)
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 from herd.errors import FileProblem
 from herd.text.vocabulary import Kind
@@ -18,7 +20,7 @@ from herd.text.vocabulary import Kind
 _SPACE = "▁"
 
 
-def check_scores(scores: Sequence[float], count: int, source: str) -> None:
+def check_scores(scores: Sequence[Any], count: int, source: str) -> None:
     """Refuses a list of another length than the tokens, and scores that are not finite numbers."""
     if len(scores) != count:
         raise FileProblem(f"{source}: there are {len(scores)} scores for {count} tokens.")
@@ -53,7 +55,7 @@ def _ties_of_spaces(plain: Mapping[str, float], source: str) -> tuple[int, list[
     runs = [token for token in longer if not token.strip(_SPACE)]
     tied = len(runs) > 1 and len({plain[token] for token in runs}) == 1
     ranked = [token for token in longer if token.strip(_SPACE)] if tied else longer
-    for better, worse in zip(ranked, ranked[1:], strict=False):
+    for better, worse in pairwise(ranked):
         if plain[better] == plain[worse]:
             raise FileProblem(
                 f"{source}: the pieces {better!r} and {worse!r} have the same score {plain[better]}, so which merges first is not"

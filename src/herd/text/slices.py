@@ -12,8 +12,8 @@ from collections.abc import Iterator
 SLICE_CHARACTERS = 400_000
 RUN_CHARACTERS = 25_000
 
-# `str.isspace`, which the reference uses, is wider than `\s` by U+001C..U+001F only in bytes patterns; for text both agree.
-_LONG_RUN = re.compile(r"\s{%d,}|\S{%d,}" % (RUN_CHARACTERS + 1, RUN_CHARACTERS + 1))
+# `\s` of text patterns is `str.isspace`, which the reference asks.
+_LONG_RUN = re.compile(rf"\s{{{RUN_CHARACTERS + 1},}}|\S{{{RUN_CHARACTERS + 1},}}")
 
 
 def slices(text: str) -> Iterator[str]:

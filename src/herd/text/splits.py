@@ -30,6 +30,17 @@ O200K = "|".join(
         r"\s+",
     )
 )
+TEKKEN = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
 
 
 class Step(Enum):
@@ -39,6 +50,7 @@ class Step(Enum):
     GPT2 = GPT2
     LLAMA3 = LLAMA3
     O200K = O200K
+    TEKKEN = TEKKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +77,12 @@ SPLITS: dict[str, Split] = {
     "smollm": _SMOLLM,
     "starcoder": _SMOLLM,
     "refact": _SMOLLM,
+    "minerva-7b": _SMOLLM,
     "llama-bpe": LLAMA3_SPLIT,
     "llama3": LLAMA3_SPLIT,
     "llama-v3": LLAMA3_SPLIT,
+    "falcon3": Split("falcon3", (Step.LLAMA3,), ignore_merges=True, adds_bos=True),
+    "tekken": Split("tekken", (Step.TEKKEN,), ignore_merges=True, adds_bos=True),
     "llama4": LLAMA4_SPLIT,
     "gpt-4o": Split("gpt-4o", (Step.O200K,)),
 }

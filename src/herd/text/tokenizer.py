@@ -20,7 +20,7 @@ from herd.errors import FileProblem, UsageError
 from herd.text import byte_level
 from herd.text.slices import slices
 from herd.text.stream import StreamDecoder
-from herd.text.vocabulary import ByteLevel, Kind, Spaces, Vocabulary, byte_of
+from herd.text.vocabulary import BYTES_MAX, ByteLevel, Kind, Spaces, Vocabulary, byte_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Merger
@@ -141,7 +141,7 @@ class Tokenizer:
             if isinstance(part, int):
                 ids.append(part)
             elif isinstance(self._style, Spaces):
-                self._append_spaced(ids, part, prefix=self._style.prefix and (at_start or self._style.prefix_after_specials))
+                ids += self._spaced(part, prefix=self._style.prefix and (at_start or self._style.prefix_after_specials))
             elif self._style.split.slices:
                 for piece in slices(part):
                     ids += self._merge(piece)
@@ -149,8 +149,11 @@ class Tokenizer:
                 ids += self._merge(part)
             at_start = False
 
-    def _append_spaced(self, ids: list[int], text: str, *, prefix: bool) -> None:
-        ids += self._merge((SPACE if prefix else "") + text.replace(" ", SPACE))
+    def _spaced(self, text: str, *, prefix: bool) -> list[int]:
+        assert isinstance(self._style, Spaces)
+        text = text.replace(" ", SPACE)
+        add = prefix and (self._style.prefix_before_space or not text.startswith(SPACE))
+        return self._merge(SPACE + text if add else text)
 
     def _merge(self, text: str) -> list[int]:
         found: list[int] = self._merger.encode(text, add_special_tokens=False).ids
@@ -277,4 +280,35 @@ def load_tokenizer(
         from herd.text.gguf_file import read_gguf
 
         return Tokenizer(read_gguf(metadata or {}))
-    raise UsageError(f"tokenizer kind {kind!r} is not one of gguf, tokenizer.json, tiktoken, sentencepiece, llama2.c.")
+    if kind not in ("tokenizer.json", "tiktoken", "sentencepiece", "llama2.c") or path is None:
+        raise UsageError(
+            f"tokenizer kind {kind!r} with path {path}: expected gguf, or tokenizer.json, tiktoken, sentencepiece, llama2.c with a path."
+        )
+    data = _read_bounded(path)
+    if kind == "tokenizer.json":
+        from herd.text.json_file import read_tokenizer_json
+
+        return Tokenizer(read_tokenizer_json(data, config or {}, str(path)))
+    from herd.text.sentencepiece_file import looks_like_sentencepiece, read_llama2c, read_sentencepiece
+    from herd.text.tiktoken_file import looks_like_tiktoken, read_tiktoken
+
+    if kind == "llama2.c":
+        return Tokenizer(read_llama2c(data, str(path)))
+    if looks_like_tiktoken(data):
+        return Tokenizer(read_tiktoken(data, str(path)))
+    if looks_like_sentencepiece(data):
+        return Tokenizer(read_sentencepiece(data, str(path)))
+    raise FileProblem(
+        f"{path} is neither a list of tokens and ranks (Llama 3, 4) nor a SentencePiece model (Llama 1, 2). It is damaged or foreign."
+    )
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(BYTES_MAX + 1)
+    except OSError as error:
+        raise FileProblem(f"{path} cannot be read: {error.strerror or error}.") from None
+    if len(data) > BYTES_MAX:
+        raise FileProblem(f"{path} is larger than {BYTES_MAX} bytes; no vocabulary of the family is.")
+    return data

@@ -41,6 +41,8 @@ class Spaces:
     """One space is put before the text, and taken off again by decoding."""
     prefix_after_specials: bool = True
     """Also before text that follows a special token."""
+    prefix_before_space: bool = True
+    """Also before text that begins with a space itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
