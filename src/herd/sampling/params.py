@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -41,24 +40,27 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-                raise UsageError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
-        for name in ("top_k", "logprobs", "seed"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UsageError(f"{name} is {value!r}; it must be a whole number.")
+            if not _is_number(getattr(self, name), low, high):
+                raise UsageError(f"{name} is {_shown(getattr(self, name))}; it must be a number from {low} to {high}.")
+        for name in ("top_k", "logprobs"):
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} is {_shown(getattr(self, name))}; it must be a whole number.")
         if self.repetition_penalty == 0.0:
             raise UsageError("repetition_penalty is 0; it divides, so it must be above 0 (1 switches it off).")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1.")
+        if self.seed is not None and not _is_whole(self.seed, 2**63):
+            raise UsageError(f"seed is {_shown(self.seed)}; it must be a whole number from 0 to 2^63 - 1.")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise UsageError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are allowed.")
         for token, bias in self.logit_bias.items():
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-                raise UsageError(f"logit_bias names token {token!r}; token ids are whole numbers from 0.")
-            if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-                raise UsageError(f"logit_bias of token {token} is {bias!r}; it must be from -100 to 100.")
+            if not _is_whole(token, 2**31):
+                raise UsageError(f"logit_bias names token {_shown(token)}; token ids are whole numbers from 0.")
+            if not _is_number(bias, -100, 100):
+                raise UsageError(f"logit_bias of token {token} is {_shown(bias)}; it must be from -100 to 100.")
+
+    @property
+    def uses_history(self) -> bool:
+        """Whether the choice depends on which tokens came before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -76,3 +78,20 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("frequency_penalty", -100.0, 100.0),
     ("logprobs", 0, MAX_TOP_LOGPROBS),
 )
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    """NaN is no number: it compares as false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_whole(value: object, end: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
+
+
+def _shown(value: object) -> str:
+    """The value as written, cut; Python refuses to write very long integers."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return "a number of thousands of digits"

@@ -32,10 +32,13 @@ class StopTexts:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        if isinstance(texts, str):
+            raise UsageError(f"stop is the text {texts!r:.60}; expected a list of texts.")
         if len(texts) > MAX_STOP_TEXTS:
             raise UsageError(f"stop has {len(texts)} texts; at most {MAX_STOP_TEXTS} are allowed.")
-        for text in texts:
-            if not isinstance(text, str) or not text or len(text) > MAX_STOP_CHARACTERS:
+        values: Sequence[object] = texts
+        for text in values:
+            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARACTERS:
                 raise UsageError(f"stop contains {text!r:.60}; each must be a text of 1 to {MAX_STOP_CHARACTERS} characters.")
         self._texts = tuple(texts)
         self._held = ""

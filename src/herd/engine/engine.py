@@ -1,0 +1,333 @@
+"""Many requests, one model: turns requests into steps of a backend and steps into progress of each request.
+
+    submit -> Sequence -> [ plan (scheduler) -> one forward (backend) -> commit ] ... -> Progress ... -> the last Progress
+
+There is no thread of its own: whoever waits for progress drives the next step, for everybody (`run`, `score`); or one caller
+drives by hand (`step`). One lock guards the books and is free while the backend computes, so that requests can arrive and be
+cancelled during a step. `cancel` never waits, as it may be called by the garbage collector in the middle of anything: the
+pages return before it does, or, if they are being written by the step in progress, at that step's end.
+
+If a step of several sequences fails, those that also fail alone have failed; the others do not notice (`forward`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Sequence as List
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from herd.backends.base import PAGE_TOKENS, Backend
+from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
+from herd.engine.forward import Outcome, forward
+from herd.engine.memory import available_bytes, default_num_pages
+from herd.engine.request import Progress, Purpose, Request, Sequence, Status
+from herd.engine.scheduler import Limits, Part, Scheduler
+from herd.errors import HerdError, UsageError
+from herd.sampling.stop import StopReason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from herd.models.weights import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the engine is: pages by owner, and sequences by status."""
+
+    free_pages: int
+    owned_pages: int
+    cached_pages: int
+    waiting: int
+    running: int
+
+
+class Engine:
+    """Runs requests on one backend, several at a time. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        context_length: int,
+        stop_ids: Collection[int] = (),
+        max_batch: int = 32,
+        num_pages: int | None = None,
+        max_step_tokens: int = 512,
+        max_step_outputs: int = 64,
+    ) -> None:
+        """`max_step_tokens` and `max_step_outputs` are those of the backend's options. `num_pages` None: enough for one full
+        context, or what fits into a quarter of the available memory if that is less. `CapacityError` if not even that fits."""
+        if context_length < 1:
+            raise UsageError(f"context_length is {context_length}; it must be at least 1.")
+        if num_pages is not None and num_pages < 1:
+            raise UsageError(f"num_pages is {num_pages}; it must be at least 1.")
+        if not 1 <= max_batch <= min(max_step_tokens, max_step_outputs):
+            most = min(max_step_tokens, max_step_outputs)
+            raise UsageError(f"max_batch is {max_batch}; it must be from 1 to {most}, as each sequence needs a token and an output.")
+        self.backend = backend
+        self.context_length = context_length
+        self.stop_ids = frozenset(stop_ids)
+        self.page_bytes = backend.page_bytes()
+        context_pages = -(-context_length // PAGE_TOKENS)
+        pages = num_pages or default_num_pages(context_pages, self.page_bytes, available_bytes())
+        backend.allocate(pages)
+        self.limits = Limits(
+            num_pages=pages,
+            page_tokens=PAGE_TOKENS,
+            max_batch=max_batch,
+            max_step_tokens=max_step_tokens,
+            max_step_outputs=max_step_outputs,
+        )
+        self._scheduler = Scheduler(self.limits)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._orders: deque[Sequence] = deque()
+        self._in_step: frozenset[int] = frozenset()
+        self._is_stepping = False
+        self._is_closed = False
+        self._next_number = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all pages, of which a backend may touch only those that were used."""
+        return self.limits.num_pages * self.page_bytes
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence, prompt and answer together: the context, or less if the pages hold less."""
+        return min(self.context_length, self.limits.cache_tokens)
+
+    @property
+    def load(self) -> Load:
+        with self._exclusive():
+            pages = self._scheduler.pages
+            counts = pages.num_free, pages.num_owned, pages.num_cached
+            return Load(*counts, waiting=len(self._scheduler.waiting), running=len(self._scheduler.running))
+
+    def validate(self, request: Request) -> None:
+        """`UsageError` or `CapacityError` for a request that can never be honoured; says nothing about how busy the engine is."""
+        self._validated(request)
+
+    def submit(self, request: Request) -> Sequence:
+        """Queues a request for `step`. Errors as `validate`. A request without room for a token is finished at once."""
+        return self._submit(request, None)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a sequence, wherever it is; nothing happens if it has ended. Never waits (see above)."""
+        if sequence.status is not Status.GONE:
+            self._orders.append(sequence)
+            self._settle()
+
+    def step(self) -> list[Progress]:
+        """Drives one step (after the one in progress, if another thread drives). Empty if nobody chose a token or ended."""
+        with self._exclusive():
+            while self._is_stepping:
+                self._changed.wait()
+            return self._advance() or []
+
+    def run(self, request: Request) -> Generator[Progress, None, None]:
+        """Submits at the first `next`, then yields progress up to the last one. Closing early cancels. Errors at the call."""
+        self.validate(request)
+        return self._follow(lambda news: self._submit(request, news))
+
+    def score(self, tokens: List[int], *, salt: bytes = b"") -> Generator[NDArray[np.float32], None, None]:
+        """Logits rows [R, V] for all positions of `tokens`, in order, at most `max_step_outputs` rows at a time.
+
+        Nothing is computed ahead of the reader. Raises what went wrong; closing early gives the pages back.
+        """
+        ids = check_tokens(tokens, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
+        return self._score(ids, salt)
+
+    def update(self, weights: Mapping[str, Matrix]) -> None:
+        """Replaces weights by name and forgets what was cached under the old ones. `UsageError` while requests run."""
+        with self._exclusive():
+            busy = len(self._scheduler.running) + len(self._scheduler.waiting)
+            if busy or self._is_stepping:
+                raise UsageError(f"{busy} requests are in the engine; weights can be replaced when there are none.")
+            self._scheduler.pages.forget_cached()
+            self.backend.update(weights)
+
+    def check(self) -> None:
+        """Fails (AssertionError) if the books are wrong. For tests."""
+        with self._exclusive():
+            self._scheduler.check()
+
+    def close(self) -> None:
+        """Cancels everything and closes the backend. Idempotent."""
+        with self._exclusive():
+            while self._is_stepping:
+                self._changed.wait()
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                self._end(sequence, StopReason.CANCELLED)
+            self._is_closed = True
+            self._changed.notify_all()
+        self.backend.close()
+
+    def _submit(self, request: Request, news: deque[Progress] | None) -> Sequence:
+        tokens = self._validated(request)
+        return self._enter(new_answer(request, tokens, self.max_length - len(tokens), self.stop_ids, news))
+
+    def _validated(self, request: Request) -> list[int]:
+        return check_request(request, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
+
+    def _enter(self, sequence: Sequence) -> Sequence:
+        with self._exclusive():
+            if self._is_closed:
+                raise UsageError("The engine is closed.")
+            sequence.number = self._next_number
+            self._next_number += 1
+            self._scheduler.add(sequence)
+            if sequence.purpose is Purpose.ANSWER and sequence.max_length == sequence.length:
+                self._end(sequence, StopReason.LENGTH)
+        return sequence
+
+    def _score(self, tokens: list[int], salt: bytes) -> Generator[NDArray[np.float32], None, None]:
+        for progress in self._follow(lambda news: self._enter(new_scores(tokens, salt, news))):
+            if progress.error is not None:
+                raise progress.error
+            if progress.stop_reason is StopReason.CANCELLED:
+                raise UsageError("The scoring was cancelled before all rows were read.")
+            if progress.logits_RV is not None:
+                yield progress.logits_RV
+
+    def _follow(self, enter: Callable[[deque[Progress]], Sequence]) -> Generator[Progress, None, None]:
+        sequence = enter(deque())
+        try:
+            while True:
+                progress = self._next(sequence)
+                yield progress
+                if progress.is_last:
+                    return
+        finally:
+            self.cancel(sequence)
+
+    def _next(self, sequence: Sequence) -> Progress:
+        """The sequence's next progress; drives steps while there is none and nobody else does."""
+        assert sequence.news is not None
+        with self._exclusive():
+            while not sequence.news:
+                if self._is_stepping:
+                    self._changed.wait()
+                elif self._advance() is None:
+                    raise AssertionError("a sequence waits, and no step can be planned")
+            progress = sequence.news.popleft()
+            sequence.is_held = bool(sequence.news) and sequence.purpose is Purpose.SCORES
+            return progress
+
+    def _advance(self) -> list[Progress] | None:
+        """Plans, computes and commits one step; the lock, held on entry and exit, is free while the backend computes.
+        None if there is nothing to run."""
+        self._is_stepping = True
+        try:
+            parts = self._scheduler.plan()
+            if not parts:
+                return None
+            self._in_step = frozenset(part.sequence.number for part in parts)
+            self._lock.release()
+            try:
+                outcomes = forward(self.backend, parts)
+            finally:
+                self._lock_again()
+            return [p for part, outcome in zip(parts, outcomes, strict=True) if (p := self._commit(part, outcome)) is not None]
+        finally:
+            self._is_stepping = False
+            self._in_step = frozenset()
+            self._carry_out()
+            self._changed.notify_all()
+
+    def _commit(self, part: Part, outcome: Outcome) -> Progress | None:
+        sequence = part.sequence
+        if outcome.error is not None:
+            return self._fail(sequence, outcome.error)
+        self._scheduler.commit(part)
+        if sequence.purpose is Purpose.SCORES:
+            return self._commit_rows(sequence, outcome) if part.num_outputs else None
+        if outcome.choice is None:
+            assert not part.draws, "the backend drew where it was asked to"
+            return None
+        choice = outcome.choice
+        sequence.tokens.append(choice.token)
+        if sequence.history is not None:
+            sequence.history.add(choice.token)
+        if choice.token in sequence.stop_ids:
+            sequence.stop_reason = StopReason.END
+        elif sequence.length == sequence.max_length:
+            sequence.stop_reason = StopReason.LENGTH
+        if sequence.stop_reason is not None:
+            self._scheduler.finish(sequence)
+        progress = Progress(sequence=sequence, token=choice.token, logprob=choice.logprob, top=choice.top, stop_reason=sequence.stop_reason)
+        return _tell(sequence, progress)
+
+    def _commit_rows(self, sequence: Sequence, outcome: Outcome) -> Progress:
+        assert outcome.logits_RV is not None
+        sequence.scored += len(outcome.logits_RV)
+        if sequence.scored == sequence.length:
+            sequence.stop_reason = StopReason.END
+            self._scheduler.finish(sequence)
+        sequence.is_held = sequence.news is not None
+        return _tell(sequence, Progress(sequence=sequence, logits_RV=outcome.logits_RV, stop_reason=sequence.stop_reason))
+
+    def _fail(self, sequence: Sequence, error: HerdError) -> Progress:
+        sequence.error = error
+        self._scheduler.finish(sequence, keep=False)
+        return _tell(sequence, Progress(sequence=sequence, error=error))
+
+    def _end(self, sequence: Sequence, reason: StopReason) -> None:
+        if sequence.status is not Status.GONE:
+            sequence.stop_reason = reason
+            self._scheduler.finish(sequence)
+            _tell(sequence, Progress(sequence=sequence, stop_reason=reason))
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Holds the lock. Cancellations that found it taken are carried out before it is given away, or right after."""
+        try:
+            with self._lock:
+                try:
+                    yield
+                finally:
+                    self._carry_out()
+        finally:
+            self._settle()
+
+    def _lock_again(self) -> None:
+        """Takes the lock even if Ctrl-C arrives while waiting for it; the interrupt goes on once it is held."""
+        interrupt: KeyboardInterrupt | None = None
+        while not self._lock.acquire(blocking=False):
+            try:
+                self._lock.acquire()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _settle(self) -> None:
+        """Carries out cancellations unless somebody holds the lock: then they will."""
+        if self._orders and self._lock.acquire(blocking=False):
+            try:
+                self._carry_out()
+            finally:
+                self._lock.release()
+
+    def _carry_out(self) -> None:
+        """Cancels whom it can; those in the step in progress have to wait for its end. Needs the lock."""
+        for _ in range(len(self._orders)):
+            sequence = self._orders.popleft()
+            if sequence.number in self._in_step:
+                self._orders.append(sequence)
+            elif sequence.status is not Status.GONE:
+                self._end(sequence, StopReason.CANCELLED)
+                self._changed.notify_all()
+
+
+def _tell(sequence: Sequence, progress: Progress) -> Progress:
+    if sequence.news is not None:
+        sequence.news.append(progress)
+    return progress

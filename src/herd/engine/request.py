@@ -1,0 +1,126 @@
+"""What is asked of the engine, and what becomes of it: a `Request` is data, a `Sequence` is its life.
+
+A sequence's tokens are its prompt and, one by one, its answer. Four numbers say how far it is, and every other quantity
+follows from them:
+
+    0 ......... computed ......... placed ......... length        computed  tokens whose keys and values are in its pages
+    |  in pages     |  have a place   |  have none     |          placed    tokens that its pages have room kept for
+                                                                  length    tokens known so far (prompt and answer)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from collections.abc import Sequence as List
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from herd.errors import HerdError
+from herd.sampling.history import History
+from herd.sampling.params import SamplingParams
+from herd.sampling.stop import StopReason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Token ids to be continued.
+
+    max_tokens      None: until the context is full. More than the context has left is cut, with `StopReason.LENGTH`
+    stop_ids        tokens that end the answer; None: the engine's own
+    choice_index    which of several answers to the same prompt and seed this is
+    salt            requests share cached pages only with requests of the same salt
+    """
+
+    tokens: List[int]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop_ids: Collection[int] | None = None
+    choice_index: int = 0
+    salt: bytes = b""
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class Purpose(Enum):
+    """What a sequence is run for: to be continued, or for the logits of the tokens it has."""
+
+    ANSWER = "answer"
+    SCORES = "scores"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One request inside the engine. Read it freely; only the engine and its scheduler change it."""
+
+    purpose: Purpose
+    tokens: list[int]
+    num_prompt: int
+    max_length: int
+    stop_ids: frozenset[int]
+    sampling: SamplingParams
+    seed: int
+    choice_index: int = 0
+    salt: bytes = b""
+    history: History | None = None
+
+    number: int = -1
+    status: Status = Status.WAITING
+    stop_reason: StopReason | None = None
+    error: HerdError | None = None
+    pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
+    computed: int = 0
+    placed: int = 0
+    cached_tokens: int | None = None
+    scored: int = 0
+    is_held: bool = False
+    news: deque[Progress] | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are known and not yet computed: 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens chosen so far, a stop token included."""
+        return self.tokens[self.num_prompt :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What one step did for one sequence.
+
+    token, logprob, top    the chosen token, or None (scores, or an end without a token)
+    logits_RV              for scores: the rows of the next R positions
+    stop_reason            set in the last progress of a sequence that ended
+    error                  set in the last progress of a sequence that failed
+    """
+
+    sequence: Sequence
+    token: int | None = None
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    logits_RV: NDArray[np.float32] | None = None
+    stop_reason: StopReason | None = None
+    error: HerdError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop_reason is not None or self.error is not None

@@ -1,0 +1,460 @@
+"""The engine on a fake backend: the same tokens whatever the company, and pages that always come back."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fakes import FakeBackend, fake_logits
+from herd.backends.base import PAGE_TOKENS, Plan
+from herd.engine.engine import Engine
+from herd.engine.request import Progress, Request
+from herd.errors import CapacityError, FileProblem, HerdError, UsageError
+from herd.sampling.chain import Draw, choose
+from herd.sampling.history import History
+from herd.sampling.params import SamplingParams
+from herd.sampling.stop import StopReason
+
+VOCAB = 50
+STOP = 7
+
+
+def make(backend: FakeBackend | None = None, **options: object) -> Engine:
+    settings: dict[str, object] = {"context_length": 512, "stop_ids": {STOP}, "num_pages": 16, "max_batch": 8, **options}
+    return Engine(backend or FakeBackend(VOCAB), **settings)  # type: ignore[arg-type]
+
+
+def expected(request: Request, max_length: int = 512) -> list[tuple[int, float]]:
+    """What a plain loop without an engine chooses."""
+    tokens, answer = list(request.tokens), []
+    history = History(tokens)
+    limit = max_length if request.max_tokens is None else min(max_length, len(tokens) + request.max_tokens)
+    stops = {STOP} if request.stop_ids is None else set(request.stop_ids)
+    while len(tokens) < limit:
+        draw = Draw(
+            params=request.sampling,
+            seed=request.sampling.seed or 0,
+            position=len(tokens),
+            choice_index=request.choice_index,
+            seen_ids=history.ids,
+            answer_counts=history.counts,
+        )
+        choice = choose(fake_logits(tokens, VOCAB), draw)
+        tokens.append(choice.token)
+        history.add(choice.token)
+        answer.append((choice.token, choice.logprob))
+        if choice.token in stops:
+            break
+    return answer
+
+
+def random_request(rng: random.Random, longest: int = 200) -> Request:
+    start = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 5, 63, 64, 65, 130]))]
+    sampling = rng.choice(
+        [
+            SamplingParams(temperature=0.0, seed=1),
+            SamplingParams(temperature=0.9, top_p=0.8, seed=rng.randrange(2**63)),
+            SamplingParams(temperature=1.3, top_k=5, min_p=0.01, seed=3, repetition_penalty=1.2, frequency_penalty=0.3),
+        ]
+    )
+    return Request(tokens=start[:longest], sampling=sampling, max_tokens=rng.randrange(1, 60), choice_index=rng.randrange(3))
+
+
+def collect(progress: Iterator[Progress]) -> list[tuple[int, float]]:
+    return [(p.token, p.logprob) for p in progress if p.token is not None]
+
+
+def drive(engine: Engine, requests: list[Request]) -> list[list[tuple[int, float]]]:
+    """All requests together, by hand."""
+    sequences = [engine.submit(request) for request in requests]
+    got: dict[int, list[tuple[int, float]]] = {sequence.number: [] for sequence in sequences}
+    while any(s.stop_reason is None and s.error is None for s in sequences):
+        for progress in engine.step():
+            if progress.token is not None:
+                got[progress.sequence.number].append((progress.token, progress.logprob))
+        engine.check()
+    return [got[sequence.number] for sequence in sequences]
+
+
+def all_back(engine: Engine) -> None:
+    engine.check()
+    load = engine.load
+    assert (load.owned_pages, load.waiting, load.running) == (0, 0, 0)
+    assert load.free_pages + load.cached_pages == engine.limits.num_pages
+
+
+def test_one_request_gets_what_a_plain_loop_chooses() -> None:
+    rng = random.Random(1)
+    engine = make()
+    for _ in range(30):
+        request = random_request(rng)
+        assert collect(engine.run(request)) == expected(request)
+        all_back(engine)
+
+
+@pytest.mark.parametrize("step_tokens", [8, 17, 64, 512])
+def test_tokens_and_logprobs_do_not_depend_on_company_or_chunks(step_tokens: int) -> None:
+    rng = random.Random(step_tokens)
+    engine = make(num_pages=64, max_step_tokens=step_tokens)
+    requests = [random_request(rng) for _ in range(20)]
+    assert drive(engine, requests) == [expected(request) for request in requests]
+    all_back(engine)
+
+
+def test_preempted_requests_go_on_with_the_same_tokens() -> None:
+    rng = random.Random(5)
+    backend = FakeBackend(VOCAB)
+    engine = make(backend, num_pages=5, context_length=300)
+    requests = [
+        Request(tokens=[rng.randrange(VOCAB) for _ in range(50)], sampling=SamplingParams(seed=i), max_tokens=120, stop_ids=())
+        for i in range(6)
+    ]
+    assert drive(engine, requests) == [expected(request, 300) for request in requests]
+    restarts = sum(span.start == 0 and len(span.tokens) > 50 for plan in backend.plans for span in plan.spans)
+    resumed = sum(len(span.tokens) > 1 for plan in backend.plans for span in plan.spans)
+    assert restarts + resumed > len(requests), "somebody was preempted and started over"
+    all_back(engine)
+
+
+def test_decoding_goes_before_prompts_and_the_budget_is_filled() -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend, max_step_tokens=32)
+    engine.submit(Request(tokens=[1, 2, 3], max_tokens=20, stop_ids=()))
+    engine.step()
+    engine.submit(Request(tokens=[4] * 100, max_tokens=4, stop_ids=()))
+    engine.submit(Request(tokens=[5] * 100, max_tokens=4, stop_ids=()))
+    engine.step()
+    assert [len(span.tokens) for span in backend.plans[-1].spans] == [1, 31]
+    for _ in range(3):
+        engine.step()
+    assert [len(span.tokens) for span in backend.plans[-1].spans] == [1, 7, 24]
+
+
+def test_the_next_turn_starts_after_everything_the_last_turn_computed() -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend)
+    first = Request(tokens=[1] * 100, max_tokens=40, stop_ids=(), sampling=SamplingParams(temperature=0.0))
+    answer = [token for token, _ in collect(engine.run(first))]
+    second = Request(tokens=[*first.tokens, *answer, 3, 4, 5], max_tokens=3, stop_ids=(), sampling=SamplingParams(temperature=0.0))
+    last = list(engine.run(second))
+    assert last[0].sequence.cached_tokens == 139, "all but the token that was chosen last and never computed"
+    assert [(p.token, p.logprob) for p in last] == expected(second)
+    all_back(engine)
+
+
+def test_a_prompt_that_is_cached_entirely_computes_its_last_token_again() -> None:
+    engine = make()
+    for length in (63, 64, 65, 128, 129):
+        request = Request(tokens=list(range(40)) + [9] * (length - 40), max_tokens=1, sampling=SamplingParams(temperature=0.0))
+        list(engine.run(request))
+        again = list(engine.run(request))
+        assert again[0].sequence.cached_tokens in range(length - PAGE_TOKENS, length)
+        assert [(p.token, p.logprob) for p in again] == expected(request)
+        all_back(engine)
+
+
+def test_requests_with_other_salts_share_nothing() -> None:
+    engine = make()
+    list(engine.run(Request(tokens=[1] * 200, max_tokens=1, salt=b"a")))
+    assert next(engine.run(Request(tokens=[1] * 200, max_tokens=1, salt=b"b"))).sequence.cached_tokens == 0
+    assert next(engine.run(Request(tokens=[1] * 200, max_tokens=1, salt=b"a"))).sequence.cached_tokens == 199
+
+
+def test_two_that_run_at_once_share_the_full_pages_of_a_prompt() -> None:
+    engine = make()
+    list(engine.run(Request(tokens=[1] * 200, max_tokens=1)))
+    for _ in range(2):
+        engine.submit(Request(tokens=[1] * 200, max_tokens=50, stop_ids=()))
+    engine.step()
+    engine.check()
+    assert engine.load.owned_pages == 3 + 2
+    while engine.load.running:
+        engine.step()
+        engine.check()
+    all_back(engine)
+
+
+def test_ten_thousand_random_steps_keep_the_books_right() -> None:
+    rng = random.Random(11)
+    engine = make(num_pages=12, max_batch=5, max_step_tokens=40, max_step_outputs=6, context_length=400)
+    alive, scores = [], []
+    prefixes = [[rng.randrange(VOCAB) for _ in range(150)] for _ in range(4)]
+    for _ in range(10_000):
+        action = rng.random()
+        if action < 0.05 and len(alive) < 12:
+            tokens = rng.choice(prefixes)[: rng.randrange(1, 150)] + [rng.randrange(VOCAB) for _ in range(rng.randrange(30))]
+            alive.append(engine.submit(Request(tokens=tokens, max_tokens=rng.randrange(0, 90), salt=rng.choice([b"", b"x"]))))
+        elif action < 0.06 and len(scores) < 2:
+            scores.append(engine.score(rng.choice(prefixes)[: rng.randrange(1, 150)]))
+        elif action < 0.08 and alive:
+            engine.cancel(rng.choice(alive))
+        elif action < 0.10 and scores:
+            chosen = rng.choice(scores)
+            if next(chosen, None) is None or rng.random() < 0.3:
+                chosen.close()
+                scores.remove(chosen)
+        else:
+            engine.step()
+        engine.check()
+        alive = [sequence for sequence in alive if sequence.stop_reason is None]
+    for iterator in scores:
+        iterator.close()
+    for sequence in alive:
+        engine.cancel(sequence)
+    all_back(engine)
+
+
+def test_cancelling_at_random_phases_gives_back_every_page() -> None:
+    rng = random.Random(3)
+    engine = make(num_pages=24, max_batch=4, max_step_tokens=32)
+    for _ in range(2000):
+        request = Request(tokens=[rng.randrange(3)] * rng.randrange(1, 120), max_tokens=30, stop_ids=())
+        stream = engine.run(request)
+        company = engine.submit(Request(tokens=[8] * 70, max_tokens=2)) if rng.random() < 0.2 else None
+        for _ in range(rng.randrange(4)):
+            next(stream)
+        stream.close()
+        if company is not None:
+            engine.cancel(company)
+        all_back(engine)
+
+
+def test_a_cancelled_neighbour_is_not_noticed() -> None:
+    request = Request(tokens=[1, 2, 3], max_tokens=40, stop_ids=(), sampling=SamplingParams(seed=4))
+    engine = make()
+    stream, got = engine.run(request), []
+    for index in range(40):
+        other = engine.run(Request(tokens=[index] * 90, max_tokens=10))
+        next(other)
+        got += collect(iter([next(stream)]))
+        other.close()
+    assert got == expected(request)
+
+
+def test_cancelling_during_a_step_takes_effect_at_its_end() -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend)
+    sequence = engine.submit(Request(tokens=[1] * 70, max_tokens=10))
+    owned = []
+
+    def cancel(plan: Plan) -> None:
+        worker = threading.Thread(target=lambda: (engine.cancel(sequence), owned.append(engine.load.owned_pages)))
+        worker.start()
+        worker.join()
+
+    backend.before_step = cancel
+    engine.step()
+    assert owned == [2] and sequence.stop_reason is StopReason.CANCELLED
+    all_back(engine)
+
+
+def test_a_sequence_whose_logits_are_no_numbers_fails_alone() -> None:
+    backend = FakeBackend(VOCAB, spoiled=lambda tokens: tokens[0] == 13)
+    engine = make(backend)
+    good = Request(tokens=[1, 2], max_tokens=10, stop_ids=(), sampling=SamplingParams(seed=1))
+    sequences = [engine.submit(good), engine.submit(Request(tokens=[13, 2], max_tokens=10)), engine.submit(good)]
+    answers = {sequence.number: [] for sequence in sequences}
+    while engine.load.running or engine.load.waiting:
+        for progress in engine.step():
+            if progress.token is not None:
+                answers[progress.sequence.number].append((progress.token, progress.logprob))
+        engine.check()
+    assert isinstance(sequences[1].error, FileProblem)
+    assert answers == {0: expected(good), 1: [], 2: expected(good)}
+    all_back(engine)
+
+
+def test_what_a_failed_sequence_computed_is_not_found_again() -> None:
+    backend = FakeBackend(VOCAB, spoiled=lambda tokens: len(tokens) == 150)
+    engine = make(backend, max_step_tokens=64)
+    (last,) = [p for p in engine.run(Request(tokens=[1] * 150, max_tokens=4)) if p.is_last]
+    assert isinstance(last.error, FileProblem)
+    assert engine.load.free_pages == engine.limits.num_pages
+
+
+@pytest.mark.parametrize(("problem", "kind"), [(MemoryError(), CapacityError), (ZeroDivisionError("x"), HerdError)])
+def test_an_unexpected_failure_ends_the_request_and_not_the_engine(problem: Exception, kind: type[HerdError]) -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend)
+
+    def fail(plan: Plan) -> None:
+        raise problem
+
+    backend.before_step = fail
+    (progress,) = engine.run(Request(tokens=[1, 2, 3], max_tokens=4))
+    assert type(progress.error) is kind and progress.error.__cause__ is problem
+    all_back(engine)
+    backend.before_step = lambda plan: None
+    assert len(collect(engine.run(Request(tokens=[1, 2, 3], max_tokens=4, stop_ids=())))) == 4
+
+
+def test_an_interrupt_during_a_step_leaves_the_engine_usable() -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend)
+    request = Request(tokens=[1] * 80, max_tokens=5, stop_ids=(), sampling=SamplingParams(seed=1))
+    stream = engine.run(request)
+    next(stream)
+
+    def interrupt(plan: Plan) -> None:
+        raise KeyboardInterrupt
+
+    backend.before_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    backend.before_step = lambda plan: None
+    all_back(engine)
+    assert collect(engine.run(request)) == expected(request)
+
+
+def test_the_context_is_an_exact_limit() -> None:
+    engine = make(context_length=100)
+    assert len(collect(engine.run(Request(tokens=[1] * 99, stop_ids=())))) == 1
+    (only,) = engine.run(Request(tokens=[1] * 100))
+    assert only.token is None and only.stop_reason is StopReason.LENGTH
+    with pytest.raises(UsageError, match="101 tokens; the context is 100"):
+        engine.run(Request(tokens=[1] * 101))
+    cut = list(engine.run(Request(tokens=[1] * 90, max_tokens=50, stop_ids=())))
+    assert len(cut) == 10 and cut[-1].stop_reason is StopReason.LENGTH
+    all_back(engine)
+
+
+def test_what_can_never_fit_into_the_pages_is_refused_with_numbers() -> None:
+    engine = make(context_length=1000, num_pages=2)
+    with pytest.raises(CapacityError, match="200 tokens; the cache holds 128"):
+        engine.run(Request(tokens=[1] * 200))
+    with pytest.raises(CapacityError, match=r"100 tokens and the answer may have 50; the cache holds 128"):
+        engine.submit(Request(tokens=[1] * 100, max_tokens=50))
+    with pytest.raises(CapacityError, match="200 tokens"):
+        engine.score([1] * 200)
+    assert len(collect(engine.run(Request(tokens=[1] * 100, stop_ids=())))) == 28
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [VOCAB], [2**80], [1.5], ["1"], [True], [None]])
+def test_wrong_prompts_are_refused_before_anything_happens(tokens: list[object]) -> None:
+    engine = make()
+    with pytest.raises(UsageError):
+        engine.run(Request(tokens=tokens))  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        engine.score(tokens)  # type: ignore[arg-type]
+    assert engine.load.waiting == 0
+
+
+@pytest.mark.parametrize("max_tokens", [-1, 1.5, True, "3"])
+def test_wrong_max_tokens_are_refused(max_tokens: object) -> None:
+    with pytest.raises(UsageError, match="max_tokens"):
+        make().run(Request(tokens=[1], max_tokens=max_tokens))  # type: ignore[arg-type]
+
+
+def test_a_bias_or_a_stop_id_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(UsageError, match="logit_bias contains token 50"):
+        make().run(Request(tokens=[1], sampling=SamplingParams(logit_bias={50: 1.0})))
+    with pytest.raises(UsageError, match="stop_ids contains token 99"):
+        make().run(Request(tokens=[1], stop_ids=[99]))
+
+
+def test_max_tokens_zero_finishes_without_a_step() -> None:
+    backend = FakeBackend(VOCAB)
+    (only,) = make(backend).run(Request(tokens=[1], max_tokens=0))
+    assert only.stop_reason is StopReason.LENGTH and not backend.plans
+
+
+def test_a_seed_that_was_not_given_is_drawn_once_and_repeats_the_answer() -> None:
+    engine = make()
+    first = list(engine.run(Request(tokens=[1, 2], max_tokens=30, stop_ids=())))
+    seed = first[0].sequence.seed
+    second = engine.run(Request(tokens=[1, 2], max_tokens=30, stop_ids=(), sampling=SamplingParams(seed=seed)))
+    assert [p.token for p in second] == [p.token for p in first]
+    assert next(engine.run(Request(tokens=[1, 2]))).sequence.seed != seed
+
+
+def test_scores_are_the_rows_of_all_positions_in_bounded_pieces() -> None:
+    engine = make(max_step_outputs=20)
+    tokens = [index % VOCAB for index in range(130)]
+    engine.submit(Request(tokens=[3] * 40, max_tokens=30, stop_ids=()))
+    pieces = list(engine.score(tokens))
+    assert max(map(len, pieces)) <= 20
+    np.testing.assert_array_equal(np.concatenate(pieces), [fake_logits(tokens[: end + 1], VOCAB) for end in range(130)])
+    engine.check()
+
+
+def test_scores_are_not_computed_ahead_of_their_reader_and_give_way() -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend, num_pages=4, context_length=256)
+    tokens = [index % VOCAB for index in range(200)]
+    scores = engine.score(tokens)
+    rows = [next(scores)]
+    request = Request(tokens=[9] * 190, max_tokens=20, stop_ids=(), sampling=SamplingParams(seed=1))
+    assert collect(engine.run(request)) == expected(request, 256)
+    before = len(backend.plans)
+    assert engine.step() == [] and len(backend.plans) == before + 0, "what was computed is not read yet"
+    rows += list(scores)
+    np.testing.assert_array_equal(np.concatenate(rows), [fake_logits(tokens[: end + 1], VOCAB) for end in range(200)])
+    all_back(engine)
+
+
+def test_an_error_while_scoring_is_raised() -> None:
+    engine = make(FakeBackend(VOCAB, spoiled=lambda tokens: len(tokens) == 90))
+    with pytest.raises(FileProblem):
+        list(engine.score([1] * 100))
+    all_back(engine)
+
+
+def test_several_threads_get_what_each_would_get_alone() -> None:
+    rng = random.Random(9)
+    engine = make(num_pages=10, max_batch=4)
+    requests = [random_request(rng) for _ in range(24)]
+    results: list[list[tuple[int, float]] | None] = [None] * len(requests)
+
+    def work(first: int) -> None:
+        for index in range(first, len(requests), 6):
+            results[index] = collect(engine.run(requests[index]))
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert results == [expected(request) for request in requests]
+    all_back(engine)
+
+
+def test_weights_are_replaced_only_when_nobody_runs_and_the_cache_is_forgotten() -> None:
+    engine = make()
+    stream = engine.run(Request(tokens=[1] * 100, max_tokens=5, stop_ids=()))
+    next(stream)
+    with pytest.raises(UsageError, match="1 requests"):
+        engine.update({})
+    stream.close()
+    assert engine.load.cached_pages
+    engine.update({})
+    assert engine.load.free_pages == engine.limits.num_pages
+
+
+def test_closing_cancels_and_refuses_what_comes_later() -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend)
+    stream = engine.run(Request(tokens=[1], max_tokens=5, stop_ids=()))
+    next(stream)
+    engine.close()
+    engine.close()
+    assert backend.is_closed and next(stream).stop_reason is StopReason.CANCELLED
+    with pytest.raises(UsageError, match="closed"):
+        engine.submit(Request(tokens=[1]))
+
+
+def test_the_default_number_of_pages_is_one_context() -> None:
+    backend = FakeBackend(VOCAB)
+    assert Engine(backend, context_length=1000).limits.num_pages == 16
+    assert backend.num_pages == 16
+
+
+@pytest.mark.parametrize(
+    "options", [{"context_length": 0}, {"num_pages": 0}, {"max_batch": 0}, {"max_batch": 65}, {"max_batch": 8, "max_step_tokens": 4}]
+)
+def test_impossible_settings_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        make(**options)

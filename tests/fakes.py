@@ -1,0 +1,185 @@
+"""Stand-ins for models and tokenizers: small, deterministic, and strict about how they are used.
+
+`FakeBackend` keeps the token ids themselves as the contents of its pages and makes logits from *all* tokens that a sequence
+finds in its pages. A wrong page number, a page written by two, or a token that was never computed changes every later
+choice, or fails at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from herd.backends.base import PAGE_TOKENS, MemoryUse, Plan, Span, StepResult
+from herd.errors import CapacityError, FileProblem, UsageError
+from herd.sampling.chain import choose
+
+NOTHING = -1
+
+
+class FakeBackend:
+    """A backend without a model. `spoiled` says for which sequences (all their tokens) the logits are not numbers."""
+
+    name = "fake"
+
+    def __init__(
+        self,
+        vocab_size: int = 50,
+        *,
+        spoiled: Callable[[list[int]], bool] = lambda tokens: False,
+        max_pages: int = 1_000_000,
+        max_step_tokens: int = 512,
+        max_step_outputs: int = 64,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.num_pages = 0
+        self.spoiled = spoiled
+        self.max_pages = max_pages
+        self.max_step_tokens = max_step_tokens
+        self.max_step_outputs = max_step_outputs
+        self.plans: list[Plan] = []
+        self.before_step: Callable[[Plan], None] = lambda plan: None
+        self.is_closed = False
+        self._contents = np.zeros((0, PAGE_TOKENS), np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        return "fake-1"
+
+    def allocate(self, num_pages: int) -> None:
+        if num_pages > self.max_pages:
+            raise CapacityError(f"{num_pages} pages were asked for; there is memory for {self.max_pages}.")
+        self.num_pages = num_pages
+        self._contents = np.full((num_pages, PAGE_TOKENS), NOTHING, np.int64)
+
+    def page_bytes(self) -> int:
+        return 1024
+
+    def step(self, plan: Plan) -> StepResult:
+        self.plans.append(plan)
+        self.before_step(plan)
+        assert not self.is_closed
+        assert 0 < plan.num_tokens <= self.max_step_tokens and plan.num_outputs <= self.max_step_outputs
+        assert self._written(plan) == len(set(self._places(plan))), "no place is written twice in one step"
+        for span in plan.spans:
+            if not all(0 <= token < self.vocab_size for token in span.tokens):
+                raise UsageError("A token is outside the vocabulary.")
+        for span in plan.spans:
+            for index, token in enumerate(span.tokens):
+                self._contents[self._place(span, span.start + index)] = token
+        rows, choices = [], []
+        for span in plan.spans:
+            outputs = [self._logits(span, end) for end in range(self._end(span) - span.num_outputs + 1, self._end(span) + 1)]
+            rows.extend(outputs)
+            choices.append(None if span.draw is None else choose(outputs[-1], span.draw))
+        return StepResult(tuple(choices), np.stack(rows) if plan.want_logits and rows else None)
+
+    def update(self, weights: Mapping[str, Any]) -> None:
+        self._contents[:] = NOTHING
+
+    def memory(self) -> MemoryUse:
+        return MemoryUse(weights=0, cache=self.num_pages * self.page_bytes(), buffers=0)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _logits(self, span: Span, end: int) -> np.ndarray:
+        tokens = [int(self._contents[self._place(span, position)]) for position in range(end)]
+        assert NOTHING not in tokens, "a sequence reads a token that was never computed"
+        if self.spoiled(tokens):
+            raise FileProblem(f"The logits for token {end} contain NaN.")
+        return fake_logits(tokens, self.vocab_size)
+
+    def _place(self, span: Span, position: int) -> tuple[int, int]:
+        return span.pages[position // PAGE_TOKENS], position % PAGE_TOKENS
+
+    def _places(self, plan: Plan) -> list[tuple[int, int]]:
+        return [self._place(span, position) for span in plan.spans for position in range(span.start, self._end(span))]
+
+    @staticmethod
+    def _written(plan: Plan) -> int:
+        return plan.num_tokens
+
+    @staticmethod
+    def _end(span: Span) -> int:
+        return span.start + len(span.tokens)
+
+
+def fake_logits(tokens: Sequence[int], vocab_size: int) -> np.ndarray:
+    """The logits that follow `tokens`: float32 [vocab_size], a function of every one of them."""
+    digest = blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8 * 4).digest()
+    words = np.frombuffer(digest, np.uint64)
+    index = np.arange(vocab_size, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = (index + words[0]) * (words[1] | np.uint64(1))
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * (words[2] | np.uint64(1))
+        mixed ^= mixed >> np.uint64(29)
+    return ((mixed % np.uint64(1_000_003)).astype(np.float64) / 1_000_003 * 12 - 6).astype(np.float32)
+
+
+class FakeTokenizer:
+    """Token id = byte; ids from 256 are control tokens without bytes. Several bytes can make one character."""
+
+    description = "bytes"
+    bos_id = 256
+
+    def __init__(self, eos_id: int = 257) -> None:
+        self.special_ids = {"<bos>": 256, "<eos>": eos_id, "<turn>": 258}
+        self.eos_ids = frozenset({eos_id})
+        self.stop_ids = frozenset({eos_id})
+        self.vocab_size = 259
+
+    def encode(self, text: str, *, bos: bool | None = None, specials: bool = False) -> list[int]:
+        return [self.bos_id] * (bos is not False) + list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def stream(self) -> FakeStream:
+        return FakeStream()
+
+
+class FakeStream:
+    """Whole characters only."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def push(self, token: int) -> str:
+        self._held += bytes([token]) if token < 256 else b""
+        for size in range(len(self._held), -1, -1):
+            try:
+                text = self._held[:size].decode()
+            except UnicodeDecodeError:
+                continue
+            if len(self._held) - size < 4:
+                self._held = self._held[size:]
+                return text
+        return self.finish()
+
+    def finish(self) -> str:
+        held, self._held = self._held, b""
+        return held.decode(errors="replace")
+
+
+class FakeFormat:
+    """`<turn>` before each message."""
+
+    name = "turns"
+
+    def render(
+        self, messages: Sequence[Any], tokenizer: FakeTokenizer, *, add_generation_prompt: bool = True, date: str | None = None
+    ) -> list[int]:
+        ids = [tokenizer.bos_id]
+        for message in messages:
+            ids += [258, *tokenizer.encode(f"{message.role.value}: {message.content}", bos=False)]
+        return [*ids, 258] if add_generation_prompt else ids
+
+    def stop_ids(self, tokenizer: FakeTokenizer) -> frozenset[int]:
+        return frozenset({258})
