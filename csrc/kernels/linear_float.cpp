@@ -1,0 +1,132 @@
+// linear in float32 (plain formats and Arithmetic::Float32) and with a bf16 dot product; the order of sums is in matrix.h.
+//
+// Plain weights are widened as they are read. Block formats are dequantised into scratch, one panel at a time, exactly.
+// Sums run over 32 columns and are then added: closer to the true sum than one long chain, and the same for any number of tokens.
+// Checked: tests/test_linear.cpp.
+#include "kernels/linear_groups.h"
+#include "kernels/linear_store.h"
+#include "kernels/pack.h"
+
+namespace herd::HERD_ISA {
+
+namespace {
+
+using namespace lanes;
+
+constexpr int64_t kSumColumns = 32;
+
+// How 16 weights of column k of a panel become floats.
+struct Wide {
+    static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load(reinterpret_cast<const float*>(panel) + 16 * k); }
+};
+struct Half {
+    static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load_half(panel + 32 * k); }
+};
+struct Bf16 {
+    static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load_bf16(panel + 32 * k); }
+};
+
+template <class Weight, int T>
+void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
+    const uint8_t* x = call.x + t0 * call.x_stride;
+    F32 acc[T];
+    for (int t = 0; t < T; ++t) acc[t] = broadcast(0.0f);
+    for (int64_t begin = 0; begin < call.matrix.columns; begin += kSumColumns) {
+        const int64_t end = begin + kSumColumns < call.matrix.columns ? begin + kSumColumns : call.matrix.columns;
+        F32 sum[T];
+        for (int t = 0; t < T; ++t) sum[t] = broadcast(0.0f);
+        for (int64_t k = begin; k < end; ++k) {
+            const F32 w = Weight::at(panel, k);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t) sum[t] = fma(w, broadcast(reinterpret_cast<const float*>(x + t * call.x_stride)[k]), sum[t]);
+        }
+        for (int t = 0; t < T; ++t) acc[t] = add(acc[t], sum[t]);
+    }
+    store_tile(call, p, t0, acc);
+}
+
+template <class Weight>
+void panel_times_tokens(const LinearCall& call, const uint8_t* panel, int64_t p) {
+    for_token_tiles<kFloatTileTokens>(call.tokens, [&](auto count, int64_t t0) { tile<Weight, count.value>(call, panel, p, t0); });
+}
+
+template <class Weight>
+void plain(const LinearCall& call) {
+    for (int64_t p = call.panel_begin; p < call.panel_end; ++p) panel_times_tokens<Weight>(call, call.panel(p), p);
+}
+
+// A panel of a block format as [columns][16] floats.
+template <Storage S>
+void dequantise_panel(const uint8_t* panel, int64_t columns, float* out) {
+    constexpr Layout at = layout(S);
+    for (int64_t g = 0; g < columns / 32; ++g) {
+        const PackedGroup<S> group(panel, g);
+        for (int q = 0; q < 8; ++q) {
+            const int s = q * at.sub_groups / 8;
+            const F32 scale = group.scale(s);
+            const auto quad = group.quad(q);
+            for (int j = 0; j < 4; ++j, out += 16) {
+                F32 value = mul(scale, add(column(quad, j), broadcast(-static_cast<float>(at.offset()))));
+                if constexpr (at.has_minimum) value = add(value, group.minimum(s));
+                store(out, value);
+            }
+        }
+    }
+}
+
+template <Storage S>
+void dequantised(const LinearCall& call) {
+    for (int64_t p = call.panel_begin; p < call.panel_end; ++p) {
+        dequantise_panel<S>(call.panel(p), call.matrix.columns, reinterpret_cast<float*>(call.scratch));
+        panel_times_tokens<Wide>(call, call.scratch, p);
+    }
+}
+
+#if defined(__AVX512BF16__)
+// Pairs of columns by the processor's bf16 dot product, even and odd pairs apart.
+template <int T>
+void bf16_tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
+    const uint8_t* x = call.x + t0 * call.x_stride;
+    F32 acc[T], odd[T];
+    for (int t = 0; t < T; ++t) acc[t] = odd[t] = broadcast(0.0f);
+    const int64_t pairs = (call.matrix.columns + 1) / 2;
+    int64_t i = 0;
+    for (; i + 2 <= pairs; i += 2) {
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+            acc[t] = dot_bf16(panel + 64 * i, x + t * call.x_stride + 4 * i, acc[t]);
+            odd[t] = dot_bf16(panel + 64 * i + 64, x + t * call.x_stride + 4 * i + 4, odd[t]);
+        }
+    }
+    for (int t = 0; t < T; ++t) {
+        if (i < pairs) acc[t] = dot_bf16(panel + 64 * i, x + t * call.x_stride + 4 * i, acc[t]);
+        acc[t] = add(acc[t], odd[t]);
+    }
+    store_tile(call, p, t0, acc);
+}
+
+void bf16(const LinearCall& call) {
+    for (int64_t p = call.panel_begin; p < call.panel_end; ++p) {
+        for_token_tiles<8>(call.tokens, [&](auto count, int64_t t0) { bf16_tile<count.value>(call, call.panel(p), p, t0); });
+    }
+}
+#else
+void bf16(const LinearCall& call) { plain<Bf16>(call); }
+#endif
+
+}  // namespace
+
+void linear_float(const LinearCall& call) {
+    switch (call.matrix.storage) {
+        case Storage::F32: return plain<Wide>(call);
+        case Storage::F16: return plain<Half>(call);
+        case Storage::BF16: return bf16(call);
+        default: with_block_storage(call.matrix.storage, [&](auto storage) { dequantised<decltype(storage)::value>(call); });
+    }
+}
+
+int64_t linear_float_scratch_bytes(const Matrix& matrix, int64_t) {
+    return layout(matrix.storage).is_plain() ? 0 : matrix.columns * kPanelRows * 4;
+}
+
+}  // namespace herd::HERD_ISA

@@ -1,0 +1,62 @@
+// A group of 32 columns of a panel, as the file packed it or expanded into scratch: codes by quads, scales and minima as floats.
+#pragma once
+
+#include "kernels/lanes.h"
+
+namespace herd::HERD_ISA {
+
+// As packed (layout.h).
+template <Storage S>
+struct PackedGroup {
+    static constexpr Layout at = layout(S);
+    const uint8_t* block;  // where d and dmin of a super-block are
+    const uint8_t* group;
+
+    HERD_INLINE PackedGroup(const uint8_t* panel, int64_t g)
+        : block(panel + g / at.groups_per_block() * at.block_bytes()),
+          group(block + at.header_bytes() + g % at.groups_per_block() * at.group_bytes()) {}
+
+    HERD_INLINE lanes::Quad<at.codes> quad(int q) const { return lanes::unpack_quad<at.codes>(group, q); }
+    HERD_INLINE lanes::F32 scale(int s) const {
+        const uint8_t* scales = group + at.code_bytes();
+        if constexpr (!at.has_header) return lanes::load_half(scales);
+        return lanes::mul(lanes::load_half(block), at.signed_scales ? lanes::load_int8(scales + 16 * s) : lanes::load_uint8(scales + 16 * s));
+    }
+    HERD_INLINE lanes::F32 minimum(int s) const {
+        const uint8_t* minima = group + at.code_bytes() + at.scale_bytes();
+        if constexpr (!at.has_header) return lanes::load_half(minima);
+        return lanes::negate(lanes::mul(lanes::load_half(block + 32), lanes::load_uint8(minima + 16 * s)));
+    }
+};
+
+// Eight unpacked quads, then the scales and the minima of each sub-group as floats; `expand_panel` writes it.
+template <Storage S>
+struct ExpandedGroup {
+    static constexpr Layout at = layout(S);
+    static constexpr int64_t kBytes = 512 + 64 * at.sub_groups * (at.has_minimum ? 2 : 1);
+    const uint8_t* group;
+
+    HERD_INLINE ExpandedGroup(const uint8_t* panel, int64_t g) : group(panel + g * kBytes) {}
+
+    HERD_INLINE lanes::Quad<at.codes> quad(int q) const { return lanes::load_quad<at.codes>(group + 64 * q); }
+    HERD_INLINE lanes::F32 scale(int s) const { return lanes::load(reinterpret_cast<const float*>(group + 512) + 16 * s); }
+    HERD_INLINE lanes::F32 minimum(int s) const {
+        return lanes::load(reinterpret_cast<const float*>(group + 512) + 16 * (at.sub_groups + s));
+    }
+};
+
+template <Storage S>
+void expand_panel(const uint8_t* panel, int64_t columns, uint8_t* out) {
+    constexpr Layout at = layout(S);
+    for (int64_t g = 0; g < columns / 32; ++g, out += ExpandedGroup<S>::kBytes) {
+        const PackedGroup<S> group(panel, g);
+        for (int q = 0; q < 8; ++q) lanes::store_quad(out + 64 * q, group.quad(q));
+        auto* floats = reinterpret_cast<float*>(out + 512);
+        for (int s = 0; s < at.sub_groups; ++s) {
+            lanes::store(floats + 16 * s, group.scale(s));
+            if constexpr (at.has_minimum) lanes::store(floats + 16 * (at.sub_groups + s), group.minimum(s));
+        }
+    }
+}
+
+}  // namespace herd::HERD_ISA

@@ -1,0 +1,117 @@
+// linear, Arithmetic::Int8: block-quantised weights times int8 activations, with the order of sums that matrix.h defines.
+//
+// Few tokens (a decoding step): each group is unpacked in registers and used for all of them, so weights are read once.
+// Many tokens (a prompt): some panels are unpacked into scratch, as many as fit the second-level cache, and every tile of
+// tokens runs over them. Both run the same `tile`, so the bits are the same.
+// Reference: quantised activations in numpy, tests/conformance. Checked bit by bit: tests/test_linear.cpp.
+#include "kernels/linear_groups.h"
+#include "kernels/linear_store.h"
+
+namespace herd::HERD_ISA {
+
+namespace {
+
+using namespace lanes;
+
+constexpr int64_t kFewTokens = kTileTokens;          // up to here panels are used as they are packed
+constexpr int64_t kExpandedBytes = 192 * 1024;       // of unpacked panels at a time
+
+// acc[t] += one group of one panel times T tokens, `stride` bytes apart.
+template <class Group, int T>
+HERD_INLINE void add_group(const Group& group, const uint8_t* x, int64_t stride, F32 (&acc)[T]) {
+    constexpr Layout at = Group::at;
+    constexpr int kQuads = 8 / at.sub_groups;
+    for (int s = 0; s < at.sub_groups; ++s) {
+        Sums<at.codes> sums[T];
+#pragma GCC unroll 4
+        for (int q = s * kQuads; q < (s + 1) * kQuads; q += 2) {
+            const auto w0 = group.quad(q), w1 = group.quad(q + 1);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t) sums[t].add(w0, w1, reinterpret_cast<const ActivationGroup*>(x + t * stride)->values + 4 * q);
+        }
+        const F32 scale = group.scale(s);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+            const auto* a = reinterpret_cast<const ActivationGroup*>(x + t * stride);
+            const F32 sum = sums[t].template value<at.offset_shift>(at.sub_groups == 1 ? &a->sum : &a->halves[s]);
+            acc[t] = fma(sum, mul(scale, broadcast(a->scale)), acc[t]);
+        }
+        if constexpr (at.has_minimum) {
+            const F32 minimum = group.minimum(s);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t) {
+                const auto* a = reinterpret_cast<const ActivationGroup*>(x + t * stride);
+                acc[t] = fma(minimum, broadcast(at.sub_groups == 1 ? a->scaled_sum : a->scaled_halves[s]), acc[t]);
+            }
+        }
+    }
+}
+
+// Panel p, whose bytes are at `panel` (packed or expanded), times T tokens from t0 on.
+template <class Group, int T>
+void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
+    const uint8_t* x = call.x + t0 * call.x_stride;
+    F32 acc[T];
+    for (int t = 0; t < T; ++t) acc[t] = broadcast(0.0f);
+    const int64_t groups = call.matrix.columns / 32;
+    for (int64_t g = 0; g < groups; ++g) add_group<Group, T>(Group(panel, g), x + g * static_cast<int64_t>(sizeof(ActivationGroup)), call.x_stride, acc);
+    store_tile(call, p, t0, acc);
+}
+
+int64_t panels_at_a_time(int64_t panel_bytes) { return panel_bytes >= kExpandedBytes ? 1 : kExpandedBytes / panel_bytes; }
+
+template <Storage S>
+int64_t expanded_panel_bytes(int64_t columns) {
+    return columns / 32 * ExpandedGroup<S>::kBytes;
+}
+
+template <Storage S>
+void few_tokens(const LinearCall& call) {
+    for (int64_t p = call.panel_begin; p < call.panel_end; ++p) {
+        for_token_tiles<kTileTokens>(call.tokens, [&](auto count, int64_t t0) { tile<PackedGroup<S>, count.value>(call, call.panel(p), p, t0); });
+    }
+}
+
+// Group: PackedGroup when the packed codes need no unpacking, else ExpandedGroup.
+template <Storage S, class Group>
+void many_tokens(const LinearCall& call) {
+    constexpr bool kExpands = layout(S).codes != Codes::Bytes;
+    const int64_t bytes = kExpands ? expanded_panel_bytes<S>(call.matrix.columns) : call.panel_bytes;
+    const int64_t step = panels_at_a_time(bytes);
+    for (int64_t begin = call.panel_begin; begin < call.panel_end; begin += step) {
+        const int64_t end = begin + step < call.panel_end ? begin + step : call.panel_end;
+        if constexpr (kExpands) {
+            for (int64_t p = begin; p < end; ++p) expand_panel<S>(call.panel(p), call.matrix.columns, call.scratch + (p - begin) * bytes);
+        }
+        const uint8_t* first = kExpands ? call.scratch : call.panel(begin);
+        for_token_tiles<kTileTokens>(call.tokens, [&](auto count, int64_t t0) {
+            for (int64_t p = begin; p < end; ++p) tile<Group, count.value>(call, first + (p - begin) * bytes, p, t0);
+        });
+    }
+}
+
+}  // namespace
+
+void linear_int8(const LinearCall& call) {
+    with_block_storage(call.matrix.storage, [&](auto storage) {
+        constexpr Storage S = decltype(storage)::value;
+        if (call.tokens <= kFewTokens) return few_tokens<S>(call);
+        if constexpr (layout(S).codes == Codes::Bytes) {
+            many_tokens<S, PackedGroup<S>>(call);
+        } else {
+            many_tokens<S, ExpandedGroup<S>>(call);
+        }
+    });
+}
+
+int64_t linear_int8_scratch_bytes(const Matrix& matrix, int64_t tokens) {
+    int64_t bytes = 0;
+    if (tokens <= kFewTokens || layout(matrix.storage).codes == Codes::Bytes) return bytes;
+    with_block_storage(matrix.storage, [&](auto storage) {
+        const int64_t panel = expanded_panel_bytes<decltype(storage)::value>(matrix.columns);
+        bytes = panel * panels_at_a_time(panel);
+    });
+    return bytes;
+}
+
+}  // namespace herd::HERD_ISA

@@ -1,0 +1,105 @@
+// Matrices as the kernels read them, and the table of functions that multiply them.
+//
+// A matrix [rows, columns] is cut into panels of 16 rows. Inside a panel the rows are interleaved, four neighbouring columns
+// of a row side by side, so that one 64-byte read holds 16 rows x 4 columns:
+//
+//   panel = [ group of 32 columns ] * columns / 32          group = codes | scales of 16 rows | minima of 16 rows
+//
+// `layout.h` says how each storage format fills a group. A panel is one sequential stream of bytes.
+//
+// How the bits of y[t, r] come about, whatever the instruction set, the number of tokens or the split into panels:
+//
+//   Int8     x is rounded to int8 in groups of 32 columns (quantise.cpp). In order of groups, and inside a group in order of the
+//            weight's own sub-groups (one of 32 or two of 16 columns):
+//                acc = fma(float(sum of code * x8), x_scale * weight_scale, acc)          the sum is an exact integer
+//                acc = fma(minimum, x_scale * float(sum of x8), acc)                      formats that have a minimum
+//   Float32  weights are dequantised exactly; for each group of 32 columns a sum of fma in order of columns, from zero; the
+//            sums of the groups are added in order. Plain formats (F32, F16, BF16) go the same way.
+//   BF16     where the processor has a bf16 dot product, BF16 weights meet bf16 activations, pairs of columns in order.
+//   Then y = acc + bias, and with `accumulate` y = (acc + bias) + old y.
+//
+// The portable build multiplies and adds in two roundings where the compiler has no fused instruction.
+#pragma once
+
+#include <cstdint>
+
+#include "base/cpu.h"
+#include "base/memory.h"
+
+namespace herd {
+
+// How a weight is stored in its file. The numbers are ggml's.
+enum class Storage : int32_t {
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    IQ4_NL = 20,
+    IQ4_XS = 23,
+    BF16 = 30
+};
+
+// What block formats are multiplied in. Plain formats ignore it.
+enum class Arithmetic : int32_t { Int8, Float32 };
+
+// Activations as `linear` wants them.
+enum class Form : int32_t { F32, Int8, BF16 };
+
+constexpr int64_t kPanelRows = 16;
+constexpr int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+
+// A matrix packed for one instruction set. Rows beyond `rows` in the last panel are zero and never written to y.
+struct Matrix {
+    Storage storage = Storage::F32;
+    Arithmetic arithmetic = Arithmetic::Int8;
+    int64_t rows = 0;
+    int64_t columns = 0;
+    int64_t panels = 0;  // panels_of(rows)
+    AlignedBytes data;   // panels * panel_bytes
+};
+
+// One table per instruction set. No function allocates; every one may run in several threads on different panels or rows.
+struct LinearKernels {
+    // The form of activations that this matrix multiplies.
+    Form (*form)(const Matrix&);
+    // Bytes from one prepared row to the next, a multiple of 64.
+    int64_t (*prepared_bytes)(Form, int64_t columns);
+    // One token's activations [columns] into a prepared row. A NaN or infinity in x makes the results NaN or infinite.
+    void (*prepare)(Form, const float* x, int64_t columns, uint8_t* prepared_row);
+
+    // Columns must be a multiple of this: 1, 32 or 256.
+    int64_t (*block_columns)(Storage);
+    // Bytes of one row in the file's own format.
+    int64_t (*row_bytes)(Storage, int64_t columns);
+    int64_t (*panel_bytes)(Storage, Arithmetic, int64_t columns);
+    // panels_of(rows) * panel_bytes.
+    int64_t (*packed_bytes)(Storage, Arithmetic, int64_t rows, int64_t columns);
+    // Packs panels [panel_begin, panel_end) of the `rows` rows at `rows_of_file` (row after row, as in the file) to `packed`, where
+    // panel 0 of this source begins. Several tensors share one matrix by packing each to its own first panel; only the last of them
+    // may have a number of rows that is not a multiple of 16.
+    void (*pack)(Storage, Arithmetic, const uint8_t* rows_of_file, int64_t rows, int64_t columns, uint8_t* packed, int64_t panel_begin,
+                 int64_t panel_end);
+    // One row [columns], exactly the file's values.
+    void (*unpack_row)(const Matrix&, int64_t row, float* out);
+
+    // Bytes of scratch, 64-byte aligned, that one thread needs in `linear`.
+    int64_t (*scratch_bytes)(const Matrix&, int64_t tokens);
+    // y[t, r] for all `tokens` and the rows r of panels [panel_begin, panel_end); y is row-major, `y_stride` floats a row.
+    // `prepared` has `tokens` rows, `prepared_stride` bytes apart, in form(matrix). `bias` is [rows] or null. `accumulate` adds to y.
+    // From about 5 tokens on a call costs less per panel when it is given at least 4 panels.
+    void (*linear)(const Matrix&, const uint8_t* prepared, int64_t prepared_stride, int64_t tokens, const float* bias, bool accumulate,
+                   float* y, int64_t y_stride, int64_t panel_begin, int64_t panel_end, uint8_t* scratch);
+};
+
+// The table of an instruction set that this build and this processor have.
+const LinearKernels& linear_kernels(Isa isa);
+
+}  // namespace herd

@@ -1,0 +1,23 @@
+// pack.cpp: a file's rows into panels and back.
+#pragma once
+
+#include "kernels/layout.h"
+
+namespace herd::HERD_ISA {
+
+// Whether BF16 is packed in pairs of columns, for a bf16 dot product.
+#if defined(__AVX512BF16__)
+inline constexpr bool kBf16Pairs = true;
+#else
+inline constexpr bool kBf16Pairs = false;
+#endif
+
+int64_t block_columns(Storage storage);
+int64_t row_bytes(Storage storage, int64_t columns);
+int64_t panel_bytes(Storage storage, Arithmetic arithmetic, int64_t columns);
+int64_t packed_bytes(Storage storage, Arithmetic arithmetic, int64_t rows, int64_t columns);
+void pack(Storage storage, Arithmetic arithmetic, const uint8_t* rows_of_file, int64_t rows, int64_t columns, uint8_t* packed,
+          int64_t panel_begin, int64_t panel_end);
+void unpack_row(const Matrix& matrix, int64_t row, float* out);
+
+}  // namespace herd::HERD_ISA
