@@ -14,10 +14,18 @@ MAX_LISTED = 40
 
 
 def account(
-    specs: Sequence[TensorSpec], tensors: Mapping[str, StoredTensor], table: dict[str, str], where: str, harmless: Mapping[str, str]
+    specs: Sequence[TensorSpec],
+    tensors: Mapping[str, StoredTensor],
+    table: dict[str, str],
+    where: str,
+    harmless: Mapping[str, str],
+    unreadable: Sequence[str] = (),
 ) -> dict[str, StoredTensor]:
-    """Our name -> stored tensor, for every spec. `harmless` maps names of further tensors in the file to why they are not needed."""
-    problems: list[str] = []
+    """Our name -> stored tensor, for every spec.
+
+    `harmless` maps names of further tensors in the file to why they are not needed; `unreadable` are problems found before.
+    """
+    problems = list(unreadable)
     found: dict[str, StoredTensor] = {}
     wanted: set[str] = set(harmless)
     for spec in specs:
@@ -32,7 +40,8 @@ def account(
             problems.append(f"{name} is stored as {tensor.dtype.name}; a vector must be f32, f16 or bf16")
         else:
             found[spec.name] = tensor
-    problems += [f"{tensor.name!r} {list(tensor.shape)} belongs to nothing in a llama model" for tensor in tensors.values() if tensor.name not in wanted]
+    extra = [tensor for tensor in tensors.values() if tensor.name not in wanted]
+    problems += [f"{tensor.name!a} {list(tensor.shape)} belongs to no part of a llama model" for tensor in extra]
     if problems:
         refuse(where, problems, "The config and the weights are from different models, or the file is of a kind that is not known.")
     return found

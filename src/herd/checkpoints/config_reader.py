@@ -41,6 +41,10 @@ class ConfigReader:
         self._unread.pop(key, None)
         return self._values.get(key)
 
+    def unread(self) -> list[str]:
+        """The keys that nobody has asked for yet."""
+        return list(self._unread)
+
     def problem(self, text: str) -> None:
         self.problems.append(text)
 
@@ -110,7 +114,7 @@ class ConfigReader:
         if value is not None and not any(_same(value, each) for each in allowed):
             self.problem(f"{self._prefix}{key} is {shown(value)}; allowed is {' or '.join(map(shown, allowed))}: {because}")
 
-    def finish(self, conclusion: str, harmless: Mapping[str, str] = {}, harmless_prefixes: Iterable[str] = ()) -> None:  # noqa: B006
+    def finish(self, conclusion: str, harmless: Mapping[str, str] = {}, harmless_prefixes: Iterable[str] = ()) -> None:
         """Refuse if there was a problem or if a key was not read. `harmless` maps keys to why they may be ignored."""
         prefixes = tuple(harmless_prefixes)
         left = [key for key in self._unread if key not in harmless and not (prefixes and key.startswith(prefixes))]

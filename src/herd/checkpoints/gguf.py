@@ -148,7 +148,7 @@ def _value(reader: BoundedReader, key: str) -> Any:
     elif element in NUMBER_BYTES or element == BOOL:
         size = NUMBER_BYTES.get(element, 1)
         if count > reader.remaining // size:
-            reader.fail(f"the length of {key!a}", count, f"at most {reader.remaining // size}, as many as the rest of the file holds", at + 8)
+            reader.fail(f"the length of {key!a}", count, f"at most {reader.remaining // size}, which the rest of the file holds", at + 8)
         reader.take(count * size, key)
     else:
         reader.fail(f"the element type of {key!a}", element, "0 to 8 or 10 to 12", at + 4)
@@ -220,4 +220,4 @@ def _unreadable(name: str, kind: int) -> str:
         return f"{name!a} is stored as {OTHER_TYPES[kind]} (type {kind}), which herd does not read. Take a file of one of these: {read}."
     if kind in REMOVED_TYPES:
         return f"{name!a} is stored as {REMOVED_TYPES[kind]} (type {kind}), which GGUF has given up. Take a file of one of these: {read}."
-    return f"{name!a} has the type {kind}, which is none that GGUF defines. The file is damaged, or newer than this herd, which reads {read}."
+    return f"{name!a} has the type {kind}, which GGUF does not define. The file is damaged, or newer than this herd, which reads {read}."

@@ -88,22 +88,24 @@ def _further_parts(path: Path, first: GgufFile) -> list[GgufFile]:
         if declared in (0, 1) and not match:
             return []
         raise FileProblem(
-            f"{path.name}: split.count is {shown(declared)} and the name says {count}. Parts must be called <name>-00001-of-0000N.gguf, as they "
-            "were published."
+            f"{path.name}: split.count is {shown(declared)} and the name says {count}. "
+            "Parts must be called <name>-00001-of-0000N.gguf, as they were published."
         )
     assert match is not None
     if int(match["part"]) != 1 or first.metadata.get("split.no", 0) != 0:
-        raise FileProblem(f"{path.name}: is a later part of a split model. Open its first part, {match['base']}-00001-of-{match['parts']}.gguf.")
+        beginning = f"{match['base']}-00001-of-{match['parts']}.gguf"
+        raise FileProblem(f"{path.name}: is a later part of a split model. Open its first part, {beginning}.")
     parts = []
     for number in range(2, count + 1):
         part_path = path.with_name(f"{match['base']}-{number:05d}-of-{match['parts']}.gguf")
         if not part_path.exists():
             raise FileProblem(f"{part_path.name}: is missing beside {path.name}; the model has {count} parts and all are needed.")
         part = read_gguf(MappedFile(part_path))
-        if part.metadata.get("split.no") != number - 1 or part.metadata.get("split.count") != count:
+        says = (part.metadata.get("split.no"), part.metadata.get("split.count"))
+        if says != (number - 1, count):
             raise FileProblem(
-                f"{part_path.name}: says it is part {shown(part.metadata.get('split.no'))} (from 0) of {shown(part.metadata.get('split.count'))}; "
-                f"its name says part {number - 1} of {count}. The parts were renamed or come from different models."
+                f"{part_path.name}: split.no and split.count are {shown(says)}; by its name they must be {number - 1} and {count}. "
+                "The parts were renamed or come from different models."
             )
         if odd := [key for key in part.metadata if not key.startswith(("split.", "general."))]:
             raise FileProblem(f"{part_path.name}: has the key {odd[0]!a}; only the first part of a split model carries such keys.")
@@ -115,7 +117,8 @@ def _all_tensors(parts: list[GgufFile]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for part in parts:
         if twice := next((name for name in part.tensors if name in tensors), None):
-            raise FileProblem(f"{part.file.name}: holds {twice!a}, which {tensors[twice].file.name} holds too. The parts do not belong together.")
+            other = tensors[twice].file.name
+            raise FileProblem(f"{part.file.name}: holds {twice!a}, which {other} holds too. The parts do not belong together.")
         tensors |= part.tensors
     declared = parts[0].metadata.get("split.tensors.count", len(tensors))
     if declared != len(tensors):
@@ -176,10 +179,8 @@ def _kind(r: ConfigReader, metadata: Metadata, where: str) -> None:
 
 def _vocab_size(r: ConfigReader, metadata: Metadata, tensors: Mapping[str, StoredTensor]) -> int:
     """Declared, listed and stored vocabularies must have one size."""
-    if "token_embd.weight" in tensors and len(shape := tensors["token_embd.weight"].shape) == 2:
-        rows = shape[0]
-    else:
-        rows = 0
+    embed = tensors.get("token_embd.weight")
+    rows = embed.shape[0] if embed is not None and len(embed.shape) == 2 else 0
     vocab_size = r.integer("llama.vocab_size", "vocab_size", highest=MAX_VOCABULARY, default=max(1, rows))
     if rows and rows != vocab_size:
         r.problem(f"llama.vocab_size is {vocab_size} and token_embd.weight has {rows} rows")
@@ -234,7 +235,7 @@ def _yarn(r: ConfigReader, factor: float) -> rope.Yarn:
 
 def _divisors(r: ConfigReader, tensor: StoredTensor, width: int) -> rope.Divisors | None:
     if tensor.shape != (width // 2,) or tensor.dtype not in (F32, F16):
-        r.problem(f"rope_freqs.weight is {tensor.dtype.name} {list(tensor.shape)}; allowed is f32 or f16 [{width // 2}], one divisor per pair")
+        r.problem(f"rope_freqs.weight is {tensor.dtype.name} {list(tensor.shape)}; allowed is f32 or f16 [{width // 2}], one per pair")
         return None
     values = tensor.rows().view(np.float32 if tensor.dtype is F32 else np.float16).ravel().tolist()
     if not all(1e-6 <= value <= 1e6 for value in values):

@@ -14,6 +14,45 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Checks every key and tensor, touches no weight. `FileProblem` says what is wrong, where, and what to do.
     """
     path = Path(path)
-    from herd.checkpoints.gguf_llama import open_gguf
+    if not path.exists():
+        raise FileProblem(f"{path}: does not exist.")
+    try:
+        return _open_folder(path) if path.is_dir() else _open_file(path)
+    except OSError as problem:
+        raise FileProblem(f"{problem.filename or path}: cannot be read: {problem.strerror}.") from problem
 
-    return open_gguf(path)
+
+def _open_folder(folder: Path) -> Checkpoint:
+    if (folder / "config.json").exists():
+        from herd.checkpoints.huggingface import open_huggingface
+
+        return open_huggingface(folder)
+    if (folder / "params.json").exists():
+        raise FileProblem(
+            f"{folder}: is a model in Meta's own layout (params.json, *.pth), which this release does not read. "
+            "Take the same model as a Hugging Face folder with safetensors, or as a GGUF file."
+        )
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    hint = f" Open one of its GGUF files: {', '.join(files[:5])}." if files else ""
+    raise FileProblem(f"{folder}: is no model folder: it has no config.json.{hint}")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] == b"GGUF" or path.suffix == ".gguf":
+        from herd.checkpoints.gguf_llama import open_gguf
+
+        return open_gguf(path)
+    if path.suffix == ".safetensors":
+        raise FileProblem(f"{path}: holds weights alone. Open the folder that it is in, {path.parent}, which has config.json too.")
+    if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt", ".pkl"):
+        raise FileProblem(
+            f"{path}: is a PyTorch pickle, which is not read: it can run code. Take the model as safetensors or GGUF, or save it "
+            "again as safetensors in a program that you trust it with."
+        )
+    if path.suffix == ".bin":
+        from herd.checkpoints.llama2c import open_llama2c
+
+        return open_llama2c(path)
+    raise FileProblem(f"{path}: is no model file that herd knows: GGUF (.gguf) or llama2.c (.bin), or a folder in Hugging Face layout.")

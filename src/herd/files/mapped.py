@@ -43,7 +43,7 @@ class MappedFile:
     def check_unchanged(self) -> None:
         """`FileProblem` if the file has another size than when it was opened."""
         if self._descriptor is not None and (size := os.fstat(self._descriptor).st_size) != self.size:
-            raise FileProblem(f"{self.path}: had {self.size} bytes when it was opened and has {size} now. Leave the file alone while it is in use.")
+            raise FileProblem(f"{self.path}: had {self.size} bytes when it was opened and has {size} now. Do not change it while in use.")
 
     def drop_pages(self, offset: int, length: int) -> None:
         """Give the memory of the whole pages inside this range back; reading them again fetches them from the file."""

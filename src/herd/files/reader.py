@@ -39,7 +39,7 @@ class BoundedReader:
     def fail(self, field: str, found: object, allowed: str, offset: int | None = None) -> NoReturn:
         """Raise the `FileProblem` for `field`, which starts at `offset` (by default: the present position)."""
         at = self.offset if offset is None else offset
-        raise FileProblem(f"{self.name}: at byte {at}, {field} is {found}; allowed is {allowed}. The file is damaged or was made to mislead.")
+        raise FileProblem(f"{self.name}: at byte {at}, {field} is {found}; allowed is {allowed}. The file is damaged, or made to mislead.")
 
     def need(self, count: int, field: str) -> None:
         """Refuse unless `count` more bytes are there."""

@@ -1,0 +1,125 @@
+"""Folders in Hugging Face layout: config.json, model.safetensors or its shards, and the files about text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from herd.checkpoints import names
+from herd.checkpoints.account import account, check_config
+from herd.checkpoints.checkpoint import Checkpoint, Fact, Interleaved, SameBytes, Source, StoredTensor
+from herd.checkpoints.config_reader import shown
+from herd.checkpoints.folder import inside
+from herd.checkpoints.huggingface_config import FILE, read_config
+from herd.checkpoints.huggingface_text import read_about
+from herd.checkpoints.safetensors import Entry, read_safetensors
+from herd.dtypes import BF16, F16, F32, DType
+from herd.errors import FileProblem
+from herd.files import MappedFile, read_json
+from herd.models import llama
+from herd.models.weights import TensorSpec
+
+DTYPES: dict[str, DType] = {"F32": F32, "F16": F16, "BF16": BF16}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INV_FREQ = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def open_huggingface(folder: Path) -> Checkpoint:
+    """Open a folder with config.json."""
+    values = read_json(inside(folder, FILE, folder.name))
+    facts: dict[str, Fact] = {}
+    cfg = read_config(values, FILE, facts)
+    entries = _entries(folder)
+    check_config(cfg, FILE, len(entries))
+    about = read_about(folder, values, cfg.vocab_size, facts)
+    specs = tuple(llama.tensors(cfg))
+    sources = _sources(cfg, specs, entries, folder.name)
+    files = {id(entry.file): entry.file for entry in entries.values()}
+    dtypes = sorted({entry.dtype.lower() for entry in entries.values()})
+    facts["stored_as"] = Fact(", ".join(dtypes), f"the headers of {len(files)} safetensors file{'s' * (len(files) > 1)}")
+    return Checkpoint(
+        path=folder, layout="huggingface", config=cfg, specs=specs, sources=sources, files=list(files.values()), about=about
+    )
+
+
+def _sources(cfg: llama.LlamaConfig, specs: tuple[TensorSpec, ...], entries: Mapping[str, Entry], where: str) -> dict[str, Source]:
+    harmless = {name: "a table of rotary frequencies, which follow from the config" for name in entries if INV_FREQ.fullmatch(name)}
+    if cfg.tied_embeddings and "lm_head.weight" in entries:
+        harmless["lm_head.weight"] = "compared with the embedding, which it must equal, when that is read"
+    unreadable = [
+        f"{shown(entry.name)} is stored as {entry.dtype}; F32, F16 and BF16 are read"
+        for entry in entries.values()
+        if entry.dtype not in DTYPES and entry.name not in harmless
+    ]
+    tensors = {entry.name: _stored(entry) for entry in entries.values() if entry.dtype in DTYPES}
+    found = account(specs, tensors, names.HUGGING_FACE, where, harmless, unreadable)
+    sources: dict[str, Source] = dict(found)
+    for spec in specs:
+        if spec.rotary_heads:
+            sources[spec.name] = Interleaved(found[spec.name], spec.rotary_heads)
+    if cfg.tied_embeddings and "lm_head.weight" in entries:
+        head, embed = entries["lm_head.weight"], entries["model.embed_tokens.weight"]
+        if (head.shape, head.dtype) != (embed.shape, embed.dtype):
+            raise FileProblem(
+                f"{where}: lm_head.weight is {head.dtype} {list(head.shape)} and model.embed_tokens.weight is {embed.dtype} "
+                f"{list(embed.shape)}, but config.json says tie_word_embeddings: true, so that both are one matrix."
+            )
+        sources["embed"] = SameBytes(found["embed"], tensors["lm_head.weight"])
+    return sources
+
+
+def _stored(entry: Entry) -> StoredTensor:
+    return StoredTensor(entry.name, DTYPES[entry.dtype], entry.shape, entry.file, entry.offset)
+
+
+def _entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the folder, each in exactly one file."""
+    single, index = (folder / SINGLE).exists(), (folder / INDEX).exists()
+    if single and index:
+        raise FileProblem(f"{folder}: has both {SINGLE} and {INDEX}, which may disagree. Remove the one that is not meant.")
+    if single:
+        return read_safetensors(MappedFile(inside(folder, SINGLE, folder.name)))
+    if index:
+        return _sharded(folder, read_json(inside(folder, INDEX, folder.name)))
+    raise FileProblem(f"{folder}: has {FILE} but neither {SINGLE} nor {INDEX}.{_other_weights(folder)}")
+
+
+def _sharded(folder: Path, index: dict[str, Any]) -> dict[str, Entry]:
+    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
+    if set(index) - {"weight_map", "metadata"} or not isinstance(weight_map, dict) or not isinstance(metadata, dict):
+        raise FileProblem(f"{INDEX}: has the keys {shown(sorted(index))}; expected are the objects weight_map and metadata.")
+    if not weight_map or not all(isinstance(shard, str) and shard.endswith(".safetensors") for shard in weight_map.values()):
+        raise FileProblem(f"{INDEX}: weight_map must give the name of a .safetensors file for each tensor.")
+    shards = sorted(set(weight_map.values()))
+    paths = {shard: inside(folder, shard, INDEX) for shard in shards}
+    present = {path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)}
+    if extra := sorted(present - set(paths)):
+        raise FileProblem(f"{INDEX}: does not name {shown(extra)}, which is in the folder too. The shards of two models are mixed.")
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        for name, entry in read_safetensors(MappedFile(paths[shard])).items():
+            if name in entries:
+                other = entries[name].file.name
+                raise FileProblem(f"{shard}: holds {shown(name)}, which {other} holds too; a tensor belongs in one shard.")
+            if weight_map.get(name) != shard:
+                raise FileProblem(f"{shard}: holds {shown(name)}, for which {INDEX} names {shown(weight_map.get(name))}.")
+            entries[name] = entry
+    if missing := [name for name in weight_map if name not in entries]:
+        raise FileProblem(f"{INDEX}: places {shown(missing)} in {shown(weight_map[missing[0]])}, which does not hold it.")
+    total = metadata.get("total_size")
+    stored = sum(entry.num_bytes for entry in entries.values())
+    if total is not None and total != stored:
+        raise FileProblem(f"{INDEX}: total_size is {shown(total)} and the shards hold {stored} bytes. They are from different models.")
+    return entries
+
+
+def _other_weights(folder: Path) -> str:
+    """What to do about the weights that a folder has instead."""
+    if next(folder.glob("*.bin"), None) or next(folder.glob("*.pth"), None):
+        return " Its weights are pickles (.bin, .pth), which are not read: they can run code. Save the model again as safetensors."
+    if next(folder.glob("*.gguf"), None):
+        return " It has a GGUF file: open that file itself."
+    return ""
