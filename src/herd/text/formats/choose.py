@@ -6,6 +6,9 @@ import re
 
 from herd.errors import UsageError
 from herd.text.formats.chatml import ChatML
+from herd.text.formats.llama2 import Llama2
+from herd.text.formats.llama3 import Llama3
+from herd.text.formats.llama4 import Llama4
 from herd.text.formats.parts import ChatFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -18,16 +21,24 @@ _CHATML = re.compile(
     r"\{% endfor %\}\{% if add_generation_prompt %\}\{\{ '<\|im_start\|>assistant(?:\n|\\n)' \}\}\{% endif %\}\s*"
 )
 
+_BY_NAME: dict[str, ChatFormat] = {
+    "chatml": ChatML(),
+    "llama2": Llama2(),
+    "llama3": Llama3(has_dates=False),
+    "llama3.1": Llama3(has_dates=True),
+    "llama4": Llama4(),
+}
+
 
 def choose_format(tokenizer: Tokenizer, template: str | None, hint: str | None = None) -> ChatFormat | None:
     """The chat format of a model, or None for one that has none (a base model).
 
-    template: the model's own Jinja template. hint: a format's name, "chatml"; it wins over the template.
+    template: the model's own Jinja template. hint: a format's name; it wins over the template.
     """
-    if hint == "chatml":
-        return ChatML()
     if hint is not None:
-        raise UsageError(f"there is no chat format {hint!r}; known are chatml.")
+        if hint not in _BY_NAME:
+            raise UsageError(f"there is no chat format {hint!r}; known are {', '.join(_BY_NAME)}.")
+        return _BY_NAME[hint]
     if template is None:
         return None
     found = _CHATML.fullmatch(template)

@@ -1,0 +1,85 @@
+"""Llama 2-Chat (also Code Llama 7B to 34B Instruct): `[INST] user [/INST] answer`, one encoding per pair of turns.
+
+    <s> [INST] <<SYS>>\\n{system}\\n<</SYS>>\\n\\n{user} [/INST] {answer} </s> <s> [INST] {user} [/INST]
+
+The tags are plain text, not tokens, so a message that contains one could end its own turn: such messages are refused, as Meta's
+code does. The system message becomes part of the first user message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from herd.errors import FileProblem, UsageError
+from herd.text.formats.parts import ends
+from herd.text.messages import Message, Role
+from herd.text.tokenizer import Tokenizer
+
+_TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Llama2:
+    """The format has nothing to choose."""
+
+    @property
+    def name(self) -> str:
+        return "llama2"
+
+    def render(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True, date: str | None = None
+    ) -> list[int]:
+        """See `ChatFormat.render`. The prompt for an answer is the end of the user's turn, so `add_generation_prompt` only asks
+        that the user speaks last; the format has no date."""
+        if tokenizer.bos_id is None or not tokenizer.eos_ids:
+            raise FileProblem("the chat format llama2 needs BOS and EOS tokens, which this model's vocabulary does not name.")
+        turns = pairs(messages)
+        if add_generation_prompt and turns[-1][1] is not None:
+            raise UsageError("the last message is the assistant's; the chat format llama2 answers a user's message.")
+        ids: list[int] = []
+        for user, answer in turns:
+            text = _turn(user, answer)
+            ids += [tokenizer.bos_id, *tokenizer.encode(text, bos=False)]
+            if answer is not None:
+                ids.append(tokenizer.eos_ids[0])
+        return ids
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """EOS."""
+        return ends(tokenizer, ("</s>",))
+
+
+def pairs(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
+    """(user, answer) turns with the system message folded into the first; the last answer may be missing.
+
+    `UsageError` for another order of roles, and for messages that contain the format's tags.
+    """
+    for index, message in enumerate(messages):
+        tag = next((tag for tag in _TAGS if tag in message.content), None)
+        if tag is not None:
+            raise UsageError(f"messages[{index}] contains {tag}, which would start or end a turn in the chat format llama2.")
+    system = messages[0].content if messages and messages[0].role is Role.SYSTEM else None
+    rest = list(messages[1:] if system is not None else messages)
+    for index, message in enumerate(rest):
+        expected = Role.ASSISTANT if index % 2 else Role.USER
+        if message.role is not expected:
+            at = index + (system is not None)
+            raise UsageError(
+                f"messages[{at}].role is {message.role.value}; the chat format llama2 takes one system message at most, first, and then"
+                f" user and assistant in turn, so {expected.value} is expected here."
+            )
+    if not rest:
+        raise UsageError("the conversation has no user message; the chat format llama2 needs one.")
+    users = [message.content for message in rest[::2]]
+    if system is not None:
+        users[0] = f"<<SYS>>\n{system}\n<</SYS>>\n\n{users[0]}"
+    answers = [*(message.content for message in rest[1::2]), None]
+    return list(zip(users, answers, strict=False))
+
+
+def _turn(user: str, answer: str | None) -> str:
+    question = f"[INST] {user.strip()} [/INST]"
+    return question if answer is None else f"{question} {answer.strip()} "
