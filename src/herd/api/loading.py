@@ -1,0 +1,152 @@
+"""From a name to a loaded model. With the terminal the only place that chooses a backend.
+
+name | file | folder --find_model--> path --open--> checkpoint --backend--> engine --> Model
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from herd.api.model import Model, Words, did_you_mean
+from herd.errors import UsageError
+from herd.family.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from herd.backends.base import Backend
+    from herd.checkpoints.checkpoint import Checkpoint
+    from herd.family.finding import Found
+
+BACKENDS = ("cpu", "reference")
+DEVICES = ("cpu",)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+ACTIVATIONS = ("int8", "float32")
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    backend: str = "cpu",
+    threads: int | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    activations: str = "int8",
+    adapter: str | os.PathLike[str] | None = None,
+    context: int | None = None,
+    progress: Progress = silent,
+) -> Model:
+    """A model, ready to answer.
+
+    model        a name that `herd models` lists (fetched if it is not here, unless offline), a .gguf file, a folder in
+                 Hugging Face layout, or a llama2.c .bin file
+    backend      "cpu", or "reference" (numpy; slow, the definition of right)
+    threads      None: one per physical core that this process may use
+    dtype        convert plain weights to this; None: as stored
+    activations  what block-quantised weights are multiplied with: "int8" (fast) or "float32" (exact)
+    adapter      a LoRA adapter's folder, in PEFT's layout
+    context      tokens of prompt and answer together; None: what the model was trained for, if memory allows
+    progress     is told while the model is fetched
+
+    `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
+    """
+    _check_choices(backend, device, dtype, activations)
+    _check_count("threads", threads, 1024)
+    _check_count("context", context, 2**31 - 1)
+    from herd.checkpoints.open import open_checkpoint
+    from herd.family.finding import find_model
+
+    found = find_model(model, progress=progress)
+    checkpoint = open_checkpoint(found.path)
+    try:
+        return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context))
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """What `load` was asked for, checked."""
+
+    backend: str
+    threads: int | None
+    device: str
+    dtype: str | None
+    activations: str
+    adapter: str | os.PathLike[str] | None
+    context: int | None
+
+
+def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
+    """Checkpoint -> backend -> engine -> model."""
+    from herd.engine.engine import Engine
+
+    config = checkpoint.config
+    if choices.context is not None and choices.context > config.context_length:
+        raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
+    words = _words(checkpoint)
+    backend = _backend(checkpoint, choices)
+    try:
+        engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
+        return Model(found, checkpoint, engine, words)
+    except BaseException:
+        backend.close()
+        raise
+
+
+def _stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
+    """Tokens that end an answer: what the files name as ends, and every control token that is one by its name."""
+    return {*checkpoint.stop_ids, *(words.tokenizer.stop_ids if words.tokenizer is not None else ())}
+
+
+def _words(checkpoint: Checkpoint) -> Words:
+    source = checkpoint.tokenizer
+    if source is None:
+        return Words()
+    from herd.text.formats import choose_format
+    from herd.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
+    return Words(tokenizer, choose_format(tokenizer, checkpoint.chat_template))
+
+
+def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
+    from herd.backends.base import BackendOptions
+
+    options = BackendOptions(threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device)
+    leaf = checkpoint.leaf
+    if choices.adapter is not None:
+        from herd.checkpoints.adapter import open_adapter
+
+        leaf = open_adapter(Path(choices.adapter), checkpoint.config).leaf_over(checkpoint.leaf)
+    if choices.backend == "reference":
+        from herd.backends.reference import ReferenceBackend
+
+        return ReferenceBackend(checkpoint.config, leaf, options)
+    from herd.backends.cpu import CpuBackend
+
+    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages)
+
+
+def _check_choices(backend: str, device: str, dtype: str | None, activations: str) -> None:
+    """`UsageError` for a value that no backend has."""
+    if backend == "torch":
+        raise UsageError("backend 'torch' is not part of this version; use 'cpu' or 'reference'.")
+    _check_choice("backend", backend, BACKENDS)
+    _check_choice("device", device, DEVICES)
+    _check_choice("activations", activations, ACTIVATIONS)
+    if dtype is not None:
+        _check_choice("dtype", dtype, DTYPES)
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} is {value!r:.60}{did_you_mean(value, known)} It must be {' or '.join(map(repr, known))}.")
+
+
+def _check_count(name: str, value: int | None, most: int) -> None:
+    if value is not None and (type(value) is not int or not 1 <= value <= most):
+        raise UsageError(f"{name} is {value!r:.60}; it must be a whole number from 1 to {most}.")

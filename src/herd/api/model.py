@@ -1,0 +1,293 @@
+"""What `herd.load` gives: a model that can be asked, and what it answers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from herd.errors import FileProblem, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from herd.backends.base import MemoryUse
+    from herd.checkpoints.checkpoint import Checkpoint, Fact
+    from herd.engine.engine import Engine
+    from herd.family.finding import Found
+    from herd.models.llama import LlamaConfig
+    from herd.providers.base import ChatRequest, Event, ModelFacts, TokenLogprob, Usage
+    from herd.providers.local import LocalProvider
+    from herd.sampling.params import SamplingParams
+    from herd.sampling.stop import StopReason
+    from herd.text.formats import ChatFormat
+    from herd.text.messages import Message
+    from herd.text.tokenizer import Tokenizer
+
+META_SAMPLING = {"temperature": 0.6, "top_p": 0.9}
+"""What Meta's own programs sample with; used for a model that recommends nothing itself."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One answer.
+
+    token_ids    of the answer, the token that ended it included
+    logprobs     natural-log probability of each of them, from the model's distribution before temperature
+    top          per token the alternatives (id, log-probability) that `logprobs=N` asked for
+    stop_reason  why no more tokens came; `stop_text` is the stop text that was met, if one was
+    usage        counts and wall times
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    stop_reason: StopReason
+    stop_text: str | None
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+    usage: Usage
+    model_name: str
+    decoded: str | None
+
+    @property
+    def text(self) -> str:
+        """The answer as text, up to a stop text. `FileProblem` if the model came without a tokenizer."""
+        if self.decoded is None:
+            raise _no_tokenizer(self.model_name)
+        return self.decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Tokenizer and chat format, where the files have them."""
+
+    tokenizer: Tokenizer | None = None
+    chat_format: ChatFormat | None = None
+
+
+@final
+class Model:
+    """A loaded model: logits, answers and chats. Close it, or use it in a `with` block, to give its memory back."""
+
+    def __init__(self, found: Found, checkpoint: Checkpoint, engine: Engine, words: Words) -> None:
+        from herd.providers.local import LocalProvider
+
+        self._found = found
+        self._checkpoint = checkpoint
+        self._engine = engine
+        self._words = words
+        self._provider = LocalProvider(engine, words.tokenizer, words.chat_format, _model_facts(found, checkpoint, engine, words))
+
+    @property
+    def name(self) -> str:
+        """The release's name, or that of the file or folder."""
+        return self._found.name
+
+    @property
+    def path(self) -> Path:
+        """The file or folder it was loaded from."""
+        return self._found.path
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The facts of its architecture."""
+        return self._checkpoint.config
+
+    @property
+    def facts(self) -> Mapping[str, Fact]:
+        """What its files say about it, and where they say it."""
+        return self._checkpoint.facts
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The opened files."""
+        return self._checkpoint
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Words to tokens and back. `FileProblem` if the model came without one."""
+        if self._words.tokenizer is None:
+            raise _no_tokenizer(self.name)
+        return self._words.tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model came with a tokenizer; without one it has token ids and no texts."""
+        return self._words.tokenizer is not None
+
+    @property
+    def provider(self) -> LocalProvider:
+        """The same model as a `Provider` (chats, completions) and a `Scorer` (measures)."""
+        return self._provider
+
+    @property
+    def fingerprint(self) -> str:
+        """Everything that may change bits: backend, version, instruction set, number formats."""
+        return self._engine.backend.fingerprint
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Token ids [T] -> logits_TV, float32: the whole model's output at every position."""
+        import numpy as np
+
+        rows = list(self._provider.logits(tokens))
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def generate(
+        self, prompt: str | Sequence[int], *, max_tokens: int | None = None, stop: str | Iterable[str] = (), **sampling: Any
+    ) -> Output:
+        """Continues a text or token ids.
+
+        max_tokens None: to the end of the context. `stop` are texts that end the answer. `sampling` are the fields of
+        `SamplingParams` (temperature, top_k, top_p, min_p, penalties, logit_bias, seed, logprobs); what is not given comes
+        from the model's own recommendation. `temperature=0.0` always takes the likeliest token.
+        """
+        from herd.providers.base import CompletionRequest
+
+        ids = self._prompt_ids(prompt)
+        request = CompletionRequest(prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=_stop_texts(stop))
+        return self.collect(ids, self._provider.complete(request))
+
+    def chat(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Iterable[str] = (),
+        date: str | None = None,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """Answers a conversation with a stream of events: `text` pieces, then `finished` (or `failed`).
+
+        Messages are dictionaries with role and content. Closing the iterator early stops the answer. `date` is for formats
+        that tell the model what day it is. The rest as in `generate`.
+        """
+        return self._provider.chat(self.chat_request(messages, max_tokens=max_tokens, stop=stop, date=date, **sampling))
+
+    def chat_request(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Iterable[str] = (),
+        date: str | None = None,
+        **sampling: Any,
+    ) -> ChatRequest:
+        """What `chat` asks the provider, with this model's defaults filled in."""
+        from herd.providers.base import ChatRequest
+        from herd.text.messages import read_messages
+
+        params = self.sampling(sampling)
+        return ChatRequest(messages=read_messages(messages), sampling=params, max_tokens=max_tokens, stop=_stop_texts(stop), date=date)
+
+    def chat_token_ids(self, request: ChatRequest) -> list[int]:
+        """The prompt that a chat request becomes. `UsageError` if the model has no chat format."""
+        if self._words.chat_format is None:
+            raise UsageError(f"{self.name} has no chat format: it is a base model, or its template is not known.")
+        return self._words.chat_format.render(request.messages, self.tokenizer, date=request.date)
+
+    def sampling(self, given: Mapping[str, Any]) -> SamplingParams:
+        """The model's recommended sampling with what was given put over it. `UsageError` for an unknown name."""
+        from herd.sampling.params import SamplingParams
+
+        known = SamplingParams.names()
+        for name in given:
+            if name not in known:
+                raise UsageError(f"{name!r} is not a sampling parameter{did_you_mean(name, known)} Known are {', '.join(known)}.")
+        values = {name: value for name, value in self.recommended_sampling().items() if name in known}
+        return SamplingParams(**{**values, **{name: value for name, value in given.items() if value is not None}})
+
+    def recommended_sampling(self) -> Mapping[str, float]:
+        """What the model's files recommend; else its release; else Meta's own values."""
+        release = self._found.release
+        return self._checkpoint.sampling_defaults or (release.sampling if release is not None else None) or META_SAMPLING
+
+    def memory(self) -> MemoryUse:
+        """Bytes that are held, by what for."""
+        return self._engine.backend.memory()
+
+    def close(self) -> None:
+        """Gives memory and files back. Idempotent."""
+        self._engine.close()
+        self._checkpoint.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<herd.Model {self.name} on {self._engine.backend.name}>"
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        try:
+            return list(prompt)
+        except TypeError as error:
+            raise UsageError(f"prompt is {type(prompt).__name__}; expected a text or token ids.") from error
+
+    def collect(self, prompt_token_ids: Sequence[int], events: Iterable[Event]) -> Output:
+        """Reads an answer's events to their end. Raises what made it fail."""
+        from herd.providers.base import Called, Failed, Finished, Text
+
+        texts: list[str] = []
+        tokens: list[TokenLogprob] = []
+        for event in events:
+            match event:
+                case Text(text, more):
+                    texts.append(text)
+                    tokens.extend(more)
+                case Called():
+                    raise AssertionError("no tools were offered")
+                case Failed(error):
+                    raise error
+                case Finished() as end:
+                    return Output(
+                        token_ids=tuple(item.token for item in tokens),
+                        logprobs=tuple(item.logprob for item in tokens),
+                        top=tuple(item.top for item in tokens),
+                        stop_reason=end.stop_reason,
+                        stop_text=end.stop_text,
+                        prompt_token_ids=tuple(prompt_token_ids),
+                        seed=end.seed,
+                        usage=end.usage,
+                        model_name=self.name,
+                        decoded="".join(texts) if self.has_tokenizer else None,
+                    )
+        raise AssertionError("an answer ended without saying how")
+
+
+def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine, words: Words) -> ModelFacts:
+    from herd.providers.base import ModelFacts
+
+    return ModelFacts(
+        name=found.name,
+        context_length=engine.max_length,
+        vocab_size=checkpoint.config.vocab_size,
+        fingerprint=engine.backend.fingerprint,
+        chat_format=words.chat_format.name if words.chat_format is not None else None,
+        sources={key: fact.source for key, fact in checkpoint.facts.items()},
+    )
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name."""
+    close = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
+    """One text or several; checked by the request."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _no_tokenizer(name: str) -> FileProblem:
+    return FileProblem(
+        f"{name} came without a tokenizer, so it has token ids and no texts. Put a tokenizer.json beside it, or use token ids."
+    )

@@ -1,0 +1,233 @@
+"""`herd chat`: a conversation in the terminal, or one line at a time from a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from herd.cli.options import SAMPLING, Examples, given, load_model, loading_options, readable, sampling_options
+from herd.errors import HerdError, UsageError
+
+if TYPE_CHECKING:
+    from herd.api import Model
+    from herd.providers.base import Finished, Usage
+
+HELP = """\
+/help           this list
+/system TEXT    who the model should be; starts over (without TEXT: shows it)
+/reset          start over, with the same system text
+/save FILE      keep the conversation as JSON
+/stats          speed and length of the last answer
+/exit           end (also Ctrl-D)
+A line that ends with \\ goes on in the next. Ctrl-C stops an answer."""
+HISTORY_LINES = 1000
+
+
+@click.command(
+    cls=Examples,
+    examples="""
+    herd chat                                    the default model, fetched if it is not here
+    herd chat llama-3.2-1b-instruct --system "Answer in one sentence."
+    herd chat ./model.gguf --temperature 0.2
+    printf 'Hello\\nAnd again\\n' | herd chat     one message per line, from a pipe
+    """,
+)
+@click.argument("model", required=False)
+@click.option("--system", metavar="TEXT", help="Who the model should be.")
+@sampling_options
+@loading_options
+def chat(model: str | None, system: str | None, **options: Any) -> None:
+    """Talk to MODEL. /help lists what you can say besides."""
+    from herd.cli.output import is_terminal
+    from herd.family.catalogue import DEFAULT_NAME
+
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError("Standard input is closed, so there is nobody to talk to.")
+    is_person = is_terminal(sys.stdin)
+    with load_model(model or DEFAULT_NAME, options) as loaded:
+        request = {**given(options, SAMPLING), "max_tokens": options["max_tokens"], "stop": options["stop"]}
+        conversation = Conversation(loaded, None if system is None else readable(system, "--system"), request)
+        conversation.check()
+        if is_person:
+            click.echo(f"{loaded.name}, {loaded.provider.facts.context_length:,} tokens of context. /help lists what you can say.")
+        with _history(is_person):
+            for line in _lines(is_person):
+                if not conversation.hear(line):
+                    return
+
+
+class Conversation:
+    """What was said so far, and what to do with the next line."""
+
+    def __init__(self, model: Model, system: str | None, request: dict[str, Any]) -> None:
+        self._model = model
+        self._system = system
+        self._request = request
+        self._last: Finished | None = None
+        self.messages: list[dict[str, str]] = []
+        self._start_over()
+
+    def check(self) -> None:
+        """`UsageError` now, and not after the first message, if this model cannot chat or an option is impossible."""
+        messages = [*self.messages, {"role": "user", "content": "?"}]
+        self._model.chat_token_ids(self._model.chat_request(messages, **self._request))
+
+    def hear(self, line: str) -> bool:
+        """Answers a message or obeys a command; False ends the conversation."""
+        text = line.strip()
+        if not text:
+            return True
+        if not text.startswith("/"):
+            self._answer(text)
+            return True
+        name, _, rest = text.partition(" ")
+        try:
+            return self._obey(name, rest.strip())
+        except HerdError as error:
+            click.echo(f"Error: {error}", err=True)
+            return True
+
+    def _obey(self, name: str, rest: str) -> bool:
+        match name:
+            case "/help":
+                click.echo(HELP)
+            case "/exit" | "/quit":
+                return False
+            case "/reset":
+                self._start_over()
+                click.echo("Starting over.")
+            case "/system" if rest:
+                self._system = rest
+                self._start_over()
+                click.echo("Starting over with this system text.")
+            case "/system":
+                click.echo(self._system or "There is no system text of yours; the model's own applies.")
+            case "/save":
+                self._save(rest)
+            case "/stats":
+                click.echo(_stats(self._last.usage) if self._last is not None else "There is no answer yet.")
+            case _:
+                raise UsageError(f"{name:.40} is not a command; /help lists them.")
+        return True
+
+    def _answer(self, text: str) -> None:
+        """Streams the answer. What was said stays said, also when Ctrl-C cuts it; a refused message is forgotten."""
+        from herd.cli.output import say
+        from herd.providers.base import Failed, Finished, Text
+
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        try:
+            for event in self._model.chat(self.messages, **self._request):
+                match event:
+                    case Text(piece):
+                        pieces.append(piece)
+                        say(piece)
+                    case Finished():
+                        self._last = event
+                    case Failed(error):
+                        raise error
+        except KeyboardInterrupt:
+            say(" [stopped]")
+        except HerdError as error:
+            click.echo(f"Error: {error}", err=True)
+        say("\n")
+        if pieces:
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+        else:
+            self.messages.pop()
+
+    def _start_over(self) -> None:
+        self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+
+    def _save(self, name: str) -> None:
+        from herd.files import atomic_write
+
+        if not name:
+            raise UsageError("Say where: /save FILE")
+        path = Path(name).expanduser()
+        if path.exists():
+            raise UsageError(f"{path} exists already; choose another name.")
+        value = {"model": self._model.name, "messages": self.messages}
+        with atomic_write(path) as file:
+            file.write(json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
+        click.echo(f"Saved to {path}.")
+
+
+def _stats(usage: Usage) -> str:
+    later = max(usage.completion_tokens - 1, 0)
+    new = usage.prompt_tokens - usage.cached_tokens
+    decode = f"{later / usage.decode_s:.1f} tokens/s" if usage.decode_s and later else "too short to time"
+    prompt = f"{new / usage.prompt_s:.1f} tokens/s" if usage.prompt_s and new else "from the cache"
+    return (
+        f"answer {usage.completion_tokens} tokens, {decode} · prompt {usage.prompt_tokens} tokens "
+        f"({usage.cached_tokens} from the cache), {prompt} · first token after {usage.prompt_s:.2f} s"
+    )
+
+
+def _lines(is_person: bool) -> Iterator[str]:
+    """What is typed or piped in, until it ends. Ctrl-C at the prompt gives a new prompt."""
+    while True:
+        try:
+            line = _line("> " if is_person else "")
+            while line.endswith("\\"):
+                line = f"{line[:-1]}\n{_line('. ' if is_person else '')}"
+        except EOFError:
+            if is_person:
+                click.echo("")
+            return
+        except KeyboardInterrupt:
+            if not is_person:
+                raise
+            click.echo("\n/exit or Ctrl-D ends.")
+            continue
+        yield line
+
+
+def _line(prompt: str) -> str:
+    if prompt:
+        return readable(input(prompt), "What you typed")
+    data = sys.stdin.buffer.readline()
+    if not data:
+        raise EOFError
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"Standard input is not valid UTF-8 (at byte {error.start} of a line). Convert it, for example with iconv."
+        ) from error
+
+
+@contextlib.contextmanager
+def _history(is_person: bool) -> Iterator[None]:
+    """Lines typed earlier, with the arrow keys; kept in a file that only its owner can read. Not keeping it is no error."""
+    if not is_person:
+        yield
+        return
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    from herd.files import home
+
+    path = home() / "chat_history"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.chmod(path, 0o600)
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            readline.write_history_file(path)
+            os.chmod(path, 0o600)

@@ -1,0 +1,117 @@
+"""Options that several commands share, and help that leads with examples."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from herd.api import Model
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
+
+
+class Examples(click.Command):
+    """A command whose help shows how it is used before what it takes."""
+
+    def __init__(self, *args: Any, examples: str = "", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._examples = textwrap.dedent(examples).strip("\n").rstrip()
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_help_text(ctx, formatter)
+        if self._examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self._examples.splitlines()))
+        formatter.write("\n")
+        self.format_usage(ctx, formatter)
+        self.format_options(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+
+
+def _go_offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from herd.family.offline import go_offline
+
+        go_offline()
+
+
+def offline_option(function: F) -> F:
+    """--offline, which every command takes."""
+    return click.option(
+        "--offline", is_flag=True, expose_value=False, callback=_go_offline, help="Nothing leaves this machine (also: HERD_OFFLINE=1)."
+    )(function)
+
+
+def _group(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+loading_options: Callable[[Any], Any] = _group(
+    [
+        click.option("--backend", default="cpu", show_default=True, metavar="NAME", help="What computes: cpu or reference."),
+        click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: one per core]"),
+        click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Where it computes."),
+        click.option("--dtype", metavar="NAME", help="Convert plain weights: float32, bfloat16, float16.  [default: as stored]"),
+        click.option(
+            "--activations", default="int8", show_default=True, metavar="NAME", help="For quantised weights: int8 or float32 (exact)."
+        ),
+        click.option("--adapter", metavar="FOLDER", help="A LoRA adapter in PEFT's layout."),
+        click.option("--context", type=int, metavar="N", help="Context length in tokens.  [default: the model's, if memory allows]"),
+        offline_option,
+    ]
+)
+
+sampling_options: Callable[[Any], Any] = _group(
+    [
+        click.option("-n", "--max-tokens", type=int, metavar="N", help="Longest answer.  [default: to the end of the context]"),
+        click.option("-t", "--temperature", type=float, metavar="X", help="0 always takes the likeliest token.  [default: the model's]"),
+        click.option("--top-k", type=int, metavar="N", help="Only the N likeliest tokens; 0 for all."),
+        click.option("--top-p", type=float, metavar="X", help="The likeliest tokens that reach probability X together."),
+        click.option("--min-p", type=float, metavar="X", help="Only tokens with at least this share of the likeliest one's probability."),
+        click.option("--repetition-penalty", type=float, metavar="X", help="Above 1: what was said becomes less likely."),
+        click.option("--presence-penalty", type=float, metavar="X", help="Taken off once for tokens of the answer so far."),
+        click.option("--frequency-penalty", type=float, metavar="X", help="Taken off for each time a token was said."),
+        click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. Can be repeated."),
+    ]
+)
+
+
+def given(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the named options that the user gave."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def load_model(name: str, options: dict[str, Any]) -> Model:
+    """The model, with a progress bar while it is fetched and a spinner while it is loaded, on a terminal."""
+    from herd import api
+    from herd.cli.output import fetching, spinning
+    from herd.family.finding import find_model
+
+    with fetching() as progress:
+        find_model(name, progress=progress)
+    with spinning(f"loading {name}"):
+        return api.load(name, **given(options, LOADING))
+
+
+def readable(prompt: str, what: str) -> str:
+    """The text, if it is one. `UsageError` for bytes that are not UTF-8 (which Python hides in lone surrogates)."""
+    from herd.errors import UsageError
+
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is not valid UTF-8 (at character {error.start}). Convert it, for example with iconv.") from error
+    return prompt

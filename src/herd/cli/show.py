@@ -1,0 +1,186 @@
+"""`herd show`: what a model is, what it will need, and where each of these facts comes from. Loads no weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from herd.cli.options import Examples, offline_option
+from herd.errors import UsageError
+
+if TYPE_CHECKING:
+    from herd.checkpoints.checkpoint import Checkpoint
+    from herd.family.catalogue import Release
+    from herd.family.finding import Found
+    from herd.models.llama import LlamaConfig
+
+Row = tuple[str, Any, str]
+"""What, its value, and where it comes from."""
+
+
+@click.command(
+    cls=Examples,
+    examples="""
+    herd show smollm2-135m-instruct
+    herd show ./model.gguf --context 2048 --json
+    herd show llama-3.1-70b-instruct       a known model need not be here
+    """,
+)
+@click.argument("model")
+@click.option("--context", type=int, metavar="N", help="Tokens to reckon memory for.  [default: the model's context]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@offline_option
+def show(model: str, context: int | None, as_json: bool) -> None:
+    """Tell what MODEL is: architecture, sizes, tokenizer, chat format, memory, and the source of each fact."""
+    from herd.cli.output import print_json
+
+    sections = _sections(model, context)
+    if as_json:
+        print_json(
+            {
+                _key(name): {_key(what): {"value": value, "source": source} for what, value, source in rows}
+                for name, rows in sections.items()
+            }
+        )
+        return
+    width = max(len(what) for rows in sections.values() for what, _, _ in rows)
+    for name, rows in sections.items():
+        click.echo(name)
+        for what, value, source in rows:
+            click.echo(f"  {what.ljust(width)}  {_plain(value)}{f'   [{source}]' if source else ''}")
+
+
+def _key(title: str) -> str:
+    """A title as a key of JSON: query_heads."""
+    return title.lower().replace(" ", "_")
+
+
+def _sections(model: str, context: int | None) -> dict[str, list[Row]]:
+    from herd.family.catalogue import find
+    from herd.family.finding import find_model
+
+    try:
+        found = find_model(model, is_fetched=False)
+    except UsageError:
+        return _from_catalogue(find(model), context)
+    from herd.checkpoints.open import open_checkpoint
+
+    checkpoint = open_checkpoint(found.path)
+    try:
+        return _from_files(found, checkpoint, context)
+    finally:
+        checkpoint.close()
+
+
+def _from_files(found: Found, checkpoint: Checkpoint, context: int | None) -> dict[str, list[Row]]:
+    files = {key: (fact.value, fact.source) for key, fact in sorted(checkpoint.facts.items())}
+    sections: dict[str, list[Row]] = {
+        "Model": [("name", found.name, ""), ("path", str(found.path), ""), ("layout", checkpoint.layout, "")],
+        "Architecture": _architecture(checkpoint.architecture, checkpoint.config),
+        "Text": _text(checkpoint),
+        "Memory": _memory(checkpoint.config, checkpoint.num_bytes, "stored weights", context),
+        "Said by its files": [(key, value, source) for key, (value, source) in files.items()],
+    }
+    if found.release is not None:
+        sections["Release"] = _release(found.release)
+    return sections
+
+
+def _from_catalogue(release: Release, context: int | None) -> dict[str, list[Row]]:
+    """A known model that is not here: what the family says, and what its weights would take as published (16 bits each)."""
+    from herd.dtypes import BF16
+    from herd.models.sizes import weight_bytes
+
+    config = release.config()
+    here = release.unavailable if release.unavailable is not None else f"not here; fetch it with: herd pull {release.name}"
+    return {
+        "Model": [("name", release.name, ""), ("path", here, "")],
+        "Architecture": _architecture("llama", config, "family catalogue"),
+        "Memory": _memory(config, weight_bytes(config, BF16), "16 bits a weight", context),
+        "Release": _release(release),
+    }
+
+
+def _architecture(name: str, config: LlamaConfig, source: str = "") -> list[Row]:
+    from herd.models.sizes import count_parameters
+
+    scaling = config.rope.scaling
+    return [
+        ("architecture", name, source),
+        ("parameters", count_parameters(config), "sum over all weights"),
+        ("layers", config.num_layers, source),
+        ("width", config.width, source),
+        ("query heads", config.num_heads, source),
+        ("kv heads", config.num_kv_heads, source),
+        ("head width", config.head_width, source),
+        ("ffn width", config.ffn_width, source),
+        ("vocabulary", config.vocab_size, source),
+        ("context", config.context_length, source),
+        ("rope base", config.rope.theta, source),
+        ("rope scaling", "none" if scaling is None else type(scaling).__name__.lower(), source),
+        ("tied embeddings", config.tied_embeddings, source),
+    ]
+
+
+def _text(checkpoint: Checkpoint) -> list[Row]:
+    source = checkpoint.tokenizer
+    if source is None:
+        return [("tokenizer", "none: token ids only", "no tokenizer in its files")]
+    from herd.text.formats import choose_format
+    from herd.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
+    chat_format = choose_format(tokenizer, checkpoint.chat_template)
+    where = source.path.name if source.path is not None else f"{source.kind} metadata"
+    return [
+        ("tokenizer", tokenizer.description, where),
+        ("chat format", chat_format.name if chat_format is not None else "none: a base model, or an unknown template", "chat template"),
+        ("begins with", tokenizer.bos_id if tokenizer.adds_bos else "nothing", where),
+        ("ends with", sorted({*checkpoint.stop_ids, *tokenizer.stop_ids}), where),
+        ("sampling", dict(checkpoint.sampling_defaults) or "no recommendation", "generation defaults"),
+    ]
+
+
+def _memory(config: LlamaConfig, weights: int, what: str, context: int | None) -> list[Row]:
+    from herd.backends.base import PAGE_TOKENS, BackendOptions
+    from herd.models.sizes import buffer_bytes, cache_bytes
+
+    if context is not None and not 1 <= context <= config.context_length:
+        raise UsageError(f"--context is {context}; it must be from 1 to the model's {config.context_length}.")
+    tokens = context or config.context_length
+    options = BackendOptions()
+    cache = cache_bytes(config, tokens, PAGE_TOKENS)
+    buffers = buffer_bytes(config, options.max_step_tokens, options.max_step_outputs)
+    return [
+        ("weights", weights, what),
+        ("cache", cache, f"{tokens:,} tokens of keys and values, 16 bits each"),
+        ("buffers", buffers, f"a step of {options.max_step_tokens} tokens"),
+        ("together", weights + cache + buffers, "bytes"),
+    ]
+
+
+def _release(release: Release) -> list[Row]:
+    source = "family catalogue"
+    values = {
+        "title": release.title,
+        "released": release.released.isoformat(),
+        "licence": release.licence,
+        "languages": list(release.languages),
+        "knowledge cutoff": release.knowledge_cutoff or "not stated",
+        "repository": release.repository or "none",
+        "gated": release.gated,
+        "recommended sampling": dict(release.sampling or {}) or "none",
+    }
+    return [(what, value, source) for what, value in values.items()]
+
+
+def _plain(value: Any) -> str:
+    """A value for people: digits grouped, long things cut."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= 100 else f"{text[:97]}..."
