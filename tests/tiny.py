@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from herd.dtypes import F32, DType
 from herd.models.llama import LlamaConfig, tensors
 from herd.models.rope import Rope
 from herd.models.weights import Dense, Kind, Matrix, TensorSpec, stored
+from herd.quant import quantize
 
-# Rows of 256, so that every block format fits.
+POOL_COLUMNS = 256
+# Rows are multiples of 256, so that every block format fits.
 _TINY: dict[str, Any] = {
     "width": 256,
     "num_layers": 2,
@@ -35,29 +38,16 @@ def tiny_llama(**changes: Any) -> LlamaConfig:
 
 
 def random_values(spec: TensorSpec, seed: int = 0) -> NDArray[np.float32]:
-    """Values of one weight, the same for every format: sized so that activations stay near 1 and logits spread like a real
-    model's. The name takes part in the seed, so that no two weights are alike."""
-    random = np.random.default_rng([seed, *spec.name.encode()])
-    values = random.standard_normal(spec.shape).astype(np.float32)
-    match spec.kind:
-        case Kind.NORM:
-            return 1 + values / 10
-        case Kind.BIAS:
-            return values / 4
-        case Kind.EMBEDDING:
-            return values / 4
-        case _:
-            return 2 * values / np.sqrt(np.float32(spec.shape[1]))
+    """Values of one weight, sized so that activations stay near 1 and logits spread like a real model's. The name takes part in
+    the seed, so that no two weights are alike."""
+    values = _random(spec, seed).standard_normal(spec.shape).astype(np.float32)
+    return 1 + values / 10 if spec.kind is Kind.NORM else values * _spread(spec)
 
 
 def random_leaves(cfg: LlamaConfig, seed: int = 0, dtype: DType | Callable[[TensorSpec], DType] = F32) -> dict[str, Matrix]:
-    """All weights of `cfg` by name, matrices stored as `dtype` (or as it says for each), norms and biases as F32."""
-    leaves: dict[str, Matrix] = {}
-    for spec in tensors(cfg):
-        chosen = dtype if isinstance(dtype, DType) else dtype(spec)
-        values = random_values(spec, seed)
-        leaves[spec.name] = dense_f32(values) if len(spec.shape) == 1 else _stored(chosen, values)
-    return leaves
+    """All weights of `cfg` by name, matrices stored as `dtype` (or as it says for each), norms and biases as F32. Block formats
+    need columns in multiples of 256. Not to be written to: models of a like shape share them."""
+    return {spec.name: _random_leaf(spec, seed, dtype if isinstance(dtype, DType) else dtype(spec)) for spec in tensors(cfg)}
 
 
 def dense_f32(values: NDArray[np.floating[Any]]) -> Dense:
@@ -66,9 +56,33 @@ def dense_f32(values: NDArray[np.floating[Any]]) -> Dense:
     return Dense(F32, array.shape, array.reshape(-1, array.shape[-1]).view(np.uint8))
 
 
-def _stored(dtype: DType, values: NDArray[np.float32]) -> Matrix:
-    if dtype is F32:
-        return dense_f32(values)
-    from herd.quant import quantize
+@lru_cache(maxsize=1024)
+def _random_leaf(spec: TensorSpec, seed: int, dtype: DType) -> Matrix:
+    if len(spec.shape) == 1:
+        return dense_f32(random_values(spec, seed))
+    if not dtype.is_block:
+        return stored(dtype, spec.shape, quantize(dtype, random_values(spec, seed)))
+    pool = _pool(dtype, _spread(spec))
+    rows, columns = spec.shape
+    chosen = _random(spec, seed).integers(0, len(pool), (rows, columns // POOL_COLUMNS))
+    return stored(dtype, spec.shape, pool[chosen].reshape(rows, -1))
 
-    return stored(dtype, values.shape, quantize(dtype, values))
+
+@lru_cache(maxsize=256)
+def _pool(dtype: DType, spread: float) -> NDArray[np.uint8]:
+    """Quantised stretches of `POOL_COLUMNS` values to build rows from: searching for good scales takes seconds a model."""
+    values = np.random.default_rng(dtype.ggml_id).standard_normal((512, POOL_COLUMNS)).astype(np.float32)
+    return quantize(dtype, values * np.float32(spread))
+
+
+def _random(spec: TensorSpec, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *spec.name.encode()])
+
+
+def _spread(spec: TensorSpec) -> float:
+    """Standard deviation of a weight's values."""
+    match spec.kind:
+        case Kind.EMBEDDING | Kind.BIAS:
+            return 0.25
+        case _:
+            return 2 / spec.shape[-1] ** 0.5

@@ -13,3 +13,11 @@ def backend_name(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu" and not cpu_is_built():
         pytest.skip("the extension herd._core is not built (pip install -e .)")
     return str(request.param)
+
+
+@pytest.fixture
+def cpu() -> str:
+    """The compiled backend's name; skips where the extension is not built."""
+    if not cpu_is_built():
+        pytest.skip("the extension herd._core is not built (pip install -e .)")
+    return "cpu"

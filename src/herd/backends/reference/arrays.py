@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from herd.dtypes import BF16, F16, F32, DType
 from herd.models.weights import Blocks, Dense
+from herd.quant import dequantize, quantize
 
 Floats = NDArray[np.floating[Any]]
 KEEP_BYTES = 4 << 30
@@ -63,18 +64,16 @@ class Arrays:
 
 
 def rounded(values: Floats, dtype: DType) -> NDArray[np.float32]:
-    """`values` [rows, columns] as a plain 16-bit format would keep them, in float32."""
-    assert dtype in (F16, BF16)
-    from herd.quant import dequantize, quantize
-
+    """`values` [rows, columns] as a plain 16-bit format would keep them, in float32. What F16 cannot hold becomes infinite."""
+    if dtype is F16:
+        return values.astype(np.float16).astype(np.float32)
+    assert dtype is BF16
     return dequantize(dtype, quantize(dtype, values.astype(np.float32, copy=False)), values.shape)
 
 
 def _values(leaf: Dense | Blocks) -> NDArray[np.float32]:
     if leaf.dtype is F32:
         return _bytes(leaf.data).view("<f4").reshape(leaf.shape)
-    from herd.quant import dequantize
-
     return dequantize(leaf.dtype, leaf.data, leaf.shape)
 
 

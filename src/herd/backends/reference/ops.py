@@ -16,6 +16,7 @@ from herd.backends.reference.arrays import Arrays, Floats, rounded
 from herd.backends.reference.pages import LayerCache
 from herd.dtypes import DType
 from herd.models.weights import Adapted, Blocks, Dense, Matrix, Vector
+from herd.quant import quantize_activations
 
 SCORES_BYTES = 64 << 20
 
@@ -104,8 +105,6 @@ class NumpyOps:
 
     def _as_int8(self, x_TD: Floats) -> Floats:
         """What is left of activations after int8 with one scale for every 32."""
-        from herd.quant import quantize_activations
-
         q_TD, scale = quantize_activations(np.ascontiguousarray(x_TD, np.float32))
         grouped: Floats = q_TD.reshape(*scale.shape, -1).astype(self._dtype) * scale[..., None].astype(self._dtype)
         return grouped.reshape(x_TD.shape)
