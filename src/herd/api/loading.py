@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from herd.backends.base import Backend
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.family.finding import Found
+    from herd.models.weights import Leaf
 
 BACKENDS = ("cpu", "reference")
 DEVICES = ("cpu",)
@@ -117,7 +118,7 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
     from herd.backends.base import BackendOptions
 
     options = BackendOptions(threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device)
-    leaf = checkpoint.leaf
+    leaf: Leaf = checkpoint.leaf
     if choices.adapter is not None:
         from herd.checkpoints.adapter import open_adapter
 
