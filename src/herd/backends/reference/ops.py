@@ -112,9 +112,10 @@ class NumpyOps:
 
 def _attend(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: float) -> Floats:
     """One sequence: the token in row t is at position start + t and sees keys 0 .. start + t. A few rows at a time, so that
-    the scores of a long prompt stay within `SCORES_BYTES`."""
+    the scores of a long prompt stay within `SCORES_BYTES`; row by row when a value is not a number, which even a weight of
+    zero would carry to tokens before it."""
     length, heads, _ = q_TNH.shape
-    rows = max(1, SCORES_BYTES // (heads * len(k_SKH) * q_TNH.itemsize))
+    rows = max(1, SCORES_BYTES // (heads * len(k_SKH) * q_TNH.itemsize)) if np.isfinite(v_SKH).all() else 1
     pieces = []
     for first in range(0, length, rows):
         q_tNH = q_TNH[first : first + rows]
