@@ -22,25 +22,32 @@ NOTE = "<!-- Written by docs/make_reference.py from the code; edit there. -->\n"
 
 def commands() -> str:
     """Every command's help, as `herd COMMAND --help` prints it on a wide terminal."""
-    from herd.cli import main as module
+    from herd.cli.main import main as herd
 
-    group = next(value for value in vars(module).values() if isinstance(value, click.Group))
     parts = ["# Commands\n"]
-    for path, command in walk(group, ("herd",)):
-        context = click.Context(command, info_name=" ".join(path), terminal_width=WIDTH, max_content_width=WIDTH)
-        parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    for context in walk(context_of(herd, "herd", None)):
+        parts.append(f"## {context.command_path}\n\n```text\n{help_text(context)}\n```\n")
     return "\n".join(parts)
 
 
-def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def walk(context: click.Context) -> Iterator[click.Context]:
     """This command and all below it, in the order in which they are listed."""
-    yield path, command
-    if isinstance(command, click.Group):
-        context = click.Context(command, info_name=path[-1])
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            below = context.command.get_command(context, name)
             if below is not None and not below.hidden:
-                yield from walk(below, (*path, name))
+                yield from walk(context_of(below, name, context))
+
+
+def context_of(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
+    """As the command line makes it, but for a terminal of fixed width."""
+    settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    return click.Context(command, info_name=name, parent=parent, **settings)
+
+
+def help_text(context: click.Context) -> str:
+    return context.get_help().strip("\n")
 
 
 def python() -> str:
@@ -67,17 +74,25 @@ def described(name: str, function: Any, level: int = 2) -> str:
 def signature(function: Any) -> str:
     """Parameters with their types as written in the code, without `self`."""
     found = inspect.signature(function)
-    kept = [parameter for parameter in found.parameters.values() if parameter.name != "self"]
-    one_line = str(found.replace(parameters=kept)).replace("'", "")
-    if len(one_line) <= WIDTH:
-        return one_line
+    shown: list[str] = []
+    for parameter in found.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        shown.append(declared(parameter))
     returns = "" if found.return_annotation is found.empty else f" -> {found.return_annotation}"
-    lines = []
-    for parameter in kept:
-        if parameter.kind is parameter.KEYWORD_ONLY and "    *," not in lines:
-            lines.append("    *,")
-        lines.append(f"    {parameter},")
-    return "\n".join(["(", *lines, f"){returns}"]).replace("'", "")
+    one_line = f"({', '.join(shown)}){returns}"
+    return one_line if len(one_line) <= WIDTH else "\n".join(["(", *(f"    {one}," for one in shown), f"){returns}"])
+
+
+def declared(parameter: inspect.Parameter) -> str:
+    """`name: type = default`; a function as a default is shown by its name."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    text = f"{stars}{parameter.name}: {parameter.annotation}"
+    if parameter.default is parameter.empty:
+        return text
+    return f"{text} = {parameter.default.__name__ if callable(parameter.default) else repr(parameter.default)}"
 
 
 def settings() -> str:

@@ -1,16 +1,17 @@
 """Starting is fast: `import herd` loads neither numpy nor torch, and help needs no model code.
 
-The promise is 100 ms for the import and 200 ms for `herd --help`. The guards here are twice that, because a shared test
-machine is not a quiet one; they catch a heavy import, which costs much more, and are no measurement.
+The promise is 100 ms for the import and 200 ms for `herd --help`. Counted here is processor time, which other work on the
+machine changes less than the clock; and the guards are twice the promise, because shared machines differ. They catch a heavy
+import, which costs much more, and are no measurement.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
-import time
 
 SLACK = 2.0
 IMPORT_S = 0.100
@@ -19,11 +20,12 @@ RUNS = 5
 
 PROBE = """
 import json, sys, time
-before = time.perf_counter()
+before = time.process_time()
 import herd
-seconds = time.perf_counter() - before
+seconds = time.process_time() - before
 print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
 """
+HELP = "from herd.cli.main import main; main()"
 HEAVY = {"numpy", "torch", "transformers", "tokenizers", "jinja2", "huggingface_hub", "rich", "safetensors"}
 
 
@@ -37,7 +39,13 @@ def test_help_is_fast() -> None:
     """The whole process, with the interpreter's own start."""
     seconds = []
     for _ in range(RUNS):
-        before = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "from herd.cli.main import main; main()", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - before)
+        before = children_s()
+        subprocess.run([sys.executable, "-c", HELP, "--help"], check=True, capture_output=True)
+        seconds.append(children_s() - before)
     assert statistics.median(seconds) < HELP_S * SLACK
+
+
+def children_s() -> float:
+    """Processor seconds of all processes that this one started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
