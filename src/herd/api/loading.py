@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BACKENDS = ("cpu", "reference")
 DEVICES = ("cpu",)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+FORMATS = ("chatml", "llama2", "llama3", "llama3.1")
+"""Chat formats that can be chosen by name; those of other releases come from the template in their files."""
 ACTIVATIONS = ("int8", "float32")
 
 
@@ -88,7 +90,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     config = checkpoint.config
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
-    words = _words(checkpoint)
+    words = _words(found, checkpoint)
     backend = _backend(checkpoint, choices)
     try:
         engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
@@ -103,7 +105,8 @@ def _stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
     return {*checkpoint.stop_ids, *(words.tokenizer.stop_ids if words.tokenizer is not None else ())}
 
 
-def _words(checkpoint: Checkpoint) -> Words:
+def _words(found: Found, checkpoint: Checkpoint) -> Words:
+    """Tokenizer and chat format. A file without a template has the format that the family knows for its release, if it is one."""
     source = checkpoint.tokenizer
     if source is None:
         return Words()
@@ -111,7 +114,8 @@ def _words(checkpoint: Checkpoint) -> Words:
     from herd.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
-    return Words(tokenizer, choose_format(tokenizer, checkpoint.chat_template))
+    hint = found.release.chat_format if found.release is not None and checkpoint.chat_template is None else None
+    return Words(tokenizer, choose_format(tokenizer, checkpoint.chat_template, hint if hint in FORMATS else None))
 
 
 def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:

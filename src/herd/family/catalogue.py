@@ -117,14 +117,14 @@ def find(name: str) -> Release:
         if release.repository is not None and wanted in (release.repository.lower(), release.repository.rpartition("/")[2].lower()):
             return release
     raise UsageError(
-        f"No model is known as {name!r:.80}{_suggestion(wanted, known)}. `herd models` lists what is known; "
+        f"No model is known as {name!r:.80}{_suggestion(wanted, known)} `herd models` lists what is known; "
         "a .gguf file or a folder works too."
     )
 
 
 def _suggestion(wanted: str, known: Mapping[str, Release]) -> str:
     close = difflib.get_close_matches(wanted[:80], known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"; did you mean {' or '.join(close)}?" if close else "."
 
 
 def read_catalogue(text: str) -> dict[str, Release]:

@@ -240,6 +240,7 @@ def _open(download: _Download, have: int, note: _Note | None) -> Any:
     try:
         return download.opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
+        error.close()
         message = f"{_host(url)} answered {error.code} {error.reason} for {download.name}."
         if error.code == 416:
             download.part.drop()
