@@ -33,10 +33,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
     facts: dict[str, Fact] = {}
     cfg = read_config(values, FILE, facts)
     entries = _entries(folder)
-    check_config(cfg, FILE, len(entries))
+    specs, sources = match(cfg, entries, folder.name)
     about = read_about(folder, values, cfg.vocab_size, facts)
-    specs = tuple(llama.tensors(cfg))
-    sources = _sources(cfg, specs, entries, folder.name)
     files = {id(entry.file): entry.file for entry in entries.values()}
     dtypes = sorted({entry.dtype.lower() for entry in entries.values()})
     facts["stored_as"] = Fact(", ".join(dtypes), f"the headers of {len(files)} safetensors file{'s' * (len(files) > 1)}")
@@ -45,7 +43,10 @@ def open_huggingface(folder: Path) -> Checkpoint:
     )
 
 
-def _sources(cfg: llama.LlamaConfig, specs: tuple[TensorSpec, ...], entries: Mapping[str, Entry], where: str) -> dict[str, Source]:
+def match(cfg: llama.LlamaConfig, entries: Mapping[str, Entry], where: str) -> tuple[tuple[TensorSpec, ...], dict[str, Source]]:
+    """Every weight of the config against every tensor of the files: the weights, and where each one's bytes come from."""
+    check_config(cfg, FILE, len(entries))
+    specs = tuple(llama.tensors(cfg))
     harmless = {name: "a table of rotary frequencies, which follow from the config" for name in entries if INV_FREQ.fullmatch(name)}
     if cfg.tied_embeddings and "lm_head.weight" in entries:
         harmless["lm_head.weight"] = "compared with the embedding, which it must equal, when that is read"
@@ -68,7 +69,7 @@ def _sources(cfg: llama.LlamaConfig, specs: tuple[TensorSpec, ...], entries: Map
                 f"{list(embed.shape)}, but config.json says tie_word_embeddings: true, so that both are one matrix."
             )
         sources["embed"] = SameBytes(found["embed"], tensors["lm_head.weight"])
-    return sources
+    return specs, sources
 
 
 def _stored(entry: Entry) -> StoredTensor:

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from herd.errors import FileProblem
+from herd.files.reader import visible
 
 
 class MappedFile:
@@ -20,7 +21,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path: Path | None = path
-        self.name = path.name
+        self.name = visible(path.name)
         try:
             self._descriptor: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as problem:

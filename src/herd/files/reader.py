@@ -17,6 +17,8 @@ MAX_ARRAY_ITEMS = 1 << 24
 # Strings are walked one by one, 0.1 microseconds each: this many keep a hostile file under half a second.
 MAX_ARRAY_STRINGS = 1 << 22
 
+MAX_SHOWN = 160
+
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -39,13 +41,15 @@ class BoundedReader:
     def fail(self, field: str, found: object, allowed: str, offset: int | None = None) -> NoReturn:
         """Raise the `FileProblem` for `field`, which starts at `offset` (by default: the present position)."""
         at = self.offset if offset is None else offset
-        raise FileProblem(f"{self.name}: at byte {at}, {field} is {found}; allowed is {allowed}. The file is damaged, or made to mislead.")
+        raise FileProblem(
+            f"{self.name}: at byte {at}, {visible(field)} is {found}; allowed is {allowed}. The file is damaged, or made to mislead."
+        )
 
     def need(self, count: int, field: str) -> None:
         """Refuse unless `count` more bytes are there."""
         if count > self.size - self.offset:
             raise FileProblem(
-                f"{self.name}: at byte {self.offset}, {field} needs {count} bytes and {self.size - self.offset} are left. "
+                f"{self.name}: at byte {self.offset}, {visible(field)} needs {count} bytes and {self.size - self.offset} are left. "
                 "The file is cut short or damaged; fetch it again."
             )
 
@@ -128,3 +132,9 @@ class BoundedReader:
             except UnicodeDecodeError:
                 self.fail(f"{field}[{index}]", "not valid UTF-8", "UTF-8 text", start + begin)
         return found
+
+
+def visible(text: str) -> str:
+    """Text out of a file for a message: cut, and without characters that could move a cursor or hide something."""
+    cut = text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+    return cut if cut.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in cut)
