@@ -62,6 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"")
         return data
 
+    def _more_headers(self, data: bytes) -> dict[str, str]:
+        return {}
+
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
@@ -85,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {told}-{len(data) - 1}/{len(data)}")
         if behaviour.has_etag:
             self.send_header("ETag", etag)
-        for name, value in behaviour.headers.items():
+        for name, value in {**behaviour.headers, **self._more_headers(data)}.items():
             self.send_header(name, value)
         self.end_headers()
         if not is_head:
@@ -153,8 +156,10 @@ class _HubHandler(_Handler):
         if name not in hub.content:
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": hub.commit})
             return None
-        hub.headers = {"X-Repo-Commit": hub.commit, "X-Linked-Size": str(len(hub.content[name]))}
         return hub.content[name]
+
+    def _more_headers(self, data: bytes) -> dict[str, str]:
+        return {"X-Repo-Commit": self.behaviour.commit, "X-Linked-Size": str(len(data))}
 
     def _json(self, value: Any) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from family.servers import Behaviour, serving
 
 import herd
+from family.servers import Behaviour, serving
 from herd.errors import CapacityError, FileProblem, ProviderError
 from herd.family import download
 from herd.family.download import Network, fetch

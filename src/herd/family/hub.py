@@ -55,7 +55,9 @@ def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
     silence_telemetry()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()
     repository = release.repository
     if repository is None:
         raise ProviderError(f"{release.name} is on no hub. Name its folder or .gguf file instead.")
@@ -138,7 +140,9 @@ def _explained(release: Release, endpoint: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None and error.filename is not None:
             raise cannot_write(Path(error.filename), error) from error
-        raise ProviderError(f"{endpoint} cannot be reached ({error}). Check the network and HF_ENDPOINT; what arrived is kept.") from error
+        raise ProviderError(
+            f"Fetching from {endpoint} failed ({error}). Check the network and HF_ENDPOINT; what arrived is kept."
+        ) from error
     except Exception as error:
         # The library's transport raises its own errors for lost connections, and they change with its versions.
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3", "hf_xet"):

@@ -66,9 +66,12 @@ def remove(name: str, *, on_wait: Callable[[], None]) -> int:
     with guarded(name, on_wait=on_wait):
         trash = partial_folder(name)
         shutil.rmtree(trash, ignore_errors=True)
-        if entry.is_symlink() or entry.is_file():
+        if entry.is_symlink():
             entry.unlink()
-            return 0 if entry.is_symlink() else found.num_bytes
+            return 0
+        if entry.is_file():
+            entry.unlink()
+            return found.num_bytes
         trash.parent.mkdir(parents=True, exist_ok=True)
         os.rename(entry, trash)
         shutil.rmtree(trash)
