@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tiny import tiny_llama
 
 from herd.models.llama import LlamaConfig
+from tiny import tiny_llama
 
 SMALL = {"width": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_width": 16, "ffn_width": 96, "vocab_size": 40}
 

@@ -13,8 +13,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny import dense_f32, random_leaves, tiny_llama
-from tiny_files import write_gguf
 
 from herd import dtypes
 from herd.checkpoints import open_checkpoint
@@ -24,6 +22,8 @@ from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.models.llama import LlamaConfig
 from herd.models.rope import Divisors, Linear, Llama3, Rope, Yarn
+from tiny import dense_f32, random_leaves, tiny_llama
+from tiny_files import write_gguf
 
 TOKENIZER = {
     "tokenizer.ggml.model": "gpt2",
@@ -233,9 +233,9 @@ def test_a_lying_tensor_info_is_refused_by_name(written: Callable[..., Path], of
 @pytest.mark.parametrize("count", [2**63, 2**64 - 1, 10**6 + 1, 2**32])
 def test_a_lying_count_is_refused_at_once(written: Callable[..., Path], at: int, count: int) -> None:
     path = patched(written(), at, struct.pack("<Q", count))
-    start = time.perf_counter()
+    start = time.process_time()
     assert f"is {count}; allowed is at most" in refusal(path)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_doubled_keys_and_tensors_are_refused(written: Callable[..., Path]) -> None:

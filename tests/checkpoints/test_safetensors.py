@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import safetensors
-from tiny_files import safetensors_bytes
 
 from herd.checkpoints.safetensors import read_safetensors
 from herd.errors import FileProblem
 from herd.files import MappedFile
+from tiny_files import safetensors_bytes
 
 SOUND = safetensors_bytes({"a": ("F32", (2, 3), bytes(range(24))), "b": ("BF16", (4,), bytes(8)), "empty": ("I64", (0, 7), b"")})
 

@@ -22,6 +22,9 @@ from herd.files.json import parse_json
         (b"[1]", "holds a JSON list"),
         (b"\xff{}", "not valid UTF-8 at byte 0"),
         (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": "\\ud800"}', "half of a character"),
+        (b'{"\\udc00": 1}', "half of a character"),
+        (b'{"a": [-0]}', "-0 is not a whole number"),
         (b"", "not valid JSON"),
         (b"\xef\xbb\xbf{}", "not valid JSON"),
         (b'{"a": 1} x', "not valid JSON"),
@@ -35,6 +38,7 @@ def test_json_that_its_standard_forbids_or_that_is_no_object_is_refused(text: by
 def test_a_file_that_is_too_large_or_absent_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert parse_json(b'{"a": "\\ud83d\\ude00", "b": -0.0, "c": "-0"}', "a.json") == {"a": "\N{GRINNING FACE}", "b": 0.0, "c": "-0"}
     with pytest.raises(FileProblem, match="larger than 4 bytes"):
         read_json(tmp_path / "a.json", max_bytes=4)
     with pytest.raises(FileProblem, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""JSON as its standard says (RFC 8259), from files that nobody vouches for: no duplicate keys, no NaN, no 10^5 brackets."""
+"""JSON from files that nobody vouches for: no duplicate keys, no NaN, no unpaired surrogates, no 10^5 brackets (RFC 8259, 7493)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """The object in `data`, UTF-8 text. `name` is how messages call the file."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole if "-0" in text else None)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise FileProblem(f"{name}: has an escape such as \\ud800 that is half of a character.") from problem
     except UnicodeDecodeError as problem:
         raise FileProblem(f"{name}: is not valid UTF-8 at byte {problem.start}; JSON must be.") from problem
     except RecursionError as problem:
@@ -49,3 +54,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _whole(text: str) -> int:
+    """-0 is the one whole number that readers disagree about: an integer to some, a fraction to others."""
+    if text == "-0":
+        raise ValueError("-0 is not a whole number that every reader understands")
+    return int(text)
