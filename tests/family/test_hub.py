@@ -119,7 +119,7 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_fetched(
     hub = Hub(content={"config.json": b"{}", "consolidated.00.pth": b"x"})
     with serving_hub(hub) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        with pytest.raises(ProviderError, match="no .safetensors files"):
+        with pytest.raises(ProviderError, match=r"no \.safetensors files"):
             pull(RELEASE)
     assert not any("/resolve/" in path for _, path, _ in hub.requests)
 

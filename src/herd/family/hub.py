@@ -55,7 +55,7 @@ def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
     silence_telemetry()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     repository = release.repository
