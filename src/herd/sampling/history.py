@@ -25,7 +25,8 @@ class History:
 
     def add(self, token: int) -> None:
         """One more token of the answer."""
-        self._counts[self._index(token)] += 1
+        index = self._index(token)  # may replace the arrays
+        self._counts[index] += 1
 
     @property
     def ids(self) -> NDArray[np.int32]:

@@ -45,8 +45,6 @@ class SamplingParams:
         for name in ("top_k", "logprobs"):
             if not isinstance(getattr(self, name), int):
                 raise UsageError(f"{name} is {_shown(getattr(self, name))}; it must be a whole number.")
-        if self.repetition_penalty == 0.0:
-            raise UsageError("repetition_penalty is 0; it divides, so it must be above 0 (1 switches it off).")
         if self.seed is not None and not _is_whole(self.seed, 2**63):
             raise UsageError(f"seed is {_shown(self.seed)}; it must be a whole number from 0 to 2^63 - 1.")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
@@ -73,7 +71,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("top_k", 0, 2**31 - 1),
     ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
-    ("repetition_penalty", 0.0, 100.0),
+    ("repetition_penalty", 0.01, 100.0),
     ("presence_penalty", -100.0, 100.0),
     ("frequency_penalty", -100.0, 100.0),
     ("logprobs", 0, MAX_TOP_LOGPROBS),

@@ -1,0 +1,187 @@
+// choose: see choose.h. The few candidates that matter are handled here, once for all instruction sets.
+#include "program/choose.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace herd {
+
+namespace {
+
+// A row's candidates are those with weights above the first of these that holds enough.
+constexpr double kThresholds[] = {0x1p-5, 0x1p-9, 0x1p-14, 0x1p-22, 0.0};
+constexpr size_t kSorted = 256;    // so many candidates are sorted, more are divided
+constexpr size_t kBuckets = 1024;
+
+}  // namespace
+
+#define HERD_DECLARE_TABLE(space)                \
+    namespace space {                      \
+    const SampleKernels& sample_table();   \
+    }
+HERD_DECLARE_TABLE(portable)
+HERD_DECLARE_TABLE(avx2)
+HERD_DECLARE_TABLE(avx512)
+HERD_DECLARE_TABLE(neon)
+#undef HERD_DECLARE_TABLE
+
+const SampleKernels& sample_kernels(Isa isa) {
+#if defined(HERD_HAVE_AVX2)
+    if (isa == Isa::Avx2) return avx2::sample_table();
+#endif
+#if defined(HERD_HAVE_AVX512)
+    if (isa == Isa::Avx512) return avx512::sample_table();
+#endif
+#if defined(HERD_HAVE_NEON)
+    if (isa == Isa::Neon) return neon::sample_table();
+#endif
+    (void)isa;
+    return portable::sample_table();
+}
+
+Words philox(Words counter, uint32_t low_key, uint32_t high_key) {
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t low = uint64_t{0xD2511F53} * counter.of[0];
+        const uint64_t high = uint64_t{0xCD9E8D57} * counter.of[2];
+        counter = {{static_cast<uint32_t>(high >> 32) ^ counter.of[1] ^ low_key, static_cast<uint32_t>(high),
+                    static_cast<uint32_t>(low >> 32) ^ counter.of[3] ^ high_key, static_cast<uint32_t>(low)}};
+        low_key += 0x9E3779B9u;
+        high_key += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+double uniform(const Draw& draw) {
+    const Words words = philox({{draw.position, draw.choice_index, 0, 0}}, static_cast<uint32_t>(draw.seed), static_cast<uint32_t>(draw.seed >> 32));
+    return static_cast<double>(uint64_t{words.of[0] >> 5} << 26 | words.of[1] >> 6) * 0x1p-53;
+}
+
+Chooser::Chooser(Isa isa, int64_t vocabulary)
+    : kernels_(sample_kernels(isa)), vocabulary_(vocabulary), adjusted_(vocabulary * 8), weights_(vocabulary * 8), indices_(vocabulary * 4 + 4) {}
+
+Choice Chooser::choose(const float* logits, const Draw& draw) {
+    Choice choice;
+    const Largest raw = kernels_.largest(logits, vocabulary_);
+    if (raw.has_nan || !std::isfinite(raw.value)) return choice;
+    is_adjusted_ = adjust(logits, draw);
+    double total;
+    if (draw.temperature == 0.0) {
+        choice.token = static_cast<int32_t>(is_adjusted_ ? kernels_.largest_double(adjusted_.as<double>(), vocabulary_).index : raw.index);
+        total = kernels_.sum(logits, vocabulary_, raw.value);
+    } else if (is_adjusted_) {
+        const double largest = kernels_.largest_double(adjusted_.as<double>(), vocabulary_).value;
+        choice.token = pick(logits, draw, kernels_.weigh_double(adjusted_.as<double>(), vocabulary_, largest, draw.temperature, weights_.as<double>()));
+        total = kernels_.sum(logits, vocabulary_, raw.value);
+    } else {
+        const double weighed = kernels_.weigh(logits, vocabulary_, raw.value, draw.temperature, weights_.as<double>());
+        choice.token = pick(logits, draw, weighed);
+        total = draw.temperature == 1.0 ? weighed : kernels_.sum(logits, vocabulary_, raw.value);
+    }
+    const double normaliser = raw.value + std::log(total);
+    choice.logprob = logits[choice.token] - normaliser;
+    choice.num_alternatives = kernels_.most(logits, vocabulary_, draw.alternatives, choice.alternatives);
+    for (int64_t i = 0; i < choice.num_alternatives; ++i) choice.alternative_logprobs[i] = logits[choice.alternatives[i]] - normaliser;
+    return choice;
+}
+
+// Logits after bias and penalties, if there are any.
+bool Chooser::adjust(const float* logits, const Draw& draw) {
+    if (draw.bias_ids.empty() && !draw.has_penalties()) return false;
+    double* adjusted = adjusted_.as<double>();
+    std::copy(logits, logits + vocabulary_, adjusted);
+    for (size_t i = 0; i < draw.bias_ids.size(); ++i) adjusted[draw.bias_ids[i]] += draw.biases[i];
+    if (!draw.has_penalties()) return true;
+    for (size_t i = 0; i < draw.seen_ids.size(); ++i) {
+        double& value = adjusted[draw.seen_ids[i]];
+        value = value > 0.0 ? value / draw.repetition_penalty : value * draw.repetition_penalty;
+        value -= (draw.answer_counts[i] > 0 ? draw.presence_penalty : 0.0) + draw.frequency_penalty * draw.answer_counts[i];
+    }
+    return true;
+}
+
+// A token by the weights, whose sum is `total`.
+int32_t Chooser::pick(const float* logits, const Draw& draw, double total) {
+    const double u = uniform(draw);
+    gather(logits, draw, total, u);
+    if (has_top_k(draw)) {
+        const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(std::min<size_t>(candidates_.size(), static_cast<size_t>(draw.top_k)));
+        if (end < candidates_.end()) std::nth_element(candidates_.begin(), end, candidates_.end(), before);
+        candidates_.erase(end, candidates_.end());
+        total = mass();
+    }
+    const double nucleus = draw.top_p * total;
+    if (draw.min_p > 0.0) {
+        std::erase_if(candidates_, [&](const Candidate& candidate) { return candidate.weight < draw.min_p; });
+        total = mass();
+    }
+    if (draw.top_p < 1.0) total = find(nucleus).mass;
+    return find(u * total).id;
+}
+
+bool Chooser::has_top_k(const Draw& draw) const { return draw.top_k > 0 && draw.top_k < vocabulary_; }
+
+double Chooser::mass() const {
+    double sum = 0.0;
+    for (const Candidate& candidate : candidates_) sum += candidate.weight;
+    return sum;
+}
+
+// Fills the candidates with at least those that can be drawn and, with top_k, all of the k.
+void Chooser::gather(const float* logits, const Draw& draw, double total, double u) {
+    const double* weights = weights_.as<double>();
+    int32_t* indices = indices_.as<int32_t>();
+    const double lowest = has_top_k(draw) ? 0.0 : draw.min_p;
+    const double needed = (draw.top_p < 1.0 ? draw.top_p : draw.min_p > 0.0 ? 1.0 : u) * total * (1.0 + 1e-9);
+    int64_t count = 0;
+    for (const double step : kThresholds) {
+        const double threshold = std::max(step, lowest);
+        count = kernels_.collect(weights, vocabulary_, threshold, indices);
+        if (threshold == lowest) break;  // nothing below can be drawn
+        if (has_top_k(draw)) {
+            if (count >= draw.top_k) break;
+            continue;
+        }
+        double sum = 0.0;
+        for (int64_t i = 0; i < count; ++i) sum += weights[indices[i]];
+        if (sum > needed) break;
+    }
+    candidates_.resize(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t id = indices[i];
+        candidates_[static_cast<size_t>(i)] = {is_adjusted_ ? adjusted_.as<double>()[id] : static_cast<double>(logits[id]), weights[id], id};
+    }
+}
+
+// The first candidate, in order, up to which the weights sum to more than `target`; the last one if none does.
+// Many candidates are put into buckets by their logits first, and only the bucket that the sum passes `target` in is looked into.
+Chooser::Found Chooser::find(double target) {
+    const std::vector<Candidate>* all = &candidates_;
+    double below = 0.0;  // the weights of all candidates before those in `all`
+    while (all->size() > kSorted) {
+        const auto [low, high] = std::minmax_element(all->begin(), all->end(), [](const Candidate& a, const Candidate& b) { return a.logit < b.logit; });
+        const double top = high->logit, scale = (kBuckets - 1) / (top - low->logit);
+        if (!std::isfinite(scale)) break;  // they are equal
+        const auto bucket_of = [&](const Candidate& candidate) { return static_cast<size_t>((top - candidate.logit) * scale); };
+        std::array<double, kBuckets> sums{};
+        for (const Candidate& candidate : *all) sums[bucket_of(candidate)] += candidate.weight;
+        size_t bucket = 0, last = 0;
+        for (size_t i = 0; i < kBuckets; ++i) last = sums[i] > 0.0 ? i : last;
+        while (bucket < last && below + sums[bucket] <= target) below += sums[bucket++];
+        std::vector<Candidate>& inside = all == &bucket_ ? other_bucket_ : bucket_;
+        inside.clear();
+        for (const Candidate& candidate : *all) {
+            if (bucket_of(candidate) == bucket) inside.push_back(candidate);
+        }
+        all = &inside;
+    }
+    ordered_ = *all;
+    std::sort(ordered_.begin(), ordered_.end(), before);
+    for (const Candidate& candidate : ordered_) {
+        below += candidate.weight;
+        if (below > target) return {candidate.id, below};
+    }
+    return {ordered_.back().id, below};
+}
+
+}  // namespace herd
