@@ -59,7 +59,7 @@ class Tokenizer:
         named = {kind: {self._tokens[i]: i for i, k in self._exceptions.items() if k is kind} for kind in Kind}
         self.special_ids = MappingProxyType(named[Kind.CONTROL] | named[Kind.UNKNOWN])
         self._user_defined = named[Kind.USER_DEFINED]
-        self._find_specials = _Finder({**self.special_ids, **self._user_defined})
+        self._find_specials = _Finder(self.special_ids)
         self._find_user_defined = _Finder(self._user_defined)
         self.stop_ids = frozenset(self.eos_ids) | {i for text, i in self.special_ids.items() if text in _ENDS}
         self.description = _describe(vocabulary)
@@ -121,6 +121,15 @@ class Tokenizer:
         if isinstance(self._style, Spaces):
             return (text if kind in _UNPRODUCED else text.replace(SPACE, " ")).encode()
         return byte_level.to_bytes(text) if kind is Kind.NORMAL else text.encode()
+
+    def split_specials(self, text: str) -> Iterator[str | int]:
+        """Trusted text as parts for `encode_parts`: the texts between control tokens, and the ids of these."""
+        return self._find_specials.parts(text)
+
+    def special_text(self, token: int) -> str:
+        """How a control token is written."""
+        self._check_id(token)
+        return self._tokens[token]
 
     def is_special(self, token: int) -> bool:
         """Whether a token is a control token: no text, and never made from text. `UsageError` if it is none at all."""
