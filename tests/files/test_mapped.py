@@ -73,3 +73,14 @@ def test_memory_that_is_still_looked_at_outlives_the_file(tmp_path: Path) -> Non
     view = file.view[1:]
     file.close()
     assert bytes(view) == b"bc"
+
+
+def test_a_file_that_nobody_holds_any_more_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    for _ in range(3):
+        file = MappedFile(tmp_path / "a")
+        descriptor = file._descriptor
+        del file
+        assert descriptor is not None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)

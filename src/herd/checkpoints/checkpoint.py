@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.dtypes import DType
+from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.models.llama import LlamaConfig
 from herd.models.weights import Blocks, Dense, TensorSpec, stored, stored_bytes
@@ -83,8 +84,6 @@ class SameBytes:
     twin: StoredTensor
 
     def rows(self) -> NDArray[np.uint8]:
-        from herd.errors import FileProblem
-
         ours, other = self.tensor.rows(), self.twin.rows()
         step = max(1, (4 << 20) // ours.shape[1])
         if not all(np.array_equal(ours[at : at + step], other[at : at + step]) for at in range(0, len(ours), step)):

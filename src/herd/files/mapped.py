@@ -30,6 +30,7 @@ class MappedFile:
             self._map, self.size = _map(self._descriptor, path)
         except BaseException:
             os.close(self._descriptor)
+            self._descriptor = None
             raise
         self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
 
@@ -40,6 +41,10 @@ class MappedFile:
         self.path, self.name, self.size, self.view = None, name, len(data), memoryview(data)
         self._descriptor, self._map = None, None
         return self
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
 
     def check_unchanged(self) -> None:
         """`FileProblem` if the file has another size than when it was opened."""

@@ -97,4 +97,6 @@ def _try_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as problem:
+        raise FileProblem(f"A lock cannot be taken there: {problem.strerror}. Choose a folder on a local disk.") from problem
     return True
