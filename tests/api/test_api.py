@@ -1,0 +1,228 @@
+"""The Python face, on the smallest real model and on tiny random ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import herd
+from cli import chat_model
+from cli.running import STORIES
+from herd.errors import FileProblem, UsageError
+from herd.family.catalogue import find
+from herd.family.finding import Found
+from herd.files import models_folder
+from herd.sampling.stop import StopReason
+from tiny import random_leaves, tiny_llama
+from tiny_files import write_gguf, write_huggingface
+
+ONCE = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    with herd.load(STORIES, backend="reference") as loaded:
+        yield loaded
+
+
+def test_logits_are_of_all_positions_after_the_whole_model(model: herd.Model) -> None:
+    ids = model.tokenizer.encode(ONCE)
+    logits_TV = model.logits(ids)
+    assert logits_TV.dtype == np.float32 and logits_TV.shape == (len(ids), model.config.vocab_size)
+    long_TV = model.logits(ids * 40)
+    assert long_TV.shape == (len(ids) * 40, 512)
+    assert np.allclose(long_TV[: len(ids)], logits_TV, atol=1e-4)
+
+
+def test_the_tokenizer_goes_there_and_back(model: herd.Model) -> None:
+    ids = model.tokenizer.encode(ONCE, bos=False)
+    assert model.tokenizer.decode(ids) == ONCE and model.tokenizer.encode(ONCE) == [1, *ids]
+
+
+def test_a_greedy_answer_is_the_likeliest_token_each_time(model: herd.Model) -> None:
+    out = model.generate(ONCE, max_tokens=10, temperature=0.0)
+    ids = [*out.prompt_token_ids, *out.token_ids]
+    rows = model.logits(ids).astype(np.float64)
+    table = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    first = len(out.prompt_token_ids)
+    assert out.token_ids == tuple(int(table[at - 1].argmax()) for at in range(first, len(ids)))
+    assert out.logprobs == pytest.approx([table[at - 1, ids[at]] for at in range(first, len(ids))], abs=1e-4)
+    assert out.stop_reason is StopReason.LENGTH and out.text == model.tokenizer.decode(list(ids))[len(ONCE) :]
+    assert (out.usage.prompt_tokens, out.usage.completion_tokens) == (first, 10)
+
+
+def test_log_probabilities_are_those_before_temperature(model: herd.Model) -> None:
+    ids = model.tokenizer.encode(ONCE)
+    row = model.logits(ids)[-1].astype(np.float64)
+    out = model.generate(ids, max_tokens=1, temperature=3.0, top_k=0, top_p=1.0, seed=5, logprobs=3)
+    table = row - np.log(np.exp(row).sum())
+    assert out.logprobs[0] == pytest.approx(table[out.token_ids[0]], abs=1e-4)
+    assert [token for token, _ in out.top[0]] == np.argsort(-table)[:3].tolist()
+
+
+def test_a_seed_that_was_not_given_is_returned_and_repeats_the_answer(model: herd.Model) -> None:
+    out = model.generate(ONCE, max_tokens=8, temperature=1.5)
+    assert model.generate(ONCE, max_tokens=8, temperature=1.5, seed=out.seed).token_ids == out.token_ids
+
+
+def test_a_stop_text_ends_the_answer_before_it(model: herd.Model) -> None:
+    out = model.generate(ONCE, max_tokens=40, temperature=0.0, stop="girl")
+    assert out.stop_reason is StopReason.STOP_TEXT and out.stop_text == "girl" and out.text.endswith("little ")
+
+
+def test_sampling_that_is_not_given_is_the_model_s_own(model: herd.Model) -> None:
+    assert (model.sampling({}).temperature, model.sampling({}).top_p) == (0.6, 0.9)
+    assert (model.sampling({"temperature": None, "top_p": 0.5}).temperature, model.sampling({"top_p": 0.5}).top_p) == (0.6, 0.5)
+    assert model.sampling({"temperature": 0.0}).temperature == 0.0
+
+
+def test_a_release_recommends_its_own_sampling(model: herd.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_found", Found("x", Path(STORIES), find("smollm2-135m-instruct")))
+    assert model.recommended_sampling() == {"temperature": 0.2, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"temprature": 1}, "did you mean 'temperature'"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"stop": ["x"] * 17}, "at most 16"),
+        ({"stop": ""}, "stop contains"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"logit_bias": {99999: 1.0}}, "99999"),
+    ],
+)
+def test_impossible_requests_are_refused(model: herd.Model, arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        model.generate(ONCE, **arguments)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", [[], [512], [-1], [1.5], ["a"], [True], [2**70], "x" * 5000, 7, None, "lone \ud800"])
+def test_impossible_prompts_are_refused(model: herd.Model, prompt: Any) -> None:
+    with pytest.raises(UsageError):
+        model.generate(prompt, max_tokens=1)
+    if isinstance(prompt, list):
+        with pytest.raises(UsageError):
+            model.logits(prompt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"backend": "torch"}, r"backend 'torch' is not part of this version; use 'cpu' or 'reference'"),
+        ({"backend": "gpu"}, "It must be 'cpu' or 'reference'"),
+        ({"backend": "referense"}, "did you mean 'reference'"),
+        ({"device": "cuda"}, "device is 'cuda'"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'"),
+        ({"activations": "int4"}, "activations is 'int4'"),
+        ({"threads": 0}, "threads is 0"),
+        ({"threads": 2.0}, "threads is 2.0"),
+        ({"threads": True}, "threads is True"),
+        ({"context": 513, "backend": "reference"}, "trained for 512"),
+        ({"context": 0}, "context is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        herd.load(STORIES, **settings)
+    assert complaint in str(caught.value)
+
+
+def test_a_context_can_be_shorter(model: herd.Model) -> None:
+    with herd.load(STORIES, backend="reference", context=16) as short:
+        assert short.provider.facts.context_length == 16
+        assert short.generate([1], temperature=0.0).usage.completion_tokens == 15
+        with pytest.raises(UsageError):
+            short.generate([1] * 17)
+
+
+def test_a_chat_is_a_stream_of_events(tmp_path: Path) -> None:
+    with herd.load(chat_model.write(tmp_path / "m"), backend="reference") as model:
+        messages = [{"role": "user", "content": "Hi <|im_end|>"}]
+        events = list(model.chat(messages, max_tokens=5, temperature=0.0))
+        assert [event.type for event in events[:-1]] == ["text"] * (len(events) - 1) and events[-1].type == "finished"
+        ids = model.chat_token_ids(model.chat_request(messages))
+        assert ids.count(model.tokenizer.special_ids["<|im_end|>"]) == 1
+        for wrong in ([], [{"role": "boss", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": "x", "name": "y"}]):
+            with pytest.raises(UsageError):
+                model.chat(wrong)
+
+
+def test_a_chat_that_is_closed_early_gives_its_pages_back(tmp_path: Path) -> None:
+    with herd.load(chat_model.write(tmp_path / "m"), backend="reference") as model:
+        events = model.chat([{"role": "user", "content": "Hi"}], max_tokens=50)
+        next(events)
+        events.close()  # type: ignore[attr-defined]
+        model._engine.check()
+        assert model._engine.load.owned_pages == 0
+
+
+def test_a_base_model_does_not_chat(model: herd.Model) -> None:
+    with pytest.raises(UsageError, match="no chat format"):
+        model.chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_folder_without_a_tokenizer_loads_and_generates_from_ids(tmp_path: Path) -> None:
+    cfg = tiny_llama()
+    with herd.load(write_huggingface(tmp_path / "m", cfg, random_leaves(cfg)), backend="reference") as model:
+        assert not model.has_tokenizer
+        out = model.generate([1, 2, 3], max_tokens=4, temperature=0.0)
+        assert len(out.token_ids) == len(out.logprobs) == 4
+        for ask in (lambda: model.tokenizer, lambda: out.text, lambda: model.generate("text")):
+            with pytest.raises(FileProblem, match="without a tokenizer"):
+                ask()
+
+
+def test_the_same_weights_from_a_file_and_a_folder_give_the_same_logits(tmp_path: Path) -> None:
+    cfg = tiny_llama()
+    leaves = random_leaves(cfg)
+    with (
+        herd.load(write_gguf(tmp_path / "m.gguf", cfg, leaves), backend="reference") as file,
+        herd.load(write_huggingface(tmp_path / "m", cfg, leaves), backend="reference") as folder,
+    ):
+        assert (file.name, file.checkpoint.layout, folder.checkpoint.layout) == ("m", "gguf", "huggingface")
+        assert np.array_equal(file.logits([5, 6, 7]), folder.logits([5, 6, 7]))
+
+
+def test_a_model_of_the_models_folder_is_loaded_by_name() -> None:
+    folder = models_folder() / "mine"
+    cfg = tiny_llama()
+    write_huggingface(folder, cfg, random_leaves(cfg))
+    with herd.load("mine", backend="reference") as model:
+        assert model.name == "mine" and model.path == folder
+
+
+def test_facts_memory_and_fingerprint_are_told(model: herd.Model) -> None:
+    assert model.facts["num_layers"].value == 5 and "stories260K.bin" in model.facts["num_layers"].source
+    assert model.memory().weights > 0 and "reference" in model.fingerprint and "stories260K" in repr(model)
+    assert model.provider.facts.sources["num_layers"] == model.facts["num_layers"].source
+
+
+def test_a_closed_model_is_closed_once_and_for_all() -> None:
+    model = herd.load(STORIES, backend="reference")
+    model.close()
+    model.close()
+    with pytest.raises(UsageError, match="closed"):
+        model.generate([1], max_tokens=1)
+
+
+def test_meta_s_own_layout_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "consolidated.00.pth").write_bytes(b"x")
+    with pytest.raises(FileProblem) as caught:
+        herd.load(tmp_path)
+    assert "Meta" in str(caught.value) and "Hugging Face" in str(caught.value)
+
+
+def test_progress_is_silent_for_a_model_that_is_here() -> None:
+    def told(name: str, done_bytes: int, total_bytes: int) -> None:
+        raise AssertionError("nothing is fetched")
+
+    herd.load(STORIES, backend="reference", progress=told).close()
