@@ -89,6 +89,8 @@ struct BoundChooser {
         : machine(std::move(owner)), vocabulary(vocabulary_size), choice_type(nb::module_::import_("herd.sampling.chain").attr("Choice")) {
         for (int worker = 0; worker < machine->pool.workers(); ++worker) choosers.emplace_back(machine->isa, vocabulary);
     }
+    BoundChooser(const BoundChooser&) = delete;
+    BoundChooser& operator=(const BoundChooser&) = delete;
 };
 
 nb::object to_python(const BoundChooser& self, const Choice& choice) {

@@ -114,9 +114,8 @@ def test_preempted_requests_go_on_with_the_same_tokens() -> None:
         for i in range(6)
     ]
     assert drive(engine, requests) == [expected(request, 300) for request in requests]
-    restarts = sum(span.start == 0 and len(span.tokens) > 50 for plan in backend.plans for span in plan.spans)
-    resumed = sum(len(span.tokens) > 1 for plan in backend.plans for span in plan.spans)
-    assert restarts + resumed > len(requests), "somebody was preempted and started over"
+    starts_over = sum(span.start == 0 or len(span.tokens) > 1 for plan in backend.plans for span in plan.spans) - len(requests)
+    assert starts_over > 3, "several were preempted and started over"
     all_back(engine)
 
 

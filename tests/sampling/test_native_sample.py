@@ -63,7 +63,7 @@ def random_draw(rng: np.random.Generator, vocab_size: int) -> Draw:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("vocab_size", "rows"), [(1, 20), (7, 400), (257, 1500), (4099, 800), (32000, 60)])
+@pytest.mark.parametrize(("vocab_size", "rows"), [(1, 20), (7, 400), (257, 1000), (4099, 300), (32000, 40)])
 def test_native_choices_equal_the_definition(isa: str, vocab_size: int, rows: int) -> None:
     rng = np.random.default_rng(vocab_size)
     native = chooser(isa, vocab_size)

@@ -1,0 +1,192 @@
+"""The books of pages: who owns which, what is cached, and what goes first when room is needed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from herd.engine.memory import available_bytes, default_num_pages
+from herd.engine.pages import Pages, first_key, next_key
+
+
+def keys(*chunks: list[int], salt: bytes = b"") -> list[bytes]:
+    chain = [first_key(salt)]
+    for chunk in chunks:
+        chain.append(next_key(chain[-1], chunk))
+    return chain[1:]
+
+
+def known(pages: Pages, *page_keys: bytes) -> list[int]:
+    """Takes, names and releases a page for each key, the last first."""
+    taken = []
+    for key in page_keys:
+        page = pages.take()
+        assert page is not None
+        pages.name(page, key)
+        taken.append(page)
+    for page in reversed(taken):
+        pages.release(page)
+    pages.check()
+    return taken
+
+
+def test_keys_depend_on_the_salt_and_on_all_tokens_before() -> None:
+    assert len({*keys([1], [2]), *keys([2], [2]), *keys([1], [2], salt=b"x")}) == 6
+    assert keys([1, 2], [3]) == keys([1, 2], [3])
+
+
+def test_a_page_has_one_place() -> None:
+    pages = Pages(2)
+    first, second = pages.take(), pages.take()
+    assert {first, second} == {0, 1} and pages.take() is None
+    assert (pages.num_free, pages.num_owned, pages.num_cached) == (0, 2, 0)
+    pages.release(0)
+    pages.name(1, b"k")
+    pages.release(1)
+    assert (pages.num_free, pages.num_owned, pages.num_cached, pages.num_available) == (1, 0, 1, 2)
+    pages.check()
+
+
+def test_a_shared_page_stays_until_its_last_owner_leaves() -> None:
+    pages = Pages(3)
+    (page,) = known(pages, b"k")
+    for _ in range(2):
+        (found,) = pages.find([b"k", b"other"])
+        pages.share(found)
+    assert pages.owners(page) == 2 and pages.num_cached == 0
+    pages.release(page)
+    assert pages.owners(page) == 1 and pages.num_cached == 0
+    pages.release(page)
+    assert pages.num_cached == 1
+    pages.check()
+
+
+def test_ends_of_a_conversation_are_evicted_before_its_beginning() -> None:
+    pages = Pages(3)
+    chain = keys([1], [2], [3])
+    known(pages, *chain)
+    pages.take()
+    assert len(pages.find(chain)) == 2
+    pages.take()
+    assert len(pages.find(chain)) == 1
+    pages.check()
+
+
+def test_what_was_used_last_is_evicted_last() -> None:
+    pages = Pages(2)
+    known(pages, b"old")
+    known(pages, b"new")
+    pages.share(pages.find([b"old"])[0])
+    pages.release(pages.find([b"old"])[0])
+    pages.take()
+    assert pages.find([b"old"]) and not pages.find([b"new"])
+
+
+def test_the_same_contents_are_known_once() -> None:
+    pages = Pages(2)
+    for _ in range(2):
+        page = pages.take()
+        assert page is not None
+        pages.name(page, b"k")
+    pages.release(0)
+    pages.release(1)
+    assert (pages.num_free, pages.num_cached) == (1, 1)
+    pages.check()
+
+
+def test_a_partly_filled_page_is_taken_over_and_then_unknown() -> None:
+    pages = Pages(2)
+    page = pages.take()
+    assert page is not None
+    pages.leave_tail(page, b"before", [1, 2, 3])
+    pages.check()
+    assert pages.tail(b"before", [1, 2, 9]) == (page, 2)
+    assert pages.tail(b"before", [9]) is None and pages.tail(b"after", [1]) is None
+    pages.take_over(page)
+    assert pages.tail(b"before", [1]) is None and pages.owners(page) == 1
+    pages.release(page)
+    assert pages.num_free == 2
+    pages.check()
+
+
+def test_only_the_newest_partly_filled_page_is_kept_after_a_page() -> None:
+    pages = Pages(3)
+    for tokens in ([1], [2]):
+        page = pages.take()
+        assert page is not None
+        pages.leave_tail(page, b"before", tokens)
+        pages.check()
+    assert pages.num_cached == 1 and pages.tail(b"before", [1]) is None and pages.tail(b"before", [2]) is not None
+
+
+def test_forgetting_makes_everything_unowned_free() -> None:
+    pages = Pages(4)
+    known(pages, b"a", b"b")
+    page = pages.take()
+    assert page is not None
+    pages.name(page, b"c")
+    pages.forget_contents(page)
+    pages.forget_cached()
+    assert (pages.num_free, pages.num_owned) == (3, 1) and not pages.find([b"a"])
+    pages.release(page)
+    assert pages.num_free == 4
+    pages.check()
+
+
+def test_the_check_notices_a_page_in_two_places() -> None:
+    pages = Pages(2)
+    page = pages.take()
+    assert page is not None
+    pages._free.append(page)
+    with pytest.raises(AssertionError, match="two places"):
+        pages.check()
+
+
+def test_random_use_keeps_the_sum() -> None:
+    rng = random.Random(2)
+    pages, owned = Pages(9), []
+    for step in range(5000):
+        if rng.random() < 0.5:
+            page = pages.take()
+            if page is not None:
+                owned.append(page)
+                if rng.random() < 0.6:
+                    pages.name(page, b"%d" % rng.randrange(12))
+        elif owned:
+            page = owned.pop(rng.randrange(len(owned)))
+            if pages.owners(page) == 1 and not pages.is_known(page) and rng.random() < 0.3:
+                pages.leave_tail(page, b"%d" % rng.randrange(4), [step])
+            else:
+                pages.release(page)
+        if rng.random() < 0.3:
+            for page in pages.find([b"%d" % rng.randrange(12)]):
+                pages.share(page)
+                owned.append(page)
+        pages.check()
+        assert pages.num_free + pages.num_owned + pages.num_cached == 9
+
+
+def test_the_default_cache_is_one_context_or_a_quarter_of_the_memory() -> None:
+    assert default_num_pages(100, 1000, None) == 100
+    assert default_num_pages(100, 1000, 10**9) == 100
+    assert default_num_pages(100, 1000, 40_000) == 10
+    assert default_num_pages(100, 1000, 1) == 1
+
+
+def test_available_memory_is_the_least_that_the_system_names(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    3000 kB\n")
+    assert available_bytes(tmp_path) == 3000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("1000\n")
+    assert available_bytes(tmp_path) == 3000 * 1024
+    (group / "memory.max").write_text("51000\n")
+    assert available_bytes(tmp_path) == 50000
+    (group / "memory.max").write_text("500\n")
+    assert available_bytes(tmp_path) == 0
+    (tmp_path / "proc/meminfo").write_text("nonsense")
+    (group / "memory.max").write_text("nonsense")
+    assert available_bytes(tmp_path) != 0, "what the C library knows"
