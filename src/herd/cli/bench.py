@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -130,6 +128,9 @@ def _work(loaded: Model) -> _Work:
 
 def _first_token_s(model: str, options: dict[str, Any]) -> float:
     """Seconds from the start of a process to the first token that it prints, with the file in the system's cache."""
+    import statistics
+    import subprocess
+
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in given(options, LOADING).items()]
     command = [sys.executable, "-m", "herd", "run", model, "--tokens", "1,2,3,4", "-n", "2", "-t", "0", *settings]
     seconds = []
@@ -153,6 +154,8 @@ def _limits(options: dict[str, Any]) -> _Limits:
 
 def _figures(speeds: _Speeds, work: _Work, limits: _Limits | None) -> dict[str, Any]:
     """Medians, spreads, and the bound that each is set against."""
+    import statistics
+
     figures: dict[str, Any] = {}
     for name, values, bound in (
         ("prompt", speeds.prompt, limits.operations_per_s / work.operations_per_token if limits else None),

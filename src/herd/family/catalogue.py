@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from herd.errors import FileProblem, UsageError
@@ -103,8 +103,7 @@ class Release:
 @cache
 def releases() -> Mapping[str, Release]:
     """All releases by name, in the order of the file."""
-    text = resources.files("herd.family").joinpath("family.toml").read_text(encoding="utf-8")
-    return read_catalogue(text)
+    return read_catalogue(Path(__file__).with_name("family.toml").read_text(encoding="utf-8"))
 
 
 def find(name: str) -> Release:
