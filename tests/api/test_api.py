@@ -11,7 +11,7 @@ import pytest
 import herd
 from cli import chat_model
 from cli.running import STORIES
-from herd.errors import FileProblem, UsageError
+from herd.errors import CapacityError, FileProblem, UsageError
 from herd.family.catalogue import find
 from herd.family.finding import Found
 from herd.files import models_folder
@@ -226,3 +226,9 @@ def test_progress_is_silent_for_a_model_that_is_here() -> None:
         raise AssertionError("nothing is fetched")
 
     herd.load(STORIES, backend="reference", progress=told).close()
+
+
+def test_weights_that_cannot_fit_are_refused_up_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("herd.engine.memory.available_bytes", lambda: 1_000_000)
+    with pytest.raises(CapacityError, match="take 1,040,128 bytes; 1,000,000 are available"):
+        herd.load(STORIES, backend="reference")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herd.api.model import Model, Words, did_you_mean
-from herd.errors import UsageError
+from herd.errors import CapacityError, UsageError
 from herd.family.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
     words = _words(found, checkpoint)
+    _check_memory(found, checkpoint.num_bytes)
     backend = _backend(checkpoint, choices)
     try:
         engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
@@ -98,6 +99,17 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     except BaseException:
         backend.close()
         raise
+
+
+def _check_memory(found: Found, num_bytes: int) -> None:
+    """`CapacityError`, before anything is allocated, for weights that cannot fit."""
+    from herd.engine.memory import available_bytes
+
+    free = available_bytes()
+    if free is not None and num_bytes > free:
+        raise CapacityError(
+            f"The weights of {found.name} take {num_bytes:,} bytes; {free:,} are available. Choose a smaller model or format."
+        )
 
 
 def _stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:

@@ -21,6 +21,7 @@ _START_TIMEOUT_S = 600.0
 
 @click.command(
     cls=Examples,
+    short_help="Time a model beside the machine's limits.",
     examples="""
     herd bench smollm2-135m-instruct
     herd bench ./model.gguf --threads 4 --json

@@ -32,6 +32,7 @@ HISTORY_LINES = 1000
 
 @click.command(
     cls=Examples,
+    short_help="Talk to a model.",
     examples="""
     herd chat                                    the default model, fetched if it is not here
     herd chat llama-3.2-1b-instruct --system "Answer in one sentence."

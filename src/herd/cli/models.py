@@ -13,6 +13,7 @@ from herd.errors import UsageError
 
 @click.command(
     cls=Examples,
+    short_help="Fetch a model.",
     examples="""
     herd pull smollm2-135m-instruct                      no account needed, 98 MB
     HF_TOKEN=hf_... herd pull llama-3.2-1b-instruct      Meta's releases: accept the licence first
@@ -40,6 +41,7 @@ def _waiting(name: str) -> None:
 
 @click.command(
     cls=Examples,
+    short_help="List what is known, and what is here.",
     examples="""
     herd models            everything that is known, and what of it is here
     herd models --here     only what is here
@@ -106,6 +108,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 @click.command(
     cls=Examples,
+    short_help="Delete a model from the models folder.",
     examples="""
     herd remove smollm2-135m-instruct          asks first
     herd remove smollm2-135m-instruct --yes    does not ask

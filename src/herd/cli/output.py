@@ -83,7 +83,7 @@ class _Bars:
             self._bars.start()
         if name != self._name:
             for task in self._bars.tasks:
-                self._bars.update(task.id, completed=task.total or 1, total=task.total or 1)
+                self._bars.update(task.id, visible=task.total is not None, completed=task.total or 0)
             self._name = name
             self._bars.add_task(name, total=total_bytes or None)
         self._bars.update(self._bars.task_ids[-1], completed=done_bytes, total=total_bytes or None)

@@ -22,6 +22,7 @@ MAX_PROMPT_BYTES = 64 << 20
 
 @click.command(
     cls=Examples,
+    short_help="Continue a text, or ask one thing.",
     examples="""
     herd run smollm2-135m-instruct "Once upon a time"          continue a text
     herd run smollm2-135m-instruct --chat "Name two colours"   ask, as in a chat

@@ -21,6 +21,7 @@ Row = tuple[str, Any, str]
 
 @click.command(
     cls=Examples,
+    short_help="Tell what a model is and needs.",
     examples="""
     herd show smollm2-135m-instruct
     herd show ./model.gguf --context 2048 --json
