@@ -39,6 +39,7 @@ def transformers_model(cfg: LlamaConfig, leaves: Mapping[str, Matrix], dtype: st
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
+    torch.set_num_threads(1)  # for models this small, more threads only wait for each other
     theirs = TheirConfig(
         hidden_size=cfg.width,
         num_hidden_layers=cfg.num_layers,

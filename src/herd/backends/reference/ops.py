@@ -53,7 +53,7 @@ class NumpyOps:
 
     def rms_norm(self, x_TD: Floats, weight: Vector | None, eps: float) -> Floats:
         mean_square = np.mean(x_TD * x_TD, axis=-1, keepdims=True)
-        normed = x_TD / np.sqrt(mean_square + self._dtype.type(eps))
+        normed: Floats = x_TD / np.sqrt(mean_square + self._dtype.type(eps))
         return normed if weight is None else normed * self._arrays.get(weight)
 
     def heads(self, x: Floats, num_heads: int) -> Floats:
