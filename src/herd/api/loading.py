@@ -143,8 +143,11 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
         from herd.backends.reference import ReferenceBackend
 
         return ReferenceBackend(checkpoint.config, leaf, options)
-    from herd.backends.cpu import CpuBackend
-
+    try:
+        from herd.backends.cpu import CpuBackend
+    except ImportError as error:
+        advice = "Install herd with a C++ compiler or from a wheel, or use backend='reference', which is slow."
+        raise UsageError(f"The native core of herd cannot be loaded here ({error}). {advice}") from error
     return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages)
 
 
