@@ -1,0 +1,11 @@
+// herd._core: the native part of the cpu backend. Wrong arguments are ValueError, missing memory is MemoryError.
+#include "bind/bind.h"
+
+NB_MODULE(_core, m) {
+    m.doc() = "Native kernels, the thread pool and the program executor of the cpu backend.";
+    herd::bind_machine(m);
+    herd::bind_matrix(m);
+    herd::bind_program(m);
+    herd::bind_kernels(m);
+    herd::bind_sample(m);
+}

@@ -1,0 +1,150 @@
+// Cache and programs - checks, signature, docstring; no arithmetic. What a program is: program/program.h.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+#include "bind/bind.h"
+
+namespace herd {
+
+using namespace nb::literals;
+
+namespace {
+
+using SpanTuple = std::tuple<int64_t, std::vector<int64_t>, std::vector<int64_t>, int64_t>;
+using TermTuple = std::tuple<std::shared_ptr<Matrix>, std::optional<FloatsIn>, int, int, bool>;
+
+FloatsPtr keep(const std::optional<FloatsIn>& floats, const char* name) {
+    if (!floats) return nullptr;
+    Dim D{"D"};
+    expect(*floats, name).shape(D);
+    auto kept = std::make_shared<AlignedBytes>(D.size * 4);
+    std::memcpy(kept->data(), floats->data(), static_cast<size_t>(D.size) * 4);
+    return kept;
+}
+
+After after_of(const std::string& name) {
+    if (name == "nothing") return After::Nothing;
+    if (name == "silu_gate") return After::SiluGate;
+    if (name == "attention_inputs") return After::AttentionInputs;
+    if (name == "check_finite") return After::CheckFinite;
+    throw std::invalid_argument("after \"" + name + "\" is unknown; there are nothing, silu_gate, attention_inputs, check_finite");
+}
+
+// The program with what the bindings hold for it.
+struct BoundProgram {
+    std::shared_ptr<Machine> machine;
+    Program program;
+};
+
+void product(BoundProgram& self, const std::vector<TermTuple>& tuples, const std::string& after, int rotary, int64_t layer, const std::string& label) {
+    std::vector<Term> terms;
+    for (const auto& [matrix, bias, input, out, accumulate] : tuples) terms.push_back({matrix, keep(bias, "bias"), input, out, accumulate});
+    self.program.product(std::move(terms), after_of(after), {rotary, layer}, label);
+}
+
+std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples) {
+    nb::gil_scoped_release unlocked;
+    const std::lock_guard lock(self.machine->mutex);
+    std::vector<Span> spans;
+    spans.reserve(tuples.size());
+    for (const auto& [start, tokens, pages, outputs] : tuples) spans.push_back({start, tokens, pages, outputs});
+    return self.program.run(spans);
+}
+
+nb::ndarray<nb::numpy, float> logits(nb::handle self) {
+    const auto& program = nb::cast<BoundProgram&>(self).program;
+    const size_t shape[2] = {static_cast<size_t>(program.outputs()), static_cast<size_t>(program.logits_width())};
+    const int64_t strides[2] = {round_up(program.logits_width(), 16), 1};
+    return {const_cast<float*>(program.logits()), 2, shape, self, strides};
+}
+
+std::vector<std::tuple<std::string, double>> profile(const BoundProgram& self) {
+    std::vector<std::tuple<std::string, double>> times;
+    for (size_t i = 0; i < self.program.num_instructions(); ++i) {
+        times.emplace_back(self.program.instruction(i).label(), static_cast<double>(self.program.profile_ns()[i]) * 1e-9);
+    }
+    return times;
+}
+
+void bind_cache(nb::module_& m) {
+    nb::class_<Cache>(m, "Cache", "Keys and values of pages of 64 tokens, in float16 (`half`) or float32.")
+        .def(nb::new_([](int64_t layers, int64_t kv_heads, int64_t head_width, bool half) {
+                 if (layers < 1 || kv_heads < 1 || head_width < 1) throw std::invalid_argument("layers, kv_heads and head_width must be at least 1");
+                 return std::make_shared<Cache>(layers, kv_heads, head_width, half);
+             }),
+             "layers"_a, "kv_heads"_a, "head_width"_a, "half"_a)
+        .def_prop_ro("page_bytes", &Cache::page_bytes, "Bytes of one page over all layers.")
+        .def_prop_ro("num_pages", &Cache::pages)
+        .def(
+            "allocate",
+            [](Cache& cache, int64_t pages) {
+                if (pages < 0 || pages > INT32_MAX) throw std::invalid_argument("num_pages is " + std::to_string(pages) + "; it must be from 0 to 2^31 - 1");
+                cache.allocate(pages);
+            },
+            "num_pages"_a, "Room for pages 0 .. num_pages-1; what was cached is dropped.");
+}
+
+Rows rows_of(bool outputs) { return outputs ? Rows::Outputs : Rows::Tokens; }
+
+}  // namespace
+
+void bind_program(nb::module_& m) {
+    bind_cache(m);
+    nb::class_<BoundProgram>(m, "Program", "A flat list of instructions over buffers made once; `step` runs it with the GIL released.")
+        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs, int64_t vocabulary) {
+                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, {tokens, outputs, vocabulary}));
+             }),
+             "machine"_a, "cache"_a, "num_heads"_a, "max_tokens"_a, "max_outputs"_a, "vocab_size"_a)
+        .def("buffer", [](BoundProgram& self, int64_t width, bool outputs) { return self.program.add_buffer(width, rows_of(outputs)); },
+             "width"_a, "outputs"_a, "A buffer of float32 rows, one per token or per row of logits. Returns its number.")
+        .def("prepared", [](BoundProgram& self, const Matrix& matrix, bool outputs) {
+                 return self.program.add_prepared(self.machine->linear.form(matrix), matrix.columns, rows_of(outputs));
+             },
+             "matrix"_a, "outputs"_a, "A buffer of rows in the form that `matrix` multiplies. Returns its number.")
+        .def("form", [](const BoundProgram& self, const Matrix& matrix) { return static_cast<int>(self.machine->linear.form(matrix)); },
+             "matrix"_a, "A number that is equal for matrices that multiply the same prepared rows.")
+        .def("embed", [](BoundProgram& self, std::shared_ptr<Matrix> table, int out) { self.program.embed(table, out); },
+             "table"_a, "out"_a, "out = rows of `table` [V, D] at the step's tokens.")
+        .def("rotary", [](BoundProgram& self, std::vector<double> frequencies, double magnitude, int out) { self.program.rotary(std::move(frequencies), magnitude, out); },
+             "frequencies"_a, "magnitude"_a, "out"_a, "out = cosines, then sines, of the step's positions times the frequencies.")
+        .def("norm", [](BoundProgram& self, int x, std::optional<FloatsIn> weight, float eps, int out) { self.program.norm(x, keep(weight, "weight"), eps, out); },
+             "x"_a, "weight"_a.none(), "eps"_a, "out"_a, "out = rms_norm(x) * weight.")
+        .def("prepare", [](BoundProgram& self, int x, int out) { self.program.prepare(x, false, nullptr, 0.0f, out); },
+             "x"_a, "out"_a, "out = x in the form of the prepared buffer; rows of outputs are selected from rows of tokens.")
+        .def("norm_prepare", [](BoundProgram& self, int x, std::optional<FloatsIn> weight, float eps, int out) {
+                 self.program.prepare(x, true, keep(weight, "weight"), eps, out);
+             },
+             "x"_a, "weight"_a.none(), "eps"_a, "out"_a, "As `prepare`, of rms_norm(x) * weight.")
+        .def("product", &product, "terms"_a, "after"_a = "nothing", "rotary"_a = -1, "layer"_a = -1, "label"_a = "product",
+             "out (+)= input w^T + bias for each term (matrix, bias or None, input, out, accumulate). `after`: silu_gate makes the first term's out "
+             "silu(first) * second; attention_inputs rotates terms 0 and 1 and stores terms 1 and 2 in the cache; check_finite looks for NaN.")
+        .def("rotate", [](BoundProgram& self, int x, int rotary, int out, int64_t heads) { self.program.rotate(x, rotary, out, heads); },
+             "x"_a, "rotary"_a, "out"_a, "num_heads"_a, "out = x with the interleaved pairs of each head rotated.")
+        .def("store", [](BoundProgram& self, int k, int v, int64_t layer) { self.program.store(k, v, layer); },
+             "k"_a, "v"_a, "layer"_a, "Writes keys and values at this step's positions of the cache.")
+        .def("attention", [](BoundProgram& self, int q, int64_t layer, float scale, int out) { self.program.attention(q, layer, scale, out); },
+             "q"_a, "layer"_a, "scale"_a, "out"_a, "out = causal softmax(scale q k^T) v over the cache.")
+        .def("silu_gate", [](BoundProgram& self, int gate, int up, int out) { self.program.silu_gate(gate, up, out); }, "gate"_a, "up"_a, "out"_a, "out = silu(gate) * up.")
+        .def("add", [](BoundProgram& self, int x, int y, int out) { self.program.add(x, y, out); }, "x"_a, "y"_a, "out"_a, "out = x + y.")
+        .def("select", [](BoundProgram& self, int x, int out) { self.program.select(x, out); }, "x"_a, "out"_a, "out = the rows of x whose logits are wanted.")
+        .def("check_finite", [](BoundProgram& self, int x) { self.program.check_finite(x); }, "logits"_a, "Looks for NaN and infinities in rows of logits.")
+        .def("finish", [](BoundProgram& self, int logits) { self.program.finish(logits); }, "logits"_a, "Says which buffer holds the logits.")
+        .def("cache_changed", [](BoundProgram& self) { self.program.cache_changed(); }, "To be called after the cache was given other pages.")
+        .def("step", &step, "spans"_a,
+             "One forward of spans (start, tokens, pages, num_outputs). Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
+        .def("logits", [](nb::handle self) { return logits(self); }, nb::sig("def logits(self) -> numpy.typing.NDArray"),
+             "The logits [R, V] of the last step: a view that the next step overwrites.")
+        .def_prop_ro("buffer_bytes", [](const BoundProgram& self) { return self.program.buffer_bytes(); })
+        .def_prop_ro("num_instructions", [](const BoundProgram& self) { return self.program.num_instructions(); })
+        .def("profile", [](BoundProgram& self, bool on) { self.program.profile(on); }, "on"_a, "Switches timing of instructions on (from zero) or off.")
+        .def("profile_seconds", &profile, "(label, seconds) of every instruction since profiling was switched on.");
+}
+
+}  // namespace herd

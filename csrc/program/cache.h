@@ -1,0 +1,42 @@
+// The keys and values of all pages: [layer][page][kv head], each a contiguous `PageShape` (kernels/kernels.h).
+#pragma once
+
+#include <cstdint>
+
+#include "base/memory.h"
+#include "kernels/kernels.h"
+
+namespace herd {
+
+class Cache {
+  public:
+    Cache(int64_t layers, int64_t kv_heads, int64_t head_width, bool half)
+        : layers_(layers), kv_heads_(kv_heads), shape_{head_width, round_up(head_width, 16), half} {}
+
+    // Room for pages 0 .. pages-1, all zero: memory is taken only as pages are written. What was cached is gone, also when
+    // this throws std::bad_alloc.
+    void allocate(int64_t pages) {
+        memory_ = AlignedBytes();
+        pages_ = 0;
+        memory_ = AlignedBytes(pages * page_bytes());
+        pages_ = pages;
+    }
+
+    const PageShape& shape() const { return shape_; }
+    int64_t layers() const { return layers_; }
+    int64_t kv_heads() const { return kv_heads_; }
+    int64_t pages() const { return pages_; }
+    int64_t page_bytes() const { return layers_ * page_stride(); }       // of one page over all layers
+    int64_t page_stride() const { return kv_heads_ * shape_.bytes(); }   // from one page to the next within a layer
+
+    // Page 0 of a layer and kv head.
+    uint8_t* at(int64_t layer, int64_t head) { return memory_.data() + layer * pages_ * page_stride() + head * shape_.bytes(); }
+
+  private:
+    int64_t layers_, kv_heads_;
+    PageShape shape_;
+    int64_t pages_ = 0;
+    AlignedBytes memory_;
+};
+
+}  // namespace herd

@@ -1,0 +1,203 @@
+// The instructions of a program. Arguments were checked when they were built (program.cpp).
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "program/program.h"
+
+namespace herd {
+
+// Instructions that treat every row alike: pieces are runs of rows.
+class RowInstruction : public Instruction {
+  public:
+    RowInstruction(std::string label, int out) : Instruction(std::move(label)), out_(out) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const final;
+
+  protected:
+    virtual void row(const Context& context, int64_t row) const = 0;
+    const int out_;
+};
+
+class Embed final : public RowInstruction {
+  public:
+    Embed(MatrixPtr table, int out) : RowInstruction("embed", out), table_(std::move(table)) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    MatrixPtr table_;
+};
+
+// Row: cosines, then sines, in double precision until stored.
+class Rotary final : public RowInstruction {
+  public:
+    Rotary(std::vector<double> frequencies, double magnitude, int out)
+        : RowInstruction("rotary", out), frequencies_(std::move(frequencies)), magnitude_(magnitude) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    std::vector<double> frequencies_;
+    double magnitude_;
+};
+
+class Norm final : public RowInstruction {
+  public:
+    Norm(int x, FloatsPtr weight, float eps, int out) : RowInstruction("norm", out), x_(x), weight_(std::move(weight)), eps_(eps) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_;
+    FloatsPtr weight_;
+    float eps_;
+};
+
+class Rotate final : public RowInstruction {
+  public:
+    Rotate(int x, int rotary, int out, int64_t heads) : RowInstruction("rotate", out), x_(x), rotary_(rotary), heads_(heads) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_, rotary_;
+    int64_t heads_;
+};
+
+class SiluGate final : public RowInstruction {
+  public:
+    SiluGate(int gate, int up, int out) : RowInstruction("silu gate", out), gate_(gate), up_(up) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int gate_, up_;
+};
+
+class Add final : public RowInstruction {
+  public:
+    Add(int x, int y, int out) : RowInstruction("add", out), x_(x), y_(y) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_, y_;
+};
+
+class Select final : public RowInstruction {
+  public:
+    Select(int x, int out) : RowInstruction("select", out), x_(x) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_;
+};
+
+class CheckFinite final : public RowInstruction {
+  public:
+    explicit CheckFinite(int x) : RowInstruction("check finite", x) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+};
+
+// Rows as products want them. When there are few rows it has no pieces: products then call `own` in every worker.
+class Prepare final : public RowInstruction {
+  public:
+    Prepare(int x, bool has_norm, FloatsPtr weight, float eps, bool selects, int out)
+        : RowInstruction(has_norm ? "norm + prepare" : "prepare", out), x_(x), has_norm_(has_norm), weight_(std::move(weight)), eps_(eps), selects_(selects) {}
+
+    int64_t pieces(const Context& context) const override;
+    bool is_own(const Context& context) const;
+    // Prepares all rows for this worker alone.
+    void own(const Context& context) const;
+    // The first prepared row, for this worker.
+    const uint8_t* prepared(const Context& context) const;
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    void prepare_row(const Context& context, int64_t row, uint8_t* out) const;
+
+    int x_;
+    bool has_norm_;
+    FloatsPtr weight_;
+    float eps_;
+    bool selects_;
+};
+
+// One or several products over the same rows. A piece is a run of panels of one term (with After::SiluGate: of both), and of tokens.
+class Product final : public Instruction {
+  public:
+    Product(std::string label, std::vector<Term> terms, std::vector<const Prepare*> prepares, After after, AttentionInputs inputs, int64_t num_heads)
+        : Instruction(std::move(label)), terms_(std::move(terms)), prepares_(std::move(prepares)), after_(after), inputs_(inputs), num_heads_(num_heads) {}
+
+    int64_t pieces(const Context& context) const override;
+    void begin(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    // Panels [first, last) of a term for rows [row, row + rows).
+    struct Block {
+        size_t term;
+        int64_t first, last, row, rows;
+    };
+    int64_t unit_panels(const Context& context) const;
+    int64_t cuts(const Context& context, size_t term) const;
+    int64_t row_blocks(const Context& context) const;
+    void multiply(const Context& context, const Block& block) const;
+    void after_attention_inputs(const Context& context, const Block& block) const;
+    void check_finite(const Context& context, const Block& block) const;
+
+    std::vector<Term> terms_;
+    std::vector<const Prepare*> prepares_;  // of each term's input
+    After after_;
+    AttentionInputs inputs_;
+    int64_t num_heads_;
+};
+
+// Keys and values of this step into the cache: rows [row, row + rows) of `x`, one kv head.
+void store_in_cache(const Context& context, bool keys, int64_t layer, int64_t head, int x, int64_t row, int64_t rows);
+
+class Store final : public Instruction {
+  public:
+    Store(int k, int v, int64_t layer) : Instruction("store"), k_(k), v_(v), layer_(layer) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    int k_, v_;
+    int64_t layer_;
+};
+
+class Attention final : public Instruction {
+  public:
+    Attention(int q, int64_t layer, float scale, int64_t group, int out)
+        : Instruction("attention"), q_(q), layer_(layer), scale_(scale), group_(group), out_(out) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    void attend(const Context& context, const Step::Part& tile, int64_t head, int64_t split_begin, int64_t split_end, float* partial) const;
+    void run_shared(const Context& context, int64_t piece) const;
+
+    int q_;
+    int64_t layer_;
+    float scale_;
+    int64_t group_;
+    int out_;
+};
+
+}  // namespace herd

@@ -1,0 +1,175 @@
+// A model as a flat list of instructions over buffers that are made once; a step runs the list.
+//
+// Every instruction is cut into pieces that any worker may run. Workers meet at a barrier after each instruction, so that
+// what an instruction wrote is there for the next. How an instruction is cut never changes the bits of its result.
+//
+// Small steps do without some barriers: an instruction that prepares the input of products (`Prepare`) is left out when
+// there are few rows, and each worker prepares its own copy where it multiplies.
+//
+// Building: backends/cpu/trace.py. No function of this class but the building ones allocates.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/memory.h"
+#include "base/pool.h"
+#include "kernels/kernels.h"
+#include "kernels/matrix.h"
+#include "program/cache.h"
+#include "program/step.h"
+
+namespace herd {
+
+using MatrixPtr = std::shared_ptr<const Matrix>;
+using FloatsPtr = std::shared_ptr<const AlignedBytes>;  // a norm's weight or a bias, float32
+
+// A machine as programs use it: its threads and its kernels.
+struct Machine {
+    Machine(int workers, Isa chosen) : pool(workers), isa(chosen), kernels(herd::kernels(chosen)), linear(linear_kernels(chosen)) {}
+    Pool pool;
+    const Isa isa;
+    const Kernels& kernels;
+    const LinearKernels& linear;
+    std::mutex mutex;  // held by whoever uses the pool
+};
+
+// Float32 rows of one width, or (`form` set) rows prepared for products.
+struct Buffer {
+    int64_t width;
+    Rows rows;
+    int64_t stride;                    // bytes from one row to the next
+    AlignedBytes shared;
+    AlignedBytes own;                  // prepared rows only: `own_rows` rows per worker
+    int64_t own_rows = 0;
+    Form form = Form::F32;
+};
+
+class Prepare;
+
+// What an instruction sees of the running step.
+struct Context {
+    Machine& machine;
+    Step& step;
+    std::vector<Buffer>& buffers;
+    Cache& cache;
+    uint8_t* scratch;                   // of this worker
+    uint8_t* partials;                  // of attention tiles that are shared out
+    std::atomic<int32_t>* arrived;      // splits of each such tile that are done
+    std::atomic<bool>* not_finite;      // per row of logits
+    int worker;
+
+    const Buffer& buffer(int number) const { return buffers[static_cast<size_t>(number)]; }
+    int64_t rows(int number) const { return step.rows(buffer(number).rows); }
+    float* floats(int number, int64_t row = 0) const {
+        return reinterpret_cast<float*>(buffers[static_cast<size_t>(number)].shared.data() + row * buffer(number).stride);
+    }
+};
+
+// One instruction. `run` of different pieces may happen at once in different workers.
+class Instruction {
+  public:
+    explicit Instruction(std::string label) : label_(std::move(label)) {}
+    virtual ~Instruction() = default;
+    // How many pieces there are in this step; 0 leaves the instruction and its barrier out.
+    virtual int64_t pieces(const Context& context) const = 0;
+    // Called by every worker before its first piece.
+    virtual void begin(const Context&) const {}
+    virtual void run(const Context& context, int64_t piece) const = 0;
+    const std::string& label() const { return label_; }
+
+  private:
+    std::string label_;
+};
+
+// One product of several that share an instruction: out (+)= input w^T + bias.
+struct Term {
+    MatrixPtr matrix;
+    FloatsPtr bias;      // may be null
+    int input;           // prepared
+    int out;
+    bool accumulate;
+};
+
+// What is done to a piece of a product right after it, while it is in the cache of the core.
+enum class After { Nothing, SiluGate, AttentionInputs, CheckFinite };
+
+// For After::AttentionInputs: the terms are queries, keys and values.
+struct AttentionInputs {
+    int rotary;
+    int64_t layer;
+};
+
+class Program {
+  public:
+    Program(std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, const Limits& limits);
+
+    // Building. Buffers are numbered in order; wrong numbers or widths throw std::invalid_argument.
+    int add_buffer(int64_t width, Rows rows);
+    int add_prepared(Form form, int64_t width, Rows rows);
+    void embed(MatrixPtr table, int out);
+    void rotary(std::vector<double> frequencies, double magnitude, int out);
+    // out = rms_norm(x): weight may be null.
+    void norm(int x, FloatsPtr weight, float eps, int out);
+    // out = x in the form that products want; with `has_norm` of its norm. Rows of outputs from rows of tokens: those selected.
+    void prepare(int x, bool has_norm, FloatsPtr weight, float eps, int out);
+    void product(std::vector<Term> terms, After after, AttentionInputs inputs, const std::string& label);
+    void rotate(int x, int rotary, int out, int64_t heads);
+    void store(int k, int v, int64_t layer);
+    void attention(int q, int64_t layer, float scale, int out);
+    void silu_gate(int gate, int up, int out);
+    void add(int x, int y, int out);
+    void select(int x, int out);
+    // Notes rows of x that hold something that is not a finite number; x has rows of outputs.
+    void check_finite(int x);
+    void finish(int logits);
+
+    // After the cache was given other pages.
+    void cache_changed();
+
+    // Runs a step. Returns the rows of logits that hold something that is not a finite number.
+    const std::vector<int32_t>& run(std::span<const Span> spans);
+    const float* logits() const { return reinterpret_cast<const float*>(buffers_[static_cast<size_t>(logits_)].shared.data()); }
+    int64_t logits_width() const { return buffers_[static_cast<size_t>(logits_)].width; }
+    int64_t outputs() const { return step_.rows(Rows::Outputs); }
+
+    int64_t buffer_bytes() const;
+    size_t num_instructions() const { return instructions_.size(); }
+    const Instruction& instruction(size_t index) const { return *instructions_[index]; }
+
+    // Nanoseconds per instruction, summed over the steps since profiling was switched on.
+    void profile(bool on);
+    const std::vector<int64_t>& profile_ns() const { return profile_ns_; }
+
+  private:
+    void work(int worker);
+    const Buffer& expect(int buffer, int64_t width, bool prepared, const char* name) const;
+    template <typename Kind, typename... Arguments>
+    Kind& append(Arguments&&... arguments);
+    Context context(int worker);
+    void need_scratch(int64_t bytes);
+
+    std::shared_ptr<Machine> machine_;
+    std::shared_ptr<Cache> cache_;
+    int64_t num_heads_;
+    Limits limits_;
+    Step step_;
+    std::vector<Buffer> buffers_;
+    std::vector<std::unique_ptr<Instruction>> instructions_;
+    std::vector<const Prepare*> preparing_;       // per buffer: what fills it
+    AlignedBytes scratch_;
+    int64_t scratch_bytes_ = 0;
+    AlignedBytes partials_;                       // of shared attention tiles
+    std::unique_ptr<std::atomic<int32_t>[]> arrived_;
+    std::unique_ptr<std::atomic<bool>[]> not_finite_;  // per row of logits
+    std::vector<int32_t> bad_rows_;
+    int logits_ = -1;
+    bool profiling_ = false;
+    std::vector<int64_t> profile_ns_;
+};
+
+}  // namespace herd

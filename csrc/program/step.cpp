@@ -1,0 +1,104 @@
+#include "program/step.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "base/memory.h"
+#include "kernels/kernels.h"
+
+namespace herd {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+void check(const Span& span, size_t index, const Limits& limits, int64_t pages) {
+    const std::string at = "span " + std::to_string(index);
+    const auto count = static_cast<int64_t>(span.tokens.size());
+    if (count == 0) refuse(at + " has no tokens");
+    if (span.start < 0) refuse(at + " starts at position " + std::to_string(span.start) + "; positions start at 0");
+    if (span.outputs < 0 || span.outputs > count) {
+        refuse(at + " asks for logits of " + std::to_string(span.outputs) + " of its " + std::to_string(count) + " tokens");
+    }
+    for (size_t i = 0; i < span.tokens.size(); ++i) {
+        if (span.tokens[i] < 0 || span.tokens[i] >= limits.vocabulary) {
+            refuse("token " + std::to_string(span.tokens[i]) + " at position " + std::to_string(span.start + static_cast<int64_t>(i)) + " of " + at +
+                   " is outside the vocabulary of " + std::to_string(limits.vocabulary));
+        }
+    }
+    const int64_t needed = divide_up(span.start + count, kPageTokens);
+    if (static_cast<int64_t>(span.pages.size()) < needed) {
+        refuse(at + " needs " + std::to_string(needed) + " pages for its " + std::to_string(span.start + count) + " tokens and has " +
+               std::to_string(span.pages.size()));
+    }
+    for (const int64_t page : span.pages) {
+        if (page < 0 || page >= pages) refuse(at + " names page " + std::to_string(page) + "; there are " + std::to_string(pages));
+    }
+}
+
+}  // namespace
+
+Step::Step(const Limits& limits, int64_t workers) : limits_(limits), workers_(workers) {
+    const auto most = static_cast<size_t>(limits.tokens);
+    tokens.reserve(most);
+    positions.reserve(most);
+    output_rows.reserve(static_cast<size_t>(limits.outputs));
+    parts.reserve(most);
+    tiles.reserve(most);
+    first_piece.reserve(most);
+}
+
+void Step::set(std::span<const Span> spans, int64_t num_pages) {
+    int64_t count = 0, outputs = 0;
+    for (size_t i = 0; i < spans.size(); ++i) {
+        check(spans[i], i, limits_, num_pages);
+        count += static_cast<int64_t>(spans[i].tokens.size());
+        outputs += spans[i].outputs;
+    }
+    if (count == 0) refuse("a step needs at least one token");
+    if (count > limits_.tokens) refuse("a step of " + std::to_string(count) + " tokens; the buffers hold " + std::to_string(limits_.tokens));
+    if (outputs > limits_.outputs) {
+        refuse("a step with " + std::to_string(outputs) + " rows of logits; the buffers hold " + std::to_string(limits_.outputs));
+    }
+    tokens_ = count;
+    outputs_ = outputs;
+    tokens.clear();
+    positions.clear();
+    output_rows.clear();
+    pages.clear();
+    parts.clear();
+    for (const Span& span : spans) {
+        const auto row = static_cast<int64_t>(tokens.size()), length = static_cast<int64_t>(span.tokens.size());
+        parts.push_back({row, length, span.start, static_cast<int64_t>(pages.size())});
+        for (int64_t i = 0; i < length; ++i) {
+            tokens.push_back(static_cast<int32_t>(span.tokens[static_cast<size_t>(i)]));
+            positions.push_back(static_cast<int32_t>(span.start + i));
+        }
+        for (int64_t i = length - span.outputs; i < length; ++i) output_rows.push_back(static_cast<int32_t>(row + i));
+        for (const int64_t page : span.pages) pages.push_back(static_cast<int32_t>(page));
+    }
+}
+
+void Step::cut(int64_t tile_tokens, int64_t group, int64_t kv_heads) {
+    tiles.clear();
+    pieces.clear();
+    first_piece.clear();
+    int64_t longest = 0;
+    for (const Part& part : parts) {
+        for (int64_t done = 0; done < part.count; done += tile_tokens) {
+            const int64_t count = std::min(tile_tokens, part.count - done);
+            tiles.push_back({part.row + done, count, part.position + done, part.first_page});
+            longest = std::max(longest, count);
+        }
+    }
+    shared = workers_ > 1 && static_cast<int64_t>(tiles.size()) * kv_heads < 4 * workers_ && longest * group <= kSharedRows;
+    if (!shared) return;
+    for (size_t tile = 0; tile < tiles.size(); ++tile) {
+        first_piece.push_back(static_cast<int32_t>(pieces.size()));
+        const int64_t splits = divide_up(tiles[tile].position + tiles[tile].count, kSplitTokens);
+        for (int64_t split = 0; split < splits; ++split) pieces.push_back({static_cast<int32_t>(tile), static_cast<int32_t>(split)});
+    }
+}
+
+}  // namespace herd

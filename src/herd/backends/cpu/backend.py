@@ -1,0 +1,209 @@
+"""`Backend` on native code: packs the weights once, traces the model once, and runs a step as one native call.
+
+Instruction set: the best that this processor and build have, or the one that the environment variable HERD_ISA names.
+The cache holds float16, or float32 with `activations="float32"`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import herd
+from herd import _core
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult
+from herd.backends.cpu.lower import lower
+from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, Packer
+from herd.backends.cpu.trace import OUTPUT_ROWS, POSITIONS, TOKENS, TracingOps
+from herd.errors import CapacityError, FileProblem, UsageError
+from herd.models import llama
+from herd.models.llama import LlamaConfig
+from herd.models.ops import Step
+from herd.models.weights import Leaf, Matrix, TensorSpec
+from herd.sampling.chain import choose
+
+if TYPE_CHECKING:
+    from herd.sampling.chain import Choice
+
+# After so many bytes were packed the pages of the file that they came from are given back.
+_RELEASE_BYTES = 256 << 20
+
+
+class CpuBackend:
+    """A llama on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
+    holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself."""
+
+    name = "cpu"
+
+    def __init__(
+        self, cfg: LlamaConfig, leaf: Leaf, options: BackendOptions, release: Callable[[], None], *, fuse: bool = True
+    ) -> None:
+        _check_options(options)
+        self._cfg = cfg
+        self._options = options
+        self._fuse = fuse
+        self._machine = _machine(options.threads)
+        self._packer = Packer(self._machine, options.activations, PLAIN_DTYPES[options.dtype])
+        self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in llama.tensors(cfg)}
+        try:
+            self._packed = self._pack(leaf, release)
+            self._cache = _core.Cache(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, options.activations == "int8")
+            self._program = self._trace()
+            self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
+        except MemoryError as problem:
+            raise CapacityError(_NO_MEMORY) from problem
+        self._is_closed = False
+        self.vocab_size = cfg.vocab_size
+        self.num_pages = 0
+
+    @property
+    def fingerprint(self) -> str:
+        cache = "f16" if self._options.activations == "int8" else "f32"
+        dtype = f"/{self._options.dtype}" if self._options.dtype else ""
+        return f"cpu/{self._machine.isa}/{self._options.activations}{dtype}/kv-{cache} herd-{herd.__version__}"
+
+    @property
+    def threads(self) -> int:
+        return self._machine.threads
+
+    def allocate(self, num_pages: int) -> None:
+        assert num_pages >= 0
+        self.num_pages = 0
+        try:
+            self._cache.allocate(num_pages)
+            self._program.cache_changed()
+        except (MemoryError, ValueError) as problem:
+            self._cache.allocate(0)
+            raise CapacityError(
+                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self.page_bytes()} bytes and the system refused "
+                "them. Ask for a shorter context or fewer sequences at once."
+            ) from problem
+        self.num_pages = num_pages
+
+    def page_bytes(self) -> int:
+        return self._cache.page_bytes
+
+    def step(self, plan: Plan) -> StepResult:
+        if self._is_closed:
+            raise UsageError("This model has been closed; load it again.")
+        try:
+            bad_rows = self._program.step([(span.start, span.tokens, span.pages, span.num_outputs) for span in plan.spans])
+        except ValueError as problem:
+            raise UsageError(f"{problem}.") from problem
+        if bad_rows:
+            raise FileProblem(_not_finite(plan, bad_rows[0]))
+        choices = self._choose(plan)
+        logits_RV = self._program.logits().copy() if plan.want_logits else None
+        return StepResult(choices, logits_RV)
+
+    def update(self, weights: Mapping[str, Matrix]) -> None:
+        for name in weights:
+            if name not in self._specs:
+                raise UsageError(f"There is no weight {name} in this model; names are those of herd.models.llama.tensors.")
+        try:
+            packed = {name: self._packer.pack(self._specs[name], leaf) for name, leaf in weights.items()}
+            self._packed.update(packed)
+            self._program = self._trace()
+        except MemoryError as problem:
+            raise CapacityError(_NO_MEMORY) from problem
+
+    def memory(self) -> MemoryUse:
+        weights = sum(packed.num_bytes for packed in self._packed.values())
+        return MemoryUse(weights, self.num_pages * self.page_bytes(), self._program.buffer_bytes)
+
+    def profile(self, on: bool) -> list[tuple[str, float]]:
+        """(label, seconds) of every instruction since profiling was switched on; then switches it on from zero, or off."""
+        times = self._program.profile_seconds()
+        self._program.profile(on)
+        return times
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.allocate(0)
+        del self._program
+        self._packed.clear()
+
+    def _pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
+        packed: dict[str, Packed] = {}
+        since_release = 0
+        for spec in self._specs.values():
+            source = leaf(spec.name)
+            packed[spec.name] = self._packer.pack(spec, source)
+            since_release += source.num_bytes
+            if since_release >= _RELEASE_BYTES:
+                release()
+                since_release = 0
+        release()
+        return packed
+
+    def _trace(self) -> _core.Program:
+        cfg, options = self._cfg, self._options
+        program = _core.Program(
+            self._machine, self._cache, cfg.num_heads, options.max_step_tokens, options.max_step_outputs, cfg.vocab_size
+        )
+        ops = TracingOps()
+        # A tied head is the embedding table: `weights` asks for it once, and both uses share the packed matrix.
+        weights = llama.weights(cfg, cast(Leaf, self._packed.__getitem__))
+        step = Step(ops=ops, tokens_T=TOKENS, positions_T=POSITIONS, outputs_R=OUTPUT_ROWS, cache=range(cfg.num_layers))  # type: ignore[arg-type]  # the tensors of this backend are nodes
+        lower(program, ops.nodes, llama.forward(weights, cfg, step), fuse=self._fuse)
+        return program
+
+    def _choose(self, plan: Plan) -> tuple[Choice | None, ...]:
+        if all(span.draw is None for span in plan.spans):
+            return (None,) * len(plan.spans)
+        rows, draws, where = [], [], []
+        row = 0
+        for index, span in enumerate(plan.spans):
+            row += span.num_outputs
+            if span.draw is not None:
+                rows.append(row - 1)
+                draws.append(span.draw)
+                where.append(index)
+        logits_RV: NDArray[np.float32] = self._program.logits()
+        choices: list[Choice | None] = [None] * len(plan.spans)
+        for index, at, draw, choice in zip(where, rows, draws, self._chooser.choose(logits_RV, rows, draws), strict=True):
+            choices[index] = choice if choice is not None else choose(logits_RV[at], draw)
+        return tuple(choices)
+
+
+_NO_MEMORY = "The system refused memory for the weights or buffers. Close other programs, or load a smaller or more quantised model."
+
+
+def _machine(threads: int | None) -> _core.Machine:
+    isa = os.environ.get("HERD_ISA") or _core.available_isas()[-1]
+    try:
+        return _core.Machine(_core.usable_cores() if threads is None else threads, isa)
+    except ValueError as problem:
+        raise UsageError(f"{problem}".rstrip(".") + ".") from problem
+
+
+def _check_options(options: BackendOptions) -> None:
+    if options.dtype not in PLAIN_DTYPES:
+        known = ", ".join(name for name in PLAIN_DTYPES if name)
+        raise UsageError(f"dtype is {options.dtype!r}; the cpu backend keeps plain matrices as stored or in one of: {known}.")
+    if options.activations not in ("int8", "float32"):
+        raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
+    if options.device != "cpu":
+        raise UsageError(f'device is {options.device!r}; the cpu backend runs on "cpu" only.')
+    for name in ("max_step_tokens", "max_step_outputs"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"{name} is {getattr(options, name)}; it must be at least 1.")
+
+
+def _not_finite(plan: Plan, row: int) -> str:
+    """The message for a row of logits that holds something that is not a number."""
+    for span in plan.spans:
+        if row < span.num_outputs:
+            position = span.start + len(span.tokens) - span.num_outputs + row
+            return (
+                f"The logits at position {position} hold a value that is not a finite number. Weights that are damaged or too "
+                "large for this number format do that: check the file against its published SHA-256."
+            )
+        row -= span.num_outputs
+    raise AssertionError("a row of no span")

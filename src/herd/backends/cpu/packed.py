@@ -1,0 +1,120 @@
+"""Weights as native code multiplies them: each leaf of a file repacked once, and nothing of the file kept.
+
+Matrices become panels of 16 rows (csrc/kernels/matrix.h). Norms and biases become float32 arrays. An adapter's two
+matrices are float32, with its scale inside `up`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd import _core
+from herd.dtypes import BF16, F16, F32, DType
+from herd.errors import UsageError
+from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec
+from herd.quant import dequantize, quantize
+
+PLAIN_DTYPES: dict[str | None, DType | None] = {None: None, "float32": F32, "float16": F16, "bfloat16": BF16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMatrix:
+    """A matrix [out, in] that exists once, however often a model uses it."""
+
+    native: _core.Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.native.rows, self.native.columns
+
+    @property
+    def num_bytes(self) -> int:
+        return self.native.num_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedAdapted:
+    """base + up down: `down` [rank, in], `up` [out, rank] times the adapter's scale. `down_transposed` [in, rank] for a table
+    that tokens are looked up in."""
+
+    base: PackedMatrix
+    down: PackedMatrix
+    up: PackedMatrix
+    down_transposed: PackedMatrix | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.base.shape
+
+    @property
+    def num_bytes(self) -> int:
+        transposed = self.down_transposed.num_bytes if self.down_transposed else 0
+        return self.base.num_bytes + self.down.num_bytes + self.up.num_bytes + transposed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedVector:
+    """A norm's weight or a bias, float32."""
+
+    values: NDArray[np.float32]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.values.nbytes
+
+
+Packed = PackedMatrix | PackedAdapted | PackedVector
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """Packs leaves for one machine. `activations` is what block formats are multiplied with; `plain_dtype` the format that
+    plain matrices are brought to first (None: as stored)."""
+
+    machine: _core.Machine
+    activations: str
+    plain_dtype: DType | None
+
+    def pack(self, spec: TensorSpec, leaf: Matrix) -> Packed:
+        """The native form of the weight that `spec` declares."""
+        if tuple(leaf.shape) != spec.shape:
+            raise UsageError(f"{spec.name} has shape {list(leaf.shape)}; the model's has {list(spec.shape)}.")
+        if spec.kind in (Kind.NORM, Kind.BIAS):
+            return PackedVector(_values(leaf))
+        if isinstance(leaf, Adapted):
+            down, up = _values(leaf.down), _values(leaf.up) * np.float32(leaf.scale)
+            is_table = spec.kind is Kind.EMBEDDING
+            return PackedAdapted(
+                base=self.matrix(leaf.base),
+                down=self._floats(down),
+                up=self._floats(up),
+                down_transposed=self._floats(np.ascontiguousarray(down.T)) if is_table else None,
+            )
+        return self.matrix(leaf)
+
+    def matrix(self, leaf: Dense | Blocks) -> PackedMatrix:
+        rows, columns = leaf.shape
+        dtype, data = leaf.dtype, _bytes(leaf.data)
+        if self.plain_dtype is not None and not dtype.is_block and dtype is not self.plain_dtype:
+            data = _bytes(quantize(self.plain_dtype, dequantize(dtype, leaf.data, leaf.shape)))
+            dtype = self.plain_dtype
+        return PackedMatrix(_core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data))
+
+    def _floats(self, values: NDArray[np.float32]) -> PackedMatrix:
+        rows, columns = values.shape
+        return PackedMatrix(_core.Matrix(self.machine, F32.ggml_id, self.activations, rows, columns, _bytes(values)))
+
+
+def _bytes(data: Any) -> NDArray[np.uint8]:
+    """Any contiguous buffer as uint8 [bytes]; no copy unless it has holes."""
+    return np.ascontiguousarray(np.asarray(data)).reshape(-1).view(np.uint8)
+
+
+def _values(leaf: Matrix) -> NDArray[np.float32]:
+    """A plain leaf in float32, in memory of its own."""
+    assert isinstance(leaf, Dense), "norms, biases and adapters are plain"
+    return np.array(dequantize(leaf.dtype, leaf.data, leaf.shape), np.float32, order="C")
