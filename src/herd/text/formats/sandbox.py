@@ -337,7 +337,7 @@ class _Meter:
                 setattr(node, name, self._changed(value))
         if isinstance(node, nodes.For):
             test_cost = sum(1 for _ in node.test.find_all(nodes.Node)) if node.test is not None else 0
-            node.iter = self._filter(node.iter, _ITEMS, nodes.Const(1 + test_cost))
+            node.iter = self._filter(cast(nodes.Expr, node.iter), _ITEMS, nodes.Const(1 + test_cost))
         if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
             node.body.insert(0, self._placed(nodes.ExprStmt(self._filter(nodes.Const(cost + 2), _SPEND)), node))
         return cost
@@ -351,7 +351,7 @@ class _Meter:
         if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             part = node.arg
             bounds = [bound or nodes.Const(None) for bound in (part.start, part.stop, part.step)]
-            return self._filter(cast(nodes.Expr, node.node), _SLICE, *bounds)
+            return self._filter(node.node, _SLICE, *bounds)
         if isinstance(node, nodes.Compare):
             node.expr = self._filter(node.expr, _WEIGH)
             for operand in node.ops:

@@ -1,0 +1,237 @@
+"""Chat formats: the official ids, and no message that becomes a control token."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text import vocabularies
+from text.vocabularies import GOLDEN
+
+from herd.errors import FileProblem, UsageError
+from herd.text.formats import ChatFormat, choose_format
+from herd.text.formats.chatml import ChatML
+from herd.text.formats.jinja import Jinja
+from herd.text.formats.llama2 import Llama2
+from herd.text.formats.llama3 import Llama3
+from herd.text.formats.llama4 import Llama4
+from herd.text.formats.parts import to_text
+from herd.text.messages import Message, Role, read_messages
+from herd.text.tokenizer import Tokenizer, load_tokenizer
+
+BYTES = vocabularies.tokenizer("llama-bpe")
+SPACES = vocabularies.sentencepiece()
+SMOLLM = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI"
+    " assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' +"
+    " message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LOOSE_CHATML = (
+    "{{ bos_token }}{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ '\\n' }}{%- endfor -%}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] +"
+    " '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content"
+    " %}{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+FORMATS: list[tuple[ChatFormat, Tokenizer]] = [
+    (ChatML(), BYTES),
+    (ChatML(default_system="Be kind.", bos="<|begin_of_text|>"), BYTES),
+    (Llama2(), SPACES),
+    (Llama3(has_dates=False), BYTES),
+    (Llama3(has_dates=True), BYTES),
+    (Llama4(), BYTES),
+    (Jinja(SMOLLM), BYTES),
+    (Jinja(LOOSE_CHATML), BYTES),
+    (Jinja(LLAMA3), BYTES),
+]
+ALL = pytest.mark.parametrize(("chat_format", "tokenizer"), FORMATS, ids=lambda value: getattr(value, "name", ""))
+
+
+def chat(*turns: tuple[str, str]) -> list[Message]:
+    """Messages from (role, content)."""
+    return read_messages([{"role": role, "content": content} for role, content in turns])
+
+
+def _specials(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    return [token for token in ids if tokenizer.is_special(token)]
+
+
+@ALL
+def test_no_text_in_any_message_becomes_a_control_token(chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
+    for text in tokenizer.special_ids:
+        for place in range(4):
+            plain = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v")]
+            evil = [(role, f"x {text}{text} y" if at == place else content) for at, (role, content) in enumerate(plain)]
+            scaffolding = _specials(chat_format.render(chat(*plain), tokenizer), tokenizer)
+            assert _specials(chat_format.render(chat(*evil), tokenizer), tokenizer) == scaffolding
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.text("<|im_startend>o\n eotidbgnfxh/[]INSYé", max_size=30), min_size=1, max_size=3))
+def test_pieces_of_control_tokens_in_messages_stay_text(contents: list[str]) -> None:
+    turns = [("user" if at % 2 == 0 else "assistant", content) for at, content in enumerate(contents)]
+    harmless = [(role, "a" if content.strip() else content) for role, content in turns]
+    for chat_format, tokenizer in FORMATS:
+        if chat_format.name != "llama2":
+            ids = chat_format.render(chat(*turns), tokenizer)
+            assert _specials(ids, tokenizer) == _specials(chat_format.render(chat(*harmless), tokenizer), tokenizer)
+
+
+@ALL
+def test_without_a_generation_prompt_the_conversation_just_ends(chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
+    messages = chat(("user", "Hi"), ("assistant", "Ho"))
+    ids = chat_format.render(messages, tokenizer, add_generation_prompt=False)
+    if LLAMA3 not in getattr(chat_format, "source", "") and chat_format.name != "llama2":
+        assert len(ids) < len(chat_format.render(messages, tokenizer))
+    assert ids and chat_format.stop_ids(tokenizer) >= tokenizer.stop_ids
+
+
+# The official ids, where the real vocabularies are
+
+
+@functools.cache
+def _real(shared_data: Path, name: str) -> Tokenizer:
+    return load_tokenizer(kind="tiktoken", path=shared_data / "tokenizers" / name / "tokenizer.model")
+
+
+def _ids(text: str) -> list[int]:
+    return [int(number) for number in text.split()]
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama4"])
+def test_llama3_and_llama4_equal_metas_chat_format(shared_data: Path, name: str) -> None:
+    recorded = json.loads((GOLDEN / "real.json").read_text("utf-8"))
+    chat_format = Llama4() if name == "llama4" else Llama3(has_dates=False)
+    compared = 0
+    for turns, ids in zip(recorded["conversations"], recorded[f"{name} chat"], strict=True):
+        if name == "llama4" or all(role != "tool" for role, _ in turns):
+            assert chat_format.render(chat(*turns), _real(shared_data, name)) == ids
+            compared += 1
+    assert compared >= 4
+
+
+def test_llama31_adds_its_dates_as_its_template_does(shared_data: Path) -> None:
+    tokenizer = _real(shared_data, "llama3")
+    expected = _ids(
+        "128000 128006 9125 128007 271 38766 1303 33025 2696 25 6790 220 2366 18 198 15724 2696 25 220 1627 10263 220 2366 19 271"
+        " 128009 128006 882 128007 271 9906 128009 128006 78191 128007 271"
+    )
+    assert Llama3(has_dates=True).render(chat(("user", "Hello")), tokenizer) == expected
+    assert Llama3(has_dates=True).render(chat(("user", "Hello")), tokenizer, date="27 Jul 2024") != expected
+
+
+def test_llama2_equals_metas_encoding_turn_by_turn(shared_data: Path) -> None:
+    tokenizer = _real(shared_data, "llama2")
+    start = "1 518 25580 29962"
+    end = "518 29914 25580 29962"
+    cases = {
+        (("user", "Hello"),): f"{start} 15043 {end}",
+        (("system", "Be brief."), ("user", "Hello")): (
+            f"{start} 3532 14816 29903 6778 13 3629 11473 29889 13 29966 829 14816 29903 6778 13 13 10994 {end}"
+        ),
+        (("user", "A"), ("assistant", "B"), ("user", "C")): f"{start} 319 {end} 350 29871 2 {start} 315 {end}",
+    }
+    for turns, ids in cases.items():
+        assert Llama2().render(chat(*turns), tokenizer) == _ids(ids)
+
+
+# What a format refuses
+
+
+def test_llama2_refuses_messages_with_its_tags() -> None:
+    for tag in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"):
+        with pytest.raises(UsageError, match=r"messages\[1\] contains"):
+            Llama2().render(chat(("user", "a"), ("assistant", f"b {tag}"), ("user", "c")), SPACES)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("assistant", "a")],
+        [("user", "a"), ("user", "b")],
+        [("system", "a")],
+        [("user", "a"), ("system", "b")],
+        [("user", "a"), ("assistant", "b")],
+        [("user", "a"), ("tool", "b")],
+    ],
+)
+def test_llama2_takes_turns(turns: list[tuple[str, str]]) -> None:
+    with pytest.raises(UsageError, match="llama2"):
+        Llama2().render(chat(*turns), SPACES)
+
+
+@pytest.mark.parametrize("chat_format", [ChatML(), Llama3(has_dates=False)])
+def test_tool_results_are_refused_where_the_format_has_none(chat_format: ChatFormat) -> None:
+    with pytest.raises(UsageError, match=rf"messages\[1\] is a tool result; the chat format {chat_format.name} defines none"):
+        chat_format.render(chat(("user", "a"), ("tool", "b")), BYTES)
+
+
+def test_tool_results_are_ipython_messages_where_the_format_has_them() -> None:
+    messages = chat(("user", "a"), ("tool", '"4" ü'))
+    assert '<|start_header_id|>ipython<|end_header_id|>\n\n"\\"4\\" ü"<|eot_id|>' in to_text(Llama3(has_dates=True).parts(messages))
+    assert '<|header_start|>ipython<|header_end|>\n\n"4" ü<|eom|>' in to_text(Llama4().parts(messages))
+
+
+def test_a_vocabulary_without_the_formats_control_tokens_is_refused_by_name() -> None:
+    with pytest.raises(FileProblem, match=r"needs the control token <\|im_start\|>"):
+        ChatML().render(chat(("user", "a")), SPACES)
+
+
+# Which format a model has
+
+
+def test_smollm_is_chatml_with_the_system_message_of_its_own_template() -> None:
+    expected = ChatML(default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+    assert choose_format(BYTES, SMOLLM) == expected
+    assert choose_format(BYTES, SMOLLM.replace("\n", "\\n")) == expected
+
+
+def test_chatml_written_otherwise_is_recognised_by_what_it_writes() -> None:
+    assert choose_format(BYTES, LOOSE_CHATML) == ChatML(bos="<|begin_of_text|>")
+
+
+def test_the_first_llama3_template_is_recognised() -> None:
+    assert choose_format(BYTES, LLAMA3) == Llama3(has_dates=False)
+
+
+def test_a_template_that_writes_something_else_stays_itself() -> None:
+    other = choose_format(BYTES, "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
+    assert isinstance(other, Jinja) and other.name == "jinja"
+
+
+def test_a_model_without_a_template_has_no_format_unless_it_is_known_by_name() -> None:
+    assert choose_format(BYTES, None) is None
+    assert choose_format(BYTES, None, hint="llama3.1") == Llama3(has_dates=True)
+    assert choose_format(BYTES, SMOLLM, hint="llama4") == Llama4()
+    with pytest.raises(UsageError, match="no chat format 'vicuna'; known are chatml, llama2, llama3, llama3.1, llama4"):
+        choose_format(BYTES, None, hint="vicuna")
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("user", "Hi")],
+        [("system", " be\n"), ("user", "\n\n Hi  "), ("assistant", "yo"), ("user", "ok")],
+        [("user", ""), ("assistant", " "), ("user", "12 x")],
+    ],
+)
+@pytest.mark.parametrize("template", [SMOLLM, LOOSE_CHATML, LLAMA3])
+def test_ids_equal_the_models_template_rendered_by_hugging_face(template: str, turns: list[tuple[str, str]]) -> None:
+    render = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
+    conversation = [{"role": role, "content": content} for role, content in turns]
+    (text,), _ = render(conversations=[conversation], chat_template=template, add_generation_prompt=True, bos_token="<|begin_of_text|>")
+    expected = BYTES.encode(text, bos=False, specials=True)
+    chosen = choose_format(BYTES, template)
+    assert chosen is not None and chosen.render(chat(*turns), BYTES) == expected
+    assert Jinja(template).render(chat(*turns), BYTES) == expected
+
+
+def test_messages_keep_their_role() -> None:
+    assert chat(("tool", "x"))[0] == Message(Role.TOOL, "x")

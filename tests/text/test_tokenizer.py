@@ -1,0 +1,182 @@
+"""Words to tokens and back: promises that hold for every vocabulary."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text import vocabularies
+
+from herd.errors import UsageError
+from herd.text.byte_level import ALPHABET, from_bytes, to_bytes
+from herd.text.slices import RUN_CHARACTERS, SLICE_CHARACTERS, slices
+from herd.text.tokenizer import Tokenizer, load_tokenizer
+
+BYTES = vocabularies.tokenizer("llama-bpe")
+SPACES = vocabularies.sentencepiece()
+BOTH = pytest.mark.parametrize("tokenizer", [BYTES, SPACES], ids=["byte-level", "sentencepiece"])
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=80) | st.text("ab \n\t'<|>_▁é日🙂\u0301" + "eot_id", max_size=80)
+PROPERTY = settings(deadline=None, max_examples=150)
+
+
+@PROPERTY
+@given(TEXT)
+def test_byte_level_text_comes_back_exactly(text: str) -> None:
+    assert BYTES.decode(BYTES.encode(text)) == text
+
+
+@PROPERTY
+@given(TEXT)
+def test_sentencepiece_text_comes_back_with_spaces_for_its_own_space_sign(text: str) -> None:
+    assert SPACES.decode(SPACES.encode(text)) == text.replace("▁", " ")
+
+
+@BOTH
+@PROPERTY
+@given(data=st.data())
+def test_pieces_of_a_stream_joined_equal_decoding_at_once(tokenizer: Tokenizer, data: Any) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
+    stream = tokenizer.stream()
+    pieces = [stream.push(token) for token in ids] + [stream.finish()]
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+@PROPERTY
+@given(TEXT)
+def test_a_stream_of_text_never_gives_half_a_character(text: str) -> None:
+    for tokenizer in (BYTES, SPACES):
+        stream = tokenizer.stream()
+        pieces = [stream.push(token) for token in tokenizer.encode(text, bos=False)] + [stream.finish()]
+        assert "".join(pieces) == (text if tokenizer is BYTES else text.replace("▁", " "))
+        assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+    ids = [BYTES.encode(character, bos=False)[0] for character in "é"]
+    assert BYTES.token_bytes(ids[0]) in (b"\xc3", "é".encode())
+    broken = [next(i for i in range(BYTES.vocab_size) if BYTES.token_bytes(i) == byte) for byte in (b"\xe6", b"\x97", b"a", b"\xff")]
+    assert BYTES.decode(broken) == b"\xe6\x97a\xff".decode(errors="replace")
+
+
+@BOTH
+def test_control_tokens_are_recognised_only_when_asked_for(tokenizer: Tokenizer) -> None:
+    special = set(tokenizer.special_ids.values())
+    for text, token in tokenizer.special_ids.items():
+        assert not special & set(tokenizer.encode(f"a {text} b", bos=False))
+        assert token in tokenizer.encode(f"a {text} b", bos=False, specials=True)
+        assert tokenizer.decode([token]) == ""
+        assert text in tokenizer.decode([token], skip_specials=False)
+
+
+def test_the_longest_control_token_wins() -> None:
+    plain = len(vocabularies.trained()[0])
+    tokens = [*vocabularies.trained()[0], "<a>", "<a><b>"]
+    tokenizer = vocabularies.tokenizer("smollm", tokens=tokens, token_type=[1] * plain + [3, 3])
+    assert tokenizer.encode("<a><b><a>", specials=True) == [plain + 1, plain]
+
+
+def test_bos_is_as_trained_unless_said() -> None:
+    assert BYTES.encode("a")[0] == BYTES.bos_id and BYTES.encode("a", bos=False)[0] != BYTES.bos_id
+    plain = vocabularies.tokenizer("smollm")
+    assert plain.encode("a")[0] != plain.bos_id and plain.encode("a", bos=True)[0] == plain.bos_id
+    with pytest.raises(UsageError, match="no BOS token"):
+        vocabularies.tokenizer("smollm", bos_token_id=None).encode("a", bos=True)
+
+
+@BOTH
+def test_empty_text_is_no_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("", bos=False) == [] and tokenizer.decode([]) == ""
+
+
+@BOTH
+def test_an_unpaired_surrogate_is_refused_with_its_place(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="unpaired surrogate at index 2"):
+        tokenizer.encode("ab\ud800c")
+
+
+@BOTH
+@pytest.mark.parametrize("token", [-1, 10_000_000])
+def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer, token: int) -> None:
+    for ask in (lambda: tokenizer.decode([token]), lambda: tokenizer.token_bytes(token), lambda: tokenizer.stream().push(token)):
+        with pytest.raises(UsageError, match=str(token)):
+            ask()
+    with pytest.raises(UsageError, match=str(token)):
+        tokenizer.encode_parts([token])
+
+
+def test_every_single_token_decodes_to_its_bytes() -> None:
+    for tokenizer in (BYTES, SPACES):
+        for token in range(tokenizer.vocab_size):
+            assert isinstance(tokenizer.decode([token]), str)
+            assert tokenizer.is_special(token) or tokenizer.token_bytes(token)
+
+
+def test_ends_are_the_declared_ones_and_the_well_known_names() -> None:
+    named = {text for text, token in BYTES.special_ids.items() if token in BYTES.stop_ids}
+    assert named == {"<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|eot|>", "<|eom|>"}
+
+
+def test_user_defined_tokens_are_always_whole() -> None:
+    plain = len(vocabularies.trained()[0])
+    tokenizer = vocabularies.tokenizer("smollm", tokens=[*vocabularies.trained()[0], "<think>"], token_type=[1] * plain + [4], eos_token_id=None)
+    assert tokenizer.encode("a<think>b")[1] == plain
+    assert tokenizer.decode(tokenizer.encode("a<think>b")) == "a<think>b"
+
+
+def test_the_byte_alphabet_is_its_own_inverse() -> None:
+    assert len(set(ALPHABET)) == 256
+    assert all(to_bytes(from_bytes(bytes((byte,)))) == bytes((byte,)) for byte in range(256))
+    assert from_bytes(b" \n") == "ĠĊ"
+
+
+def _meta_slices(text: str) -> list[str]:
+    """Meta's rule, character by character: a cut in front of the character that makes a run too long."""
+    pieces = []
+    for start in range(0, len(text), SLICE_CHARACTERS):
+        part, begin, length = text[start : start + SLICE_CHARACTERS], 0, 0
+        for index, character in enumerate(part):
+            same = index > 0 and part[index - 1].isspace() == character.isspace()
+            length = length + 1 if same or index == 0 else 1
+            if length > RUN_CHARACTERS:
+                pieces.append(part[begin:index])
+                begin, length = index, 1
+        pieces.append(part[begin:])
+    return pieces
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ab " * 150_000 + "x" * 60_001, " " * 25_001, "x" * 50_000 + " " * 25_000 + "y" * 25_001, "a" * 400_001 + "\n" * 100_000, ""],
+    ids=["mixed", "spaces", "exact", "long", "empty"],
+)
+def test_long_text_is_cut_where_meta_cuts_it(text: str) -> None:
+    assert list(slices(text)) == (_meta_slices(text) or [""])
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "é", "<|", "\u0301"])
+def test_a_text_of_one_repeated_character_costs_in_proportion(unit: str) -> None:
+    def seconds(characters: int) -> float:
+        text = unit * (characters // len(unit))
+        started = time.process_time()
+        for tokenizer in (BYTES, SPACES):
+            tokenizer.encode(text, specials=True)
+        return time.process_time() - started
+
+    seconds(10_000)
+    assert seconds(400_000) <= 12 * max(seconds(40_000), 0.02) * 2
+
+
+def test_unknown_kinds_of_tokenizer_are_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="wordpiece"):
+        load_tokenizer(kind="wordpiece")
+
+
+def test_decoding_is_incremental_in_the_way_python_decodes() -> None:
+    data = b"\xe6\x97\xa5\xe6\x97x\xf0\x9f\x99\x82\xf0\x9f"
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = "".join(decoder.decode(data[i : i + 1]) for i in range(len(data))) + decoder.decode(b"", final=True)
+    assert text == data.decode(errors="replace")
