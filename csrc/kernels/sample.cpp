@@ -13,7 +13,6 @@ const SampleKernels& sample_table();
 namespace {
 
 constexpr int64_t kLanes = 8;
-constexpr int64_t kBlock = 256;  // elements whose exponentials are in the first-level cache between two loops
 constexpr double kSmallestExponent = -700.0;
 
 #if defined(HERD_ISA_PORTABLE)
@@ -74,24 +73,11 @@ struct Lanes {
     double sum() const { return ((of[0] + of[4]) + (of[2] + of[6])) + ((of[1] + of[5]) + (of[3] + of[7])); }
 };
 
-template <typename Element>
-double weigh_row(const Element* x, int64_t n, double largest, double temperature, double* weights) {
-    Lanes lanes;
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-        const int64_t size = n - begin < kBlock ? n - begin : kBlock;
-        const Element* from = x + begin;
-        double* to = weights + begin;
-        for (int64_t i = 0; i < size; ++i) to[i] = exponential((static_cast<double>(from[i]) - largest) / temperature);
-        lanes.add(to, size);
-    }
-    return lanes.sum();
-}
-
 double sum(const float* x, int64_t n, double largest) {
     Lanes lanes;
-    double block[kBlock];
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-        const int64_t size = n - begin < kBlock ? n - begin : kBlock;
+    double block[kRun];
+    for (int64_t begin = 0; begin < n; begin += kRun) {
+        const int64_t size = n - begin < kRun ? n - begin : kRun;
         for (int64_t i = 0; i < size; ++i) block[i] = exponential(static_cast<double>(x[begin + i]) - largest);
         lanes.add(block, size);
     }
@@ -99,7 +85,7 @@ double sum(const float* x, int64_t n, double largest) {
 }
 
 template <typename Element>
-Element block_largest(const Element* x, int64_t n) {
+Element run_largest(const Element* x, int64_t n) {
     if (n < kLanes) {
         Element best = x[0];
         for (int64_t i = 1; i < n; ++i) best = x[i] > best ? x[i] : best;
@@ -125,40 +111,60 @@ bool any_nan(const Element* x, int64_t n) {
 }
 
 template <typename Element>
-Largest largest_of(const Element* x, int64_t n) {
+double weigh_row(const Element* x, int64_t n, double largest, double factor, double* weights, double* runs) {
+    Lanes lanes;
+    for (int64_t begin = 0; begin < n; begin += kRun) {
+        const int64_t size = n - begin < kRun ? n - begin : kRun;
+        const Element* from = x + begin;
+        double* to = weights + begin;
+        for (int64_t i = 0; i < size; ++i) to[i] = exponential((static_cast<double>(from[i]) - largest) * factor);
+        lanes.add(to, size);
+        runs[begin / kRun] = run_largest(to, size);
+    }
+    return lanes.sum();
+}
+
+// `note(begin, largest)` is told the largest of every run.
+template <typename Element, typename Note>
+Largest largest_of(const Element* x, int64_t n, const Note& note) {
     Element best = x[0];
-    int64_t block = 0;
+    int64_t run = 0;
     bool has_nan = false;
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-        const int64_t size = n - begin < kBlock ? n - begin : kBlock;
-        has_nan = has_nan || any_nan(x + begin, size);
-        const Element here = block_largest(x + begin, size);
+    for (int64_t begin = 0; begin < n; begin += kRun) {
+        const int64_t size = n - begin < kRun ? n - begin : kRun;
+        has_nan |= any_nan(x + begin, size);
+        const Element here = run_largest(x + begin, size);
+        note(begin, here);
         if (here > best) {
             best = here;
-            block = begin;
+            run = begin;
         }
     }
-    int64_t index = block;
+    int64_t index = run;
     while (!has_nan && !(x[index] == best)) ++index;
     return {static_cast<double>(best), index, has_nan};
 }
 
-Largest largest(const float* x, int64_t n) { return largest_of(x, n); }
-Largest largest_double(const double* x, int64_t n) { return largest_of(x, n); }
-
-double weigh(const float* x, int64_t n, double largest, double temperature, double* weights) { return weigh_row(x, n, largest, temperature, weights); }
-double weigh_double(const double* x, int64_t n, double largest, double temperature, double* weights) {
-    return weigh_row(x, n, largest, temperature, weights);
+Largest largest(const float* x, int64_t n, float* runs) {
+    return largest_of(x, n, [runs](int64_t begin, float here) { runs[begin / kRun] = here; });
+}
+Largest largest_double(const double* x, int64_t n) {
+    return largest_of(x, n, [](int64_t, double) {});
 }
 
-int64_t collect(const double* weights, int64_t n, double threshold, int32_t* indices) {
-    constexpr int64_t kRun = 64;
+double weigh(const float* x, int64_t n, double largest, double factor, double* weights, double* runs) {
+    return weigh_row(x, n, largest, factor, weights, runs);
+}
+double weigh_double(const double* x, int64_t n, double largest, double factor, double* weights, double* runs) {
+    return weigh_row(x, n, largest, factor, weights, runs);
+}
+
+int64_t collect(const double* weights, const double* runs, int64_t n, double threshold, int32_t* indices) {
     int64_t count = 0;
     for (int64_t begin = 0; begin < n; begin += kRun) {
-        const int64_t size = n - begin < kRun ? n - begin : kRun;
-        const double best = block_largest(weights + begin, size);
-        if (best < threshold || best <= 0.0) continue;
-        for (int64_t i = begin; i < begin + size; ++i) {
+        if (runs[begin / kRun] < threshold || runs[begin / kRun] <= 0.0) continue;
+        const int64_t end = n - begin < kRun ? n : begin + kRun;
+        for (int64_t i = begin; i < end; ++i) {
             indices[count] = static_cast<int32_t>(i);
             count += weights[i] >= threshold && weights[i] > 0.0 ? 1 : 0;
         }
@@ -166,13 +172,12 @@ int64_t collect(const double* weights, int64_t n, double threshold, int32_t* ind
     return count;
 }
 
-int64_t most(const float* x, int64_t n, int64_t count, int32_t* indices) {
-    constexpr int64_t kRun = 64;
+int64_t most(const float* x, const float* runs, int64_t n, int64_t count, int32_t* indices) {
     int64_t found = 0;
     for (int64_t begin = 0; begin < n && count > 0; begin += kRun) {
-        const int64_t size = n - begin < kRun ? n - begin : kRun;
-        if (found == count && !(block_largest(x + begin, size) > x[indices[count - 1]])) continue;
-        for (int64_t i = begin; i < begin + size; ++i) {
+        if (found == count && !(runs[begin / kRun] > x[indices[count - 1]])) continue;
+        const int64_t end = n - begin < kRun ? n : begin + kRun;
+        for (int64_t i = begin; i < end; ++i) {
             if (found == count && !(x[i] > x[indices[count - 1]])) continue;
             int64_t place = found < count ? found++ : count - 1;
             for (; place > 0 && x[i] > x[indices[place - 1]]; --place) indices[place] = indices[place - 1];

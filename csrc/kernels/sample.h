@@ -13,22 +13,26 @@ struct Largest {
     bool has_nan;
 };
 
-// One table of functions per instruction set. n is the length of the row; it may be any number from 1.
+// Passes leave the largest of every run of so many elements, so that later ones can skip most of the row.
+constexpr int64_t kRun = 128;
+
+// One table of functions per instruction set. n is the length of the row; it may be any number from 1. `runs` has
+// ceil(n / kRun) elements.
 struct SampleKernels {
-    Largest (*largest)(const float* x, int64_t n);
+    Largest (*largest)(const float* x, int64_t n, float* runs);
     Largest (*largest_double)(const double* x, int64_t n);
 
-    // weights[i] = exp((x[i] - largest) / temperature), 0 below exp(-700); returns their sum. A weight's relative error
+    // weights[i] = exp((x[i] - largest) * factor), 0 below exp(-700); returns their sum. A weight's relative error
     // is below 1e-14. The order of the sum is fixed.
-    double (*weigh)(const float* x, int64_t n, double largest, double temperature, double* weights);
-    double (*weigh_double)(const double* x, int64_t n, double largest, double temperature, double* weights);
-    // The sum of exp(x[i] - largest), without the weights: bit-equal to `weigh` with temperature 1.
+    double (*weigh)(const float* x, int64_t n, double largest, double factor, double* weights, double* runs);
+    double (*weigh_double)(const double* x, int64_t n, double largest, double factor, double* weights, double* runs);
+    // The sum of exp(x[i] - largest), without the weights: bit-equal to `weigh` with factor 1.
     double (*sum)(const float* x, int64_t n, double largest);
 
     // The indices, rising, of weights that are above zero and at least `threshold`. Returns how many.
-    int64_t (*collect)(const double* weights, int64_t n, double threshold, int32_t* indices);
+    int64_t (*collect)(const double* weights, const double* runs, int64_t n, double threshold, int32_t* indices);
     // The indices of the `count` largest, falling; equal ones by rising index. Returns how many (fewer if n is).
-    int64_t (*most)(const float* x, int64_t n, int64_t count, int32_t* indices);
+    int64_t (*most)(const float* x, const float* runs, int64_t n, int64_t count, int32_t* indices);
 };
 
 }  // namespace herd

@@ -10,7 +10,8 @@ namespace herd {
 namespace {
 
 // A row's candidates are those with weights above the first of these that holds enough.
-constexpr double kThresholds[] = {0x1p-5, 0x1p-9, 0x1p-14, 0x1p-22, 0.0};
+constexpr double kThresholds[] = {0x1p-4, 0x1p-7, 0x1p-11, 0x1p-16, 0x1p-24, 0.0};
+constexpr double kLargestFactor = 1e300;  // of the exponents: the reciprocal of the temperature
 constexpr size_t kSorted = 256;    // so many candidates are sorted, more are divided
 constexpr size_t kBuckets = 1024;
 
@@ -58,31 +59,43 @@ double uniform(const Draw& draw) {
 }
 
 Chooser::Chooser(Isa isa, int64_t vocabulary)
-    : kernels_(sample_kernels(isa)), vocabulary_(vocabulary), adjusted_(vocabulary * 8), weights_(vocabulary * 8), indices_(vocabulary * 4 + 4) {}
+    : kernels_(sample_kernels(isa)),
+      vocabulary_(vocabulary),
+      adjusted_(vocabulary * 8),
+      weights_(vocabulary * 8),
+      indices_(vocabulary * 4),
+      largest_logits_(divide_up(vocabulary, kRun) * 4),
+      largest_weights_(divide_up(vocabulary, kRun) * 8) {}
 
 Choice Chooser::choose(const float* logits, const Draw& draw) {
     Choice choice;
-    const Largest raw = kernels_.largest(logits, vocabulary_);
+    float* runs = largest_logits_.as<float>();
+    const Largest raw = kernels_.largest(logits, vocabulary_, runs);
     if (raw.has_nan || !std::isfinite(raw.value)) return choice;
     is_adjusted_ = adjust(logits, draw);
-    double total;
+    const Largest largest = is_adjusted_ ? kernels_.largest_double(adjusted_.as<double>(), vocabulary_) : raw;
+    double total = 0.0;  // of exp(logit - largest), known already if the weights are just these
     if (draw.temperature == 0.0) {
-        choice.token = static_cast<int32_t>(is_adjusted_ ? kernels_.largest_double(adjusted_.as<double>(), vocabulary_).index : raw.index);
-        total = kernels_.sum(logits, vocabulary_, raw.value);
-    } else if (is_adjusted_) {
-        const double largest = kernels_.largest_double(adjusted_.as<double>(), vocabulary_).value;
-        choice.token = pick(logits, draw, kernels_.weigh_double(adjusted_.as<double>(), vocabulary_, largest, draw.temperature, weights_.as<double>()));
-        total = kernels_.sum(logits, vocabulary_, raw.value);
+        choice.token = static_cast<int32_t>(largest.index);
     } else {
-        const double weighed = kernels_.weigh(logits, vocabulary_, raw.value, draw.temperature, weights_.as<double>());
+        const double weighed = weigh(logits, largest.value, std::min(1.0 / draw.temperature, kLargestFactor));
         choice.token = pick(logits, draw, weighed);
-        total = draw.temperature == 1.0 ? weighed : kernels_.sum(logits, vocabulary_, raw.value);
+        if (!is_adjusted_ && draw.temperature == 1.0) total = weighed;
     }
+    if (total == 0.0) total = kernels_.sum(logits, vocabulary_, raw.value);
     const double normaliser = raw.value + std::log(total);
     choice.logprob = logits[choice.token] - normaliser;
-    choice.num_alternatives = kernels_.most(logits, vocabulary_, draw.alternatives, choice.alternatives);
+    choice.num_alternatives = kernels_.most(logits, runs, vocabulary_, draw.alternatives, choice.alternatives);
     for (int64_t i = 0; i < choice.num_alternatives; ++i) choice.alternative_logprobs[i] = logits[choice.alternatives[i]] - normaliser;
     return choice;
+}
+
+// Fills the weights; returns their sum.
+double Chooser::weigh(const float* logits, double largest, double factor) {
+    double* weights = weights_.as<double>();
+    double* runs = largest_weights_.as<double>();
+    if (is_adjusted_) return kernels_.weigh_double(adjusted_.as<double>(), vocabulary_, largest, factor, weights, runs);
+    return kernels_.weigh(logits, vocabulary_, largest, factor, weights, runs);
 }
 
 // Logits after bias and penalties, if there are any.
@@ -136,7 +149,7 @@ void Chooser::gather(const float* logits, const Draw& draw, double total, double
     int64_t count = 0;
     for (const double step : kThresholds) {
         const double threshold = std::max(step, lowest);
-        count = kernels_.collect(weights, vocabulary_, threshold, indices);
+        count = kernels_.collect(weights, largest_weights_.as<double>(), vocabulary_, threshold, indices);
         if (threshold == lowest) break;  // nothing below can be drawn
         if (has_top_k(draw)) {
             if (count >= draw.top_k) break;

@@ -73,6 +73,7 @@ class Chooser {
     static bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
     bool has_top_k(const Draw& draw) const;
     bool adjust(const float* logits, const Draw& draw);
+    double weigh(const float* logits, double largest, double factor);
     int32_t pick(const float* logits, const Draw& draw, double total);
     void gather(const float* logits, const Draw& draw, double total, double u);
     double mass() const;
@@ -80,7 +81,8 @@ class Chooser {
 
     const SampleKernels& kernels_;
     const int64_t vocabulary_;
-    AlignedBytes adjusted_, weights_, indices_;  // [V] double, double, int32
+    AlignedBytes adjusted_, weights_, indices_;          // [V] double, double, int32
+    AlignedBytes largest_logits_, largest_weights_;      // of every run: float, double
     bool is_adjusted_ = false;
     std::vector<Candidate> candidates_, bucket_, other_bucket_, ordered_;
 };

@@ -115,7 +115,7 @@ def test_preempted_requests_go_on_with_the_same_tokens() -> None:
     ]
     assert drive(engine, requests) == [expected(request, 300) for request in requests]
     starts_over = sum(span.start == 0 or len(span.tokens) > 1 for plan in backend.plans for span in plan.spans) - len(requests)
-    assert starts_over > 3, "several were preempted and started over"
+    assert starts_over >= 3, "several were preempted and started over"
     all_back(engine)
 
 

@@ -6,7 +6,7 @@
 Each step works on what the one before left, and probabilities are renormalised over what is left:
 
   order         candidates stand by falling adjusted logit, equal ones by rising id; everything below is a prefix of that order
-  temperature   weight = exp((logit - largest) / temperature); a weight under exp(-700) is nothing
+  temperature   weight = exp((logit - largest) * (1 / temperature)); a weight under exp(-700) is nothing
   top_k         the first k
   top_p         a candidate stays while the probability of those before it is at most p: the one that crosses p is included
   min_p         a candidate stays while its weight is at least p times the first one's
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SMALLEST_EXPONENT = -700.0
+LARGEST_FACTOR = 1e300
 
 
 def _no_tokens() -> NDArray[np.int32]:
@@ -117,7 +118,7 @@ def candidates(adjusted_V: NDArray[np.float64], params: SamplingParams) -> tuple
     if params.top_k:
         ids = ids[: params.top_k]
     with np.errstate(over="ignore"):
-        exponents = (adjusted_V[ids] - adjusted_V[ids[0]]) / params.temperature
+        exponents = (adjusted_V[ids] - adjusted_V[ids[0]]) * min(1.0 / params.temperature, LARGEST_FACTOR)
     weights = np.where(exponents < SMALLEST_EXPONENT, 0.0, np.exp(np.maximum(exponents, SMALLEST_EXPONENT)))
     if params.top_p < 1.0:
         cumulated = np.cumsum(weights)
