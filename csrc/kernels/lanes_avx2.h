@@ -12,6 +12,7 @@
 #include "kernels/layout.h"
 
 #define HERD_INLINE inline __attribute__((always_inline))
+#define HERD_UNROLL _Pragma("GCC unroll 8")
 
 namespace herd::HERD_ISA::lanes {
 
@@ -103,6 +104,9 @@ HERD_INLINE __m256i broadcast_quad(const int8_t* x) {
 }
 HERD_INLINE __m256i add_pairs(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
+// Keeps a running sum in its register: otherwise the compiler makes trees of additions that spill.
+HERD_INLINE void pin(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
+
 // Sums of codes in 16 bits until `value`, or in 32 bits.
 template <Codes C>
 struct Sums {
@@ -113,6 +117,7 @@ struct Sums {
         if constexpr (C == Codes::Nibbles) {
             a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w0.a, x0));
             b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w0.b, x0));
+            pin(a, b);
             a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w1.a, x1));
             b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w1.b, x1));
         } else if constexpr (C == Codes::SixBits) {
@@ -122,6 +127,7 @@ struct Sums {
             a = _mm256_add_epi32(a, _mm256_add_epi32(signed_products(w0.a, x0), signed_products(w1.a, x1)));
             b = _mm256_add_epi32(b, _mm256_add_epi32(signed_products(w0.b, x0), signed_products(w1.b, x1)));
         }
+        pin(a, b);
     }
     template <int Shift>
     HERD_INLINE F32 value(const int32_t* x_sum) const {

@@ -10,11 +10,12 @@
 #include "kernels/layout.h"
 
 #define HERD_INLINE inline __attribute__((always_inline))
+#define HERD_UNROLL  // loops over tokens and quads stay loops: sixteen lanes are loops themselves
 
 namespace herd::HERD_ISA::lanes {
 
 // Token counts of the tiles that keep their sums in registers.
-inline constexpr int kTileTokens = 4;
+inline constexpr int kTileTokens = 2;
 inline constexpr int kFloatTileTokens = 4;
 
 struct F32 {

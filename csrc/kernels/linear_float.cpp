@@ -37,7 +37,7 @@ void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
         for (int t = 0; t < T; ++t) sum[t] = broadcast(0.0f);
         for (int64_t k = begin; k < end; ++k) {
             const F32 w = Weight::at(panel, k);
-#pragma GCC unroll 8
+HERD_UNROLL
             for (int t = 0; t < T; ++t) sum[t] = fma(w, broadcast(reinterpret_cast<const float*>(x + t * call.x_stride)[k]), sum[t]);
         }
         for (int t = 0; t < T; ++t) acc[t] = add(acc[t], sum[t]);
@@ -92,7 +92,7 @@ void bf16_tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t 
     const int64_t pairs = (call.matrix.columns + 1) / 2;
     int64_t i = 0;
     for (; i + 2 <= pairs; i += 2) {
-#pragma GCC unroll 8
+HERD_UNROLL
         for (int t = 0; t < T; ++t) {
             acc[t] = dot_bf16(panel + 64 * i, x + t * call.x_stride + 4 * i, acc[t]);
             odd[t] = dot_bf16(panel + 64 * i + 64, x + t * call.x_stride + 4 * i + 4, odd[t]);

@@ -29,26 +29,28 @@ struct PackedGroup {
     }
 };
 
-// Eight unpacked quads, then the scales and the minima of each sub-group as floats; `expand_panel` writes it.
-template <Storage S>
+// What the kernels still see of a format once its panel is unpacked; formats that only differ in packing share it.
+template <Codes C, int OffsetShift, int SubGroups, bool HasMinimum>
 struct ExpandedGroup {
-    static constexpr Layout at = layout(S);
-    static constexpr int64_t kBytes = 512 + 64 * at.sub_groups * (at.has_minimum ? 2 : 1);
-    const uint8_t* group;
+    static constexpr Layout at{.codes = C, .offset_shift = OffsetShift, .sub_groups = SubGroups, .has_minimum = HasMinimum};
+    static constexpr int64_t kBytes = 512 + 64 * SubGroups * (HasMinimum ? 2 : 1);
+    const uint8_t* group;  // eight unpacked quads, then the scales and the minima of each sub-group as floats
 
     HERD_INLINE ExpandedGroup(const uint8_t* panel, int64_t g) : group(panel + g * kBytes) {}
 
-    HERD_INLINE lanes::Quad<at.codes> quad(int q) const { return lanes::load_quad<at.codes>(group + 64 * q); }
+    HERD_INLINE lanes::Quad<C> quad(int q) const { return lanes::load_quad<C>(group + 64 * q); }
     HERD_INLINE lanes::F32 scale(int s) const { return lanes::load(reinterpret_cast<const float*>(group + 512) + 16 * s); }
     HERD_INLINE lanes::F32 minimum(int s) const {
-        return lanes::load(reinterpret_cast<const float*>(group + 512) + 16 * (at.sub_groups + s));
+        return lanes::load(reinterpret_cast<const float*>(group + 512) + 16 * (SubGroups + s));
     }
 };
+template <Storage S>
+using Expanded = ExpandedGroup<layout(S).codes, layout(S).offset_shift, layout(S).sub_groups, layout(S).has_minimum>;
 
 template <Storage S>
 void expand_panel(const uint8_t* panel, int64_t columns, uint8_t* out) {
     constexpr Layout at = layout(S);
-    for (int64_t g = 0; g < columns / 32; ++g, out += ExpandedGroup<S>::kBytes) {
+    for (int64_t g = 0; g < columns / 32; ++g, out += Expanded<S>::kBytes) {
         const PackedGroup<S> group(panel, g);
         for (int q = 0; q < 8; ++q) lanes::store_quad(out + 64 * q, group.quad(q));
         auto* floats = reinterpret_cast<float*>(out + 512);

@@ -13,7 +13,7 @@ namespace {
 
 using namespace lanes;
 
-constexpr int64_t kFewTokens = kTileTokens;          // up to here panels are used as they are packed
+constexpr int64_t kFewTokens = 4 * kTileTokens;      // up to here panels are used as they are packed
 constexpr int64_t kExpandedBytes = 192 * 1024;       // of unpacked panels at a time
 
 // acc[t] += one group of one panel times T tokens, `stride` bytes apart.
@@ -23,14 +23,14 @@ HERD_INLINE void add_group(const Group& group, const uint8_t* x, int64_t stride,
     constexpr int kQuads = 8 / at.sub_groups;
     for (int s = 0; s < at.sub_groups; ++s) {
         Sums<at.codes> sums[T];
-#pragma GCC unroll 4
+HERD_UNROLL
         for (int q = s * kQuads; q < (s + 1) * kQuads; q += 2) {
             const auto w0 = group.quad(q), w1 = group.quad(q + 1);
-#pragma GCC unroll 8
+HERD_UNROLL
             for (int t = 0; t < T; ++t) sums[t].add(w0, w1, reinterpret_cast<const ActivationGroup*>(x + t * stride)->values + 4 * q);
         }
         const F32 scale = group.scale(s);
-#pragma GCC unroll 8
+HERD_UNROLL
         for (int t = 0; t < T; ++t) {
             const auto* a = reinterpret_cast<const ActivationGroup*>(x + t * stride);
             const F32 sum = sums[t].template value<at.offset_shift>(at.sub_groups == 1 ? &a->sum : &a->halves[s]);
@@ -38,7 +38,7 @@ HERD_INLINE void add_group(const Group& group, const uint8_t* x, int64_t stride,
         }
         if constexpr (at.has_minimum) {
             const F32 minimum = group.minimum(s);
-#pragma GCC unroll 8
+HERD_UNROLL
             for (int t = 0; t < T; ++t) {
                 const auto* a = reinterpret_cast<const ActivationGroup*>(x + t * stride);
                 acc[t] = fma(minimum, broadcast(at.sub_groups == 1 ? a->scaled_sum : a->scaled_halves[s]), acc[t]);
@@ -49,7 +49,7 @@ HERD_INLINE void add_group(const Group& group, const uint8_t* x, int64_t stride,
 
 // Panel p, whose bytes are at `panel` (packed or expanded), times T tokens from t0 on.
 template <class Group, int T>
-void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
+__attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
     const uint8_t* x = call.x + t0 * call.x_stride;
     F32 acc[T];
     for (int t = 0; t < T; ++t) acc[t] = broadcast(0.0f);
@@ -62,7 +62,7 @@ int64_t panels_at_a_time(int64_t panel_bytes) { return panel_bytes >= kExpandedB
 
 template <Storage S>
 int64_t expanded_panel_bytes(int64_t columns) {
-    return columns / 32 * ExpandedGroup<S>::kBytes;
+    return columns / 32 * Expanded<S>::kBytes;
 }
 
 template <Storage S>
@@ -72,7 +72,7 @@ void few_tokens(const LinearCall& call) {
     }
 }
 
-// Group: PackedGroup when the packed codes need no unpacking, else ExpandedGroup.
+// Group: PackedGroup when the packed codes need no unpacking, else Expanded.
 template <Storage S, class Group>
 void many_tokens(const LinearCall& call) {
     constexpr bool kExpands = layout(S).codes != Codes::Bytes;
@@ -99,7 +99,7 @@ void linear_int8(const LinearCall& call) {
         if constexpr (layout(S).codes == Codes::Bytes) {
             many_tokens<S, PackedGroup<S>>(call);
         } else {
-            many_tokens<S, ExpandedGroup<S>>(call);
+            many_tokens<S, Expanded<S>>(call);
         }
     });
 }

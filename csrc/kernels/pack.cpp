@@ -16,9 +16,12 @@ namespace {
 using lanes::bits_to_float;
 using lanes::half_to_float;
 
+// Four neighbouring codes of a row, one a byte, the first in the lowest: all work on codes is done on such words.
+using Quad = uint32_t;
+
 // One group of 32 columns of one row: codes, offset added, and the integer scales and minima of super-blocks.
 struct Group {
-    alignas(16) uint8_t codes[32];
+    Quad codes[8];
     uint8_t scales[2];
     uint8_t minima[2];
 };
@@ -38,22 +41,33 @@ HalfOffsets half_offsets(Storage storage) {
     }
 }
 
-void read_nibbles(const uint8_t* bytes, uint8_t* codes) {
-    for (int j = 0; j < 16; ++j) {
-        codes[j] = bytes[j] & 15;
-        codes[16 + j] = bytes[j] >> 4;
+Quad read_quad(const uint8_t* bytes) {
+    Quad quad;
+    std::memcpy(&quad, bytes, 4);
+    return quad;
+}
+
+// `Bits` bits of each byte, from bit `shift` on.
+template <int Bits>
+Quad field(Quad quad, int shift) {
+    return quad >> shift & 0x01010101u * ((1u << Bits) - 1);
+}
+
+void read_nibbles(const uint8_t* bytes, Group& out) {
+    for (int i = 0; i < 4; ++i) {
+        out.codes[i] = field<4>(read_quad(bytes + 4 * i), 0);
+        out.codes[4 + i] = field<4>(read_quad(bytes + 4 * i), 4);
     }
 }
 
-void add_fifth_bits(const uint8_t* bytes, uint8_t* codes) {
-    uint32_t bits;
-    std::memcpy(&bits, bytes, 4);
-    for (int j = 0; j < 32; ++j) codes[j] = static_cast<uint8_t>(codes[j] | ((bits >> j & 1) << 4));
+void add_fifth_bits(const uint8_t* bytes, Group& out) {
+    const uint32_t bits = read_quad(bytes);
+    // The product puts bit i of four bits at bit 8i.
+    for (int q = 0; q < 8; ++q) out.codes[q] |= ((bits >> 4 * q & 15u) * 0x00204081u & 0x01010101u) << 4;
 }
 
 void read_q2_k(const uint8_t* block, int g, Group& out) {
-    const uint8_t* codes = block + 16 + 32 * (g / 4);
-    for (int l = 0; l < 32; ++l) out.codes[l] = (codes[l] >> (2 * (g % 4))) & 3;
+    for (int q = 0; q < 8; ++q) out.codes[q] = field<2>(read_quad(block + 16 + 32 * (g / 4) + 4 * q), 2 * (g % 4));
     for (int s = 0; s < 2; ++s) {
         out.scales[s] = block[2 * g + s] & 15;
         out.minima[s] = block[2 * g + s] >> 4;
@@ -61,9 +75,8 @@ void read_q2_k(const uint8_t* block, int g, Group& out) {
 }
 
 void read_q3_k(const uint8_t* block, int g, Group& out) {
-    const uint8_t* codes = block + 32 + 32 * (g / 4);
-    for (int l = 0; l < 32; ++l) {
-        out.codes[l] = static_cast<uint8_t>(((codes[l] >> (2 * (g % 4))) & 3) | ((block[l] >> g & 1) << 2));
+    for (int q = 0; q < 8; ++q) {
+        out.codes[q] = field<2>(read_quad(block + 32 + 32 * (g / 4) + 4 * q), 2 * (g % 4)) | field<1>(read_quad(block + 4 * q), g) << 2;
     }
     const uint8_t* scales = block + 96;
     for (int s = 0; s < 2; ++s) {
@@ -86,43 +99,41 @@ void read_k_scales(const uint8_t* s, int g, Group& out) {
 }
 
 void read_k_nibbles(const uint8_t* codes, int g, Group& out) {
-    const uint8_t* bytes = codes + 32 * (g / 2);
-    for (int l = 0; l < 32; ++l) out.codes[l] = g % 2 ? bytes[l] >> 4 : bytes[l] & 15;
+    for (int q = 0; q < 8; ++q) out.codes[q] = field<4>(read_quad(codes + 32 * (g / 2) + 4 * q), 4 * (g % 2));
 }
 
 void read_q5_k(const uint8_t* block, int g, Group& out) {
     read_k_scales(block + 4, g, out);
     read_k_nibbles(block + 48, g, out);
-    for (int l = 0; l < 32; ++l) out.codes[l] = static_cast<uint8_t>(out.codes[l] | ((block[16 + l] >> g & 1) << 4));
+    for (int q = 0; q < 8; ++q) out.codes[q] |= field<1>(read_quad(block + 16 + 4 * q), g) << 4;
 }
 
 void read_q6_k(const uint8_t* block, int g, Group& out) {
     const int half = g / 4, quarter = g % 4;
     const uint8_t* low = block + 64 * half + 32 * (quarter % 2);
     const uint8_t* high = block + 128 + 32 * half;
-    for (int l = 0; l < 32; ++l) {
-        const int four = quarter < 2 ? low[l] & 15 : low[l] >> 4;
-        out.codes[l] = static_cast<uint8_t>(four | ((high[l] >> (2 * quarter)) & 3) << 4);
+    for (int q = 0; q < 8; ++q) {
+        out.codes[q] = field<4>(read_quad(low + 4 * q), 4 * (quarter / 2)) | field<2>(read_quad(high + 4 * q), 2 * quarter) << 4;
     }
     out.scales[0] = block[192 + 2 * g];
     out.scales[1] = block[193 + 2 * g];
 }
 
 void read_iq4_xs(const uint8_t* block, int g, Group& out) {
-    uint32_t high = block[2] | static_cast<uint32_t>(block[3]) << 8;
+    const int high = (block[2] | block[3] << 8) >> (2 * g) & 3;
     const int low = g % 2 ? block[4 + g / 2] >> 4 : block[4 + g / 2] & 15;
-    out.scales[0] = static_cast<uint8_t>((low | static_cast<int>(high >> (2 * g) & 3) << 4) - 32);
-    read_nibbles(block + 8 + 16 * g, out.codes);
+    out.scales[0] = static_cast<uint8_t>((low | high << 4) - 32);
+    read_nibbles(block + 8 + 16 * g, out);
 }
 
 // Group g of a block of the file.
 void read_group(Storage storage, const uint8_t* block, int g, Group& out) {
     switch (storage) {
         case Storage::Q4_0:
-        case Storage::IQ4_NL: return read_nibbles(block + 2, out.codes);
-        case Storage::Q4_1: return read_nibbles(block + 4, out.codes);
-        case Storage::Q5_0: return read_nibbles(block + 6, out.codes), add_fifth_bits(block + 2, out.codes);
-        case Storage::Q5_1: return read_nibbles(block + 8, out.codes), add_fifth_bits(block + 4, out.codes);
+        case Storage::IQ4_NL: return read_nibbles(block + 2, out);
+        case Storage::Q4_1: return read_nibbles(block + 4, out);
+        case Storage::Q5_0: return read_nibbles(block + 6, out), add_fifth_bits(block + 2, out);
+        case Storage::Q5_1: return read_nibbles(block + 8, out), add_fifth_bits(block + 4, out);
         case Storage::Q8_0: std::memcpy(out.codes, block + 2, 32); return;
         case Storage::Q2_K: return read_q2_k(block, g, out);
         case Storage::Q3_K: return read_q3_k(block, g, out);
@@ -135,40 +146,30 @@ void read_group(Storage storage, const uint8_t* block, int g, Group& out) {
 }
 
 // The codes of one row into its lane of a packed group: `packed` points to byte 4 * lane of the group.
-void write_codes(Codes kind, const uint8_t* codes, uint8_t* packed) {
-    uint32_t quads[8], word;
-    std::memcpy(quads, codes, 32);
+void write_codes(Codes kind, const Quad* quads, uint8_t* packed) {
     if (kind == Codes::Bytes) {
         for (int q = 0; q < 8; ++q) std::memcpy(packed + 64 * q, &quads[q], 4);
         return;
     }
     for (int i = 0; i < 4; ++i) {
-        word = (quads[i] & 0x0f0f0f0fu) | (quads[i + 4] & 0x0f0f0f0fu) << 4;
+        const Quad word = field<4>(quads[i], 0) | field<4>(quads[i + 4], 0) << 4;
         std::memcpy(packed + 64 * i, &word, 4);
     }
-    if (kind != Codes::SixBits) return;
-    for (int h = 0; h < 2; ++h) {
-        word = 0;
-        for (int i = 0; i < 4; ++i) word |= (quads[4 * h + i] >> 4 & 0x03030303u) << (2 * i);
+    for (int h = 0; kind == Codes::SixBits && h < 2; ++h) {
+        Quad word = 0;
+        for (int i = 0; i < 4; ++i) word |= field<2>(quads[4 * h + i], 4) << (2 * i);
         std::memcpy(packed + 256 + 64 * h, &word, 4);
     }
 }
 
 void read_codes(Codes kind, const uint8_t* packed, uint8_t* codes) {
-    uint32_t quads[8], word;
+    Quad quads[8];
     if (kind == Codes::Bytes) {
-        for (int q = 0; q < 8; ++q) std::memcpy(&quads[q], packed + 64 * q, 4);
+        for (int q = 0; q < 8; ++q) quads[q] = read_quad(packed + 64 * q);
     } else {
-        for (int i = 0; i < 4; ++i) {
-            std::memcpy(&word, packed + 64 * i, 4);
-            quads[i] = word & 0x0f0f0f0fu;
-            quads[i + 4] = word >> 4 & 0x0f0f0f0fu;
-        }
+        for (int q = 0; q < 8; ++q) quads[q] = field<4>(read_quad(packed + 64 * (q % 4)), 4 * (q / 4));
     }
-    for (int h = 0; kind == Codes::SixBits && h < 2; ++h) {
-        std::memcpy(&word, packed + 256 + 64 * h, 4);
-        for (int i = 0; i < 4; ++i) quads[4 * h + i] |= (word >> (2 * i) & 0x03030303u) << 4;
-    }
+    for (int q = 0; kind == Codes::SixBits && q < 8; ++q) quads[q] |= field<2>(read_quad(packed + 256 + 64 * (q / 4)), 2 * (q % 4)) << 4;
     std::memcpy(codes, quads, 32);
 }
 
@@ -212,13 +213,15 @@ int64_t plain_offset(Storage storage, int lane, int64_t column) {
     return (column * kPanelRows + lane) * layout(storage).file_block_bytes;
 }
 
-void pack_plain_row(Storage storage, const uint8_t* row, int64_t columns, int lane, uint8_t* panel) {
-    const size_t size = static_cast<size_t>(layout(storage).file_block_bytes);
+// `lanes` rows, `file_bytes` apart, into a panel of a plain format; Value is an integer as wide as an element.
+template <class Value>
+void pack_plain_panel(Storage storage, const uint8_t* rows, int64_t file_bytes, int lanes, int64_t columns, uint8_t* panel) {
+    const bool in_pairs = storage == Storage::BF16 && kBf16Pairs;
     for (int64_t k = 0; k < columns; ++k) {
-        if (size == 4) {
-            std::memcpy(panel + plain_offset(storage, lane, k), row + k * 4, 4);
-        } else {
-            std::memcpy(panel + plain_offset(storage, lane, k), row + k * 2, 2);
+        uint8_t* out = panel + (in_pairs ? k / 2 * 64 + k % 2 * 2 : k * kPanelRows * static_cast<int64_t>(sizeof(Value)));
+        const size_t step = sizeof(Value) << in_pairs;
+        for (int lane = 0; lane < lanes; ++lane) {
+            std::memcpy(out + static_cast<size_t>(lane) * step, rows + lane * file_bytes + k * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
         }
     }
 }
@@ -296,13 +299,15 @@ void pack(Storage storage, Arithmetic arithmetic, const uint8_t* rows_of_file, i
         uint8_t* panel = packed + p * bytes;
         const bool is_whole = (p + 1) * kPanelRows <= rows && columns % 2 == 0;
         if (!is_whole) std::memset(panel, 0, static_cast<size_t>(bytes));
-        for (int lane = 0; lane < kPanelRows && p * kPanelRows + lane < rows; ++lane) {
-            const uint8_t* row = rows_of_file + (p * kPanelRows + lane) * file_bytes;
-            if (at.is_plain()) {
-                pack_plain_row(storage, row, columns, lane, panel);
-            } else {
-                pack_block_row(storage, at, row, columns, lane, panel);
-            }
+        const int64_t left = rows - p * kPanelRows;
+        const int lanes = static_cast<int>(left < kPanelRows ? left : kPanelRows);
+        const uint8_t* first = rows_of_file + p * kPanelRows * file_bytes;
+        if (at.is_plain() && at.file_block_bytes == 4) {
+            pack_plain_panel<uint32_t>(storage, first, file_bytes, lanes, columns, panel);
+        } else if (at.is_plain()) {
+            pack_plain_panel<uint16_t>(storage, first, file_bytes, lanes, columns, panel);
+        } else {
+            for (int lane = 0; lane < lanes; ++lane) pack_block_row(storage, at, first + lane * file_bytes, columns, lane, panel);
         }
     }
 }
