@@ -16,6 +16,7 @@ from herd.models.weights import Matrix
 
 BACKENDS = ["reference", "cpu"]
 NUM_PAGES = 32
+ROOM = {"max_step_tokens": 1024, "max_step_outputs": 1024}
 
 
 def cpu_is_built() -> bool:
@@ -28,8 +29,9 @@ def cpu_is_built() -> bool:
 
 
 def make_backend(name: str, cfg: LlamaConfig, leaves: Mapping[str, Matrix], **options: Any) -> Backend:
-    """A backend with `NUM_PAGES` pages of cache."""
+    """A backend with `NUM_PAGES` pages of cache, whose steps take all logits of any text here."""
     backend: Backend
+    options = ROOM | options
     if name == "reference":
         backend = ReferenceBackend(cfg, leaves.__getitem__, BackendOptions(**options))
     else:
