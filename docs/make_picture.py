@@ -1,6 +1,7 @@
 """Draws docs/chat.svg: a real conversation with the default model, as the terminal shows it.
 
-    python docs/make_picture.py        asks the model (`herd pull smollm2-135m-instruct` first) and draws what it answers
+    python docs/make_picture.py                asks the model (`herd pull smollm2-135m-instruct` first) and draws what it answers
+    python docs/make_picture.py reference      the same, answered by the oracle
 
 Greedy, so that it draws the same again on the same instruction set.
 """
@@ -8,6 +9,7 @@ Greedy, so that it draws the same again on the same instruction set.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +18,7 @@ from rich.text import Text
 import herd
 
 MODEL = "smollm2-135m-instruct"
-QUESTIONS = ("What is a llama? One sentence.", "And where do they live?")
+QUESTIONS = ("What is the capital of France?", "Name three things to see there.")
 WIDTH = 88
 PICTURE = Path(__file__).with_name("chat.svg")
 FETCHED_FONT = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)  # the picture shows the reader's own monospaced font
@@ -24,7 +26,7 @@ FETCHED_FONT = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)  # the picture sh
 
 def main() -> None:
     console = Console(record=True, width=WIDTH, force_terminal=True)
-    model = herd.load(MODEL)
+    model = herd.load(MODEL, backend=sys.argv[1] if len(sys.argv) > 1 else "cpu")
     console.print(Text.assemble(("$ ", "dim"), f"herd chat {MODEL}"))
     messages: list[dict[str, str]] = []
     for question in QUESTIONS:

@@ -97,7 +97,7 @@ def parses(words: list[str]) -> None:
         assert below is not None, f"herd has no command {word}"
         command = below
     if not isinstance(command, click.Group):
-        command.make_context(command.name, rest)
+        command.make_context(command.name, rest, parent=click.Context(herd, info_name="herd", **herd.context_settings))
 
 
 @pytest.mark.parametrize("block", [pytest.param(b, id=f"{b.page}-{number}") for number, b in enumerate(blocks("python"))])
