@@ -82,7 +82,7 @@ void dequantised(const LinearCall& call) {
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(HERD_ISA_AVX512)
 // Pairs of columns by the processor's bf16 dot product, even and odd pairs apart.
 template <int T>
 void bf16_tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {

@@ -6,7 +6,7 @@
 namespace herd::HERD_ISA {
 
 // Whether BF16 is packed in pairs of columns, for a bf16 dot product.
-#if defined(__AVX512BF16__)
+#if defined(HERD_ISA_AVX512)
 inline constexpr bool kBf16Pairs = true;
 #else
 inline constexpr bool kBf16Pairs = false;
