@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text import vocabularies
-from text.vocabularies import GOLDEN
 
 from herd.errors import FileProblem, UsageError
 from herd.text.formats import ChatFormat, choose_format
@@ -23,6 +21,8 @@ from herd.text.formats.llama4 import Llama4
 from herd.text.formats.parts import to_text
 from herd.text.messages import Message, Role, read_messages
 from herd.text.tokenizer import Tokenizer, load_tokenizer
+from text import vocabularies
+from text.vocabularies import GOLDEN
 
 BYTES = vocabularies.tokenizer("llama-bpe")
 SPACES = vocabularies.sentencepiece()
@@ -210,7 +210,7 @@ def test_a_model_without_a_template_has_no_format_unless_it_is_known_by_name() -
     assert choose_format(BYTES, None) is None
     assert choose_format(BYTES, None, hint="llama3.1") == Llama3(has_dates=True)
     assert choose_format(BYTES, SMOLLM, hint="llama4") == Llama4()
-    with pytest.raises(UsageError, match="no chat format 'vicuna'; known are chatml, llama2, llama3, llama3.1, llama4"):
+    with pytest.raises(UsageError, match=r"no chat format 'vicuna'; known are chatml, llama2, llama3, llama3\.1, llama4"):
         choose_format(BYTES, None, hint="vicuna")
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text import vocabularies
 
 from herd.errors import UsageError
 from herd.text.byte_level import ALPHABET, from_bytes, to_bytes
-from herd.text.slices import RUN_CHARACTERS, SLICE_CHARACTERS, slices
+from herd.text.slices import RUN_CHARACTERS, SLICE_CHARACTERS, chunks, slices
 from herd.text.tokenizer import Tokenizer, load_tokenizer
+from text import vocabularies
 
 BYTES = vocabularies.tokenizer("llama-bpe")
 SPACES = vocabularies.sentencepiece()
@@ -122,7 +122,8 @@ def test_ends_are_the_declared_ones_and_the_well_known_names() -> None:
 
 def test_user_defined_tokens_are_always_whole() -> None:
     plain = len(vocabularies.trained()[0])
-    tokenizer = vocabularies.tokenizer("smollm", tokens=[*vocabularies.trained()[0], "<think>"], token_type=[1] * plain + [4], eos_token_id=None)
+    tokens = [*vocabularies.trained()[0], "<think>"]
+    tokenizer = vocabularies.tokenizer("smollm", tokens=tokens, token_type=[1] * plain + [4], eos_token_id=None)
     assert tokenizer.encode("a<think>b")[1] == plain
     assert tokenizer.decode(tokenizer.encode("a<think>b")) == "a<think>b"
 
@@ -155,6 +156,14 @@ def _meta_slices(text: str) -> list[str]:
 )
 def test_long_text_is_cut_where_meta_cuts_it(text: str) -> None:
     assert list(slices(text)) == (_meta_slices(text) or [""])
+
+
+def test_chunks_of_ordinary_long_text_change_no_id() -> None:
+    text = "The end,\n of  the day 12\n\n日本 x's  " * 9_000
+    assert "".join(chunks(text)) == text and len(list(chunks(text))) > 3
+    for tokenizer in (vocabularies.tokenizer("smollm"), vocabularies.tokenizer("tekken"), SPACES):
+        whole = tokenizer._merger.encode(text if tokenizer is not SPACES else "▁" + text.replace(" ", "▁")).ids
+        assert tokenizer.encode(text, bos=False) == whole
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "é", "<|", "\u0301"])

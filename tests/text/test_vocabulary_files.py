@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text import vocabularies
-from text.vocabularies import GOLDEN
 
 from herd.errors import FileProblem
 from herd.text.byte_level import from_bytes
@@ -23,6 +21,8 @@ from herd.text.splits import LLAMA3, LLAMA3_SPLIT, O200K, Split, Step
 from herd.text.tiktoken_file import _merges, read_tiktoken
 from herd.text.tokenizer import Tokenizer, load_tokenizer
 from herd.text.vocabulary import ByteLevel, Vocabulary
+from text import vocabularies
+from text.vocabularies import GOLDEN
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=60) | st.text("abtheof  \n\t'sLl123éß日🙂<|>/", max_size=60)
 PROPERTY = settings(deadline=None, max_examples=200)

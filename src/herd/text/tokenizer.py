@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from herd.errors import FileProblem, UsageError
 from herd.text import byte_level
-from herd.text.slices import slices
+from herd.text.slices import chunks, slices
 from herd.text.stream import StreamDecoder
 from herd.text.vocabulary import BYTES_MAX, ByteLevel, Kind, Spaces, Vocabulary, byte_of
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Merger
 
 SPACE = "▁"
+_WORD_START_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 _UNPRODUCED = frozenset({Kind.CONTROL, Kind.UNKNOWN, Kind.UNUSED})
 _ENDS = frozenset(
     ("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<step>")
@@ -52,7 +53,8 @@ class Tokenizer:
         self._tokens = vocabulary.tokens
         self._style = vocabulary.style
         self._exceptions = vocabulary.exceptions
-        self._merger = _merger(vocabulary)
+        self._joins_words = any(_WORD_START_INSIDE.search(token) for token in self._tokens) if isinstance(self._style, Spaces) else False
+        self._merger = _merger(vocabulary, joins_words=self._joins_words)
         self.vocab_size = len(vocabulary.tokens)
         self.bos_id, self.adds_bos = vocabulary.bos_id, vocabulary.adds_bos and vocabulary.bos_id is not None
         self.eos_ids = vocabulary.eos_ids
@@ -151,18 +153,22 @@ class Tokenizer:
                 ids.append(part)
             elif isinstance(self._style, Spaces):
                 ids += self._spaced(part, prefix=self._style.prefix and (at_start or self._style.prefix_after_specials))
-            elif self._style.split.slices:
-                for piece in slices(part):
-                    ids += self._merge(piece)
             else:
-                ids += self._merge(part)
+                for piece in slices(part) if self._style.split.slices else chunks(part):
+                    ids += self._merge(piece)
             at_start = False
 
     def _spaced(self, text: str, *, prefix: bool) -> list[int]:
         assert isinstance(self._style, Spaces)
-        text = text.replace(" ", SPACE)
-        add = prefix and (self._style.prefix_before_space or not text.startswith(SPACE))
-        return self._merge(SPACE + text if add else text)
+        begins_with_space = text.startswith((" ", SPACE))
+        lead = SPACE if prefix and (self._style.prefix_before_space or not begins_with_space) else ""
+        if self._joins_words:
+            return self._merge(lead + text.replace(" ", SPACE))
+        ids: list[int] = []
+        for piece in chunks(text):
+            ids += self._merge(lead + piece.replace(" ", SPACE))
+            lead = ""
+        return ids
 
     def _merge(self, text: str) -> list[int]:
         found: list[int] = self._merger.encode(text, add_special_tokens=False).ids
@@ -221,7 +227,7 @@ def _check_text(text: str) -> None:
         ) from None
 
 
-def _merger(vocabulary: Vocabulary) -> Merger:
+def _merger(vocabulary: Vocabulary, *, joins_words: bool) -> Merger:
     """The `tokenizers` object: plain text in, ids out. It holds no control tokens."""
     import tokenizers
 
@@ -242,18 +248,18 @@ def _merger(vocabulary: Vocabulary) -> Merger:
     except Exception as error:
         raise _merge_problem(vocabulary, ids) from error
     merger = tokenizers.Tokenizer(model)
-    merger.pre_tokenizer = _pre_tokenizer(vocabulary)
+    merger.pre_tokenizer = _pre_tokenizer(vocabulary, joins_words=joins_words)
     return merger
 
 
-def _pre_tokenizer(vocabulary: Vocabulary) -> Any:
+def _pre_tokenizer(vocabulary: Vocabulary, *, joins_words: bool) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
     from herd.text.splits import pre_tokenizer
 
     if isinstance(vocabulary.style, ByteLevel):
         return pre_tokenizer(vocabulary.style.split)
-    if any(re.search(f"[^{SPACE}]{SPACE}", token) for token in vocabulary.tokens):
+    if joins_words:
         return None
     # No token continues across the start of a word, so words are merged one by one: the same ids, and no work is quadratic.
     return pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
