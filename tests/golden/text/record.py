@@ -8,6 +8,7 @@ SHARED: the folder with `data/tokenizers`. LLAMA_MODELS: the unpacked wheel `lla
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import random
 import struct
@@ -77,11 +78,12 @@ def _small() -> None:
     """A vocabulary trained on this project's documents and made like Llama's: runs of 2 to 16 spaces, scored -1e9."""
     import sentencepiece
 
+    written = io.BytesIO()
     documents = [REPOSITORY / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
     lines = "\n".join(path.read_text("utf-8") for path in documents).split("\n")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines + ["    " * 9] * 50),
-        model_prefix=str(HERE / "small"),
+        model_writer=written,
         vocab_size=700,
         model_type="bpe",
         byte_fallback=True,
@@ -91,9 +93,8 @@ def _small() -> None:
         allow_whitespace_only_pieces=True,
         minloglevel=2,
     )
-    (HERE / "small.vocab").unlink()
     path = HERE / "small.model"
-    data = path.read_bytes()
+    data = written.getvalue()
     for length in range(2, 17):
         piece = b"\x0a" + bytes((3 * length,)) + "▁".encode() * length + b"\x15"
         at = data.find(piece) + len(piece)
