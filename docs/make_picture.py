@@ -8,6 +8,7 @@ Greedy, so that it draws the same again on the same instruction set.
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -18,14 +19,14 @@ from rich.text import Text
 import herd
 
 MODEL = "smollm2-135m-instruct"
-QUESTIONS = ("What is the capital of France?", "Name three things to see there.")
+QUESTIONS = ("Write one sentence about the sea.", "Give me three tips for a good night's sleep.")
 WIDTH = 88
 PICTURE = Path(__file__).with_name("chat.svg")
 FETCHED_FONT = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)  # the picture shows the reader's own monospaced font
 
 
 def main() -> None:
-    console = Console(record=True, width=WIDTH, force_terminal=True)
+    console = Console(record=True, width=WIDTH, force_terminal=True, file=io.StringIO())
     model = herd.load(MODEL, backend=sys.argv[1] if len(sys.argv) > 1 else "cpu")
     console.print(Text.assemble(("$ ", "dim"), f"herd chat {MODEL}"))
     messages: list[dict[str, str]] = []
