@@ -1,7 +1,5 @@
 #include "base/pool.h"
 
-#include <chrono>
-
 #include "base/cpu.h"
 
 #if defined(__x86_64__)
@@ -12,8 +10,11 @@ namespace herd {
 
 namespace {
 
-constexpr int kBarrierSpins = 4000;    // some tens of microseconds
-constexpr int kIdleSpins = 8000;       // bridges the gap between two steps of a small model
+constexpr int kPhaseSpins = 2000;  // some tens of microseconds
+constexpr int kIdleSpins = 8000;   // bridges the gap between two steps of a small model
+
+constexpr uint64_t kOpen = uint64_t{1} << 31;
+constexpr uint64_t kJoined = kOpen - 1;
 
 void pause() {
 #if defined(__x86_64__)
@@ -23,14 +24,16 @@ void pause() {
 #endif
 }
 
-// Returns once `value` differs from `seen`: spins first, then sleeps.
-template <typename T>
-void wait_for_change(const std::atomic<T>& value, T seen, int spins) {
+// Returns once is_over(value): spins first, then sleeps until somebody notifies.
+template <typename T, typename Over>
+void wait_until(const std::atomic<T>& value, int spins, Over is_over) {
     for (int i = 0; i < spins; ++i) {
-        if (value.load(std::memory_order_acquire) != seen) return;
+        if (is_over(value.load(std::memory_order_acquire))) return;
         pause();
     }
-    while (value.load(std::memory_order_acquire) == seen) value.wait(seen, std::memory_order_acquire);
+    for (T seen = value.load(std::memory_order_acquire); !is_over(seen); seen = value.load(std::memory_order_acquire)) {
+        value.wait(seen, std::memory_order_acquire);
+    }
 }
 
 }  // namespace
@@ -40,18 +43,17 @@ Pool::Pool(int workers) : workers_(workers < 1 ? 1 : workers) {
     try {
         for (int worker = 1; worker < workers_; ++worker) threads_.emplace_back([this, worker] { work(worker); });
     } catch (...) {
-        stopping_ = true;
-        epoch_.fetch_add(1);
-        epoch_.notify_all();
-        for (std::thread& thread : threads_) thread.join();
+        stop();
         throw;
     }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     stopping_ = true;
-    epoch_.fetch_add(1);
-    epoch_.notify_all();
+    started_.fetch_add(1);
+    started_.notify_all();
     for (std::thread& thread : threads_) thread.join();
 }
 
@@ -59,11 +61,18 @@ void Pool::work(int worker) {
     FlushDenormals flush;
     uint32_t seen = 0;
     while (true) {
-        wait_for_change(epoch_, seen, kIdleSpins);
-        ++seen;
+        wait_until(started_, kIdleSpins, [seen](uint32_t started) { return started != seen; });
         if (stopping_.load()) return;
+        uint64_t state = state_.load(std::memory_order_acquire);
+        seen = static_cast<uint32_t>(state >> 32);
+        bool is_in = false;
+        while ((state & kOpen) != 0 && static_cast<uint32_t>(state >> 32) == seen && !is_in) {
+            is_in = state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel);
+        }
+        if (!is_in) continue;
         (*job_)(worker);
-        if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+        const uint64_t left = state_.fetch_sub(1, std::memory_order_acq_rel) - 1;
+        if ((left & (kOpen | kJoined)) == 0) state_.notify_one();
     }
 }
 
@@ -73,14 +82,14 @@ void Pool::run_job(const Job& job) {
         job(0);
         return;
     }
+    const uint32_t number = started_.load(std::memory_order_relaxed) + 1;
     job_ = &job;
-    running_.store(workers_ - 1, std::memory_order_relaxed);
-    epoch_.fetch_add(1, std::memory_order_acq_rel);
-    epoch_.notify_all();
+    state_.store(static_cast<uint64_t>(number) << 32 | kOpen, std::memory_order_release);
+    started_.store(number, std::memory_order_release);
+    started_.notify_all();
     job(0);
-    for (int left = running_.load(std::memory_order_acquire); left != 0; left = running_.load(std::memory_order_acquire)) {
-        wait_for_change(running_, left, kBarrierSpins);
-    }
+    state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    wait_until(state_, kPhaseSpins, [](uint64_t state) { return (state & kJoined) == 0; });
 }
 
 void Pool::barrier() {
@@ -92,27 +101,39 @@ void Pool::barrier() {
         generation_.notify_all();
         return;
     }
-    wait_for_change(generation_, generation, kBarrierSpins);
+    wait_until(generation_, kPhaseSpins, [generation](uint32_t now) { return now != generation; });
 }
 
-void Pool::reset_pieces(int phases) {
+void Pool::reset_phases(int phases) {
     if (phases > num_phases_) {
-        counters_ = std::make_unique<Counter[]>(static_cast<size_t>(phases) * static_cast<size_t>(workers_));
+        claimed_ = std::make_unique<Counter[]>(static_cast<size_t>(phases) * static_cast<size_t>(workers_));
+        done_ = std::make_unique<Counter[]>(static_cast<size_t>(phases));
         num_phases_ = phases;
     }
-    for (int i = 0; i < phases * workers_; ++i) counters_[static_cast<size_t>(i)].next.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < phases * workers_; ++i) claimed_[static_cast<size_t>(i)].value.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < phases; ++i) done_[static_cast<size_t>(i)].value.store(0, std::memory_order_relaxed);
 }
 
 int64_t Pool::next_piece(int phase, int worker, int64_t pieces) {
     for (int turn = 0; turn < workers_; ++turn) {
         const int owner = (worker + turn) % workers_;
         const int64_t begin = pieces * owner / workers_, end = pieces * (owner + 1) / workers_;
-        std::atomic<int64_t>& next = counters_[static_cast<size_t>(phase) * static_cast<size_t>(workers_) + static_cast<size_t>(owner)].next;
+        std::atomic<int64_t>& next = claimed_[static_cast<size_t>(phase) * static_cast<size_t>(workers_) + static_cast<size_t>(owner)].value;
         if (begin + next.load(std::memory_order_relaxed) >= end) continue;
         const int64_t piece = begin + next.fetch_add(1, std::memory_order_relaxed);
         if (piece < end) return piece;
     }
     return -1;
+}
+
+void Pool::finish_phase(int phase, int64_t mine, int64_t pieces) {
+    if (workers_ == 1) return;
+    std::atomic<int64_t>& done = done_[static_cast<size_t>(phase)].value;
+    if (mine != 0 && done.fetch_add(mine, std::memory_order_acq_rel) + mine == pieces) {
+        done.notify_all();
+        return;
+    }
+    wait_until(done, kPhaseSpins, [pieces](int64_t now) { return now == pieces; });
 }
 
 }  // namespace herd

@@ -1,8 +1,8 @@
-// Threads that wait a little while spinning and then sleep, and the barrier they meet at.
+// Threads that wait a little while spinning and then sleep, and the counters by which they share work.
 //
-// A step is one `Pool::run`: every worker executes the same function from its start to its end and meets the others at the
-// barrier between the parts. Spinning bridges the microseconds between parts; a worker that waits longer goes to sleep in
-// the kernel, so that a busy second core costs its share and not a collapse.
+// A step is one `Pool::run`: the workers that are awake execute the same function, phase after phase. A phase is cut into
+// pieces that workers claim; it is over when its pieces are done, not when every worker has looked at it. So a worker that
+// the system has put aside for other programs holds up no more than the piece it is in, and one that sleeps is not waited for.
 #pragma once
 
 #include <atomic>
@@ -36,39 +36,56 @@ class Pool {
 
     int workers() const { return workers_; }
 
-    // Runs job(0) here and job(1 .. workers-1) on the pool's threads; returns when all are done. Jobs must not throw.
-    // One caller at a time.
+    // Runs job(0) here and job(1 .. workers-1) on those threads of the pool that wake up before job(0) is over; returns when
+    // all that began have ended. Jobs must not throw. One caller at a time.
     template <typename Function>
     void run(const Function& function) {
         run_job(Job(function));
     }
 
-    // Inside a job: returns when every worker has arrived. What they wrote before is visible after.
-    void barrier();
+    // Runs job(0 .. workers-1), each in a thread of its own, all at once.
+    template <typename Function>
+    void run_everywhere(const Function& function) {
+        run([&](int worker) {
+            barrier();
+            function(worker);
+        });
+    }
 
-    // Inside a job, between two barriers: the next piece of `pieces` for this worker, or -1 when none is left. Every worker
-    // has its own consecutive part and, once that is done, takes over pieces of others. `phase` numbers the counters;
-    // `reset_pieces` makes them ready before the job starts.
-    void reset_pieces(int phases);
+    // Before a job: makes the counters of phases 0 .. phases-1 ready.
+    void reset_phases(int phases);
+
+    // Inside a job: the next piece of `pieces` of a phase for this worker, or -1 when all are claimed. Every worker has its own
+    // consecutive part and, once that is claimed, takes over pieces of others.
     int64_t next_piece(int phase, int worker, int64_t pieces);
+
+    // Inside a job: says that this worker has done `mine` pieces of the phase, and returns when all of them are done. What was
+    // written by them is visible then.
+    void finish_phase(int phase, int64_t mine, int64_t pieces);
+
+    // Inside a job that every worker runs: returns when all have arrived.
+    void barrier();
 
   private:
     struct alignas(64) Counter {
-        std::atomic<int64_t> next{0};
+        std::atomic<int64_t> value{0};
     };
 
     void run_job(const Job& job);
     void work(int worker);
+    void stop();
 
     const int workers_;
     std::vector<std::thread> threads_;
-    alignas(64) std::atomic<uint32_t> epoch_{0};
-    alignas(64) std::atomic<int> running_{0};
+    // The number of the job in the upper half; then whether it may still be joined, and how many have joined.
+    alignas(64) std::atomic<uint64_t> state_{0};
+    alignas(64) std::atomic<uint32_t> started_{0};  // the lower half of the number of the last job: what sleepers wait for
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};
-    alignas(64) std::atomic<bool> stopping_{false};
+    std::atomic<bool> stopping_{false};
     const Job* job_ = nullptr;
-    std::unique_ptr<Counter[]> counters_;
+    std::unique_ptr<Counter[]> claimed_;  // [phase][worker]
+    std::unique_ptr<Counter[]> done_;     // [phase]
     int num_phases_ = 0;
 };
 

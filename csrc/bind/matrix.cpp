@@ -52,7 +52,7 @@ std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std:
     matrix->panels = panels_of(rows);
     matrix->data = AlignedBytes(linear.packed_bytes(storage, arithmetic, rows, columns));
     const int64_t pieces = std::min<int64_t>(matrix->panels, 16 * machine.pool.workers());
-    machine.pool.reset_pieces(1);
+    machine.pool.reset_phases(1);
     machine.pool.run([&](int worker) {
         for (int64_t piece = machine.pool.next_piece(0, worker, pieces); piece >= 0; piece = machine.pool.next_piece(0, worker, pieces)) {
             linear.pack(storage, arithmetic, data.data(), rows, columns, matrix->data.data(), matrix->panels * piece / pieces,

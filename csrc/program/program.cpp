@@ -17,7 +17,7 @@ int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Up to this many floats are prepared by every worker for itself: it costs less than meeting at a barrier.
+// Up to this many floats are prepared by every worker for itself: it costs less than waiting for each other.
 constexpr int64_t kOwnFloats = 4096;
 
 }  // namespace
@@ -201,7 +201,7 @@ const std::vector<int32_t>& Program::run(std::span<const Span> spans) {
     step_.set(spans, cache_->pages());
     const int64_t group = num_heads_ / cache_->kv_heads();
     step_.cut(std::max<int64_t>(1, machine_->kernels.tile_rows(cache_->shape()) / group), group, cache_->kv_heads());
-    machine_->pool.reset_pieces(static_cast<int>(instructions_.size()));
+    machine_->pool.reset_phases(static_cast<int>(instructions_.size()));
     machine_->pool.run([this](int worker) { work(worker); });
     bad_rows_.clear();
     for (int64_t row = 0; row < step_.rows(Rows::Outputs); ++row) {
@@ -218,13 +218,14 @@ void Program::work(int worker) {
         const Instruction& instruction = *instructions_[i];
         const int64_t pieces = instruction.pieces(own);
         if (pieces == 0) continue;
-        instruction.begin(own);
+        int64_t mine = 0;
         while (true) {
             const int64_t piece = machine_->pool.next_piece(static_cast<int>(i), worker, pieces);
             if (piece < 0) break;
+            if (mine++ == 0) instruction.begin(own);
             instruction.run(own, piece);
         }
-        machine_->pool.barrier();
+        machine_->pool.finish_phase(static_cast<int>(i), mine, pieces);
         if (timing) {
             const int64_t after = now_ns();
             profile_ns_[i] += after - before;

@@ -1,9 +1,9 @@
 // A model as a flat list of instructions over buffers that are made once; a step runs the list.
 //
-// Every instruction is cut into pieces that any worker may run. Workers meet at a barrier after each instruction, so that
-// what an instruction wrote is there for the next. How an instruction is cut never changes the bits of its result.
+// Every instruction is a phase of the pool (base/pool.h), cut into pieces that any worker may run; the next begins when all are
+// done. How an instruction is cut never changes the bits of its result.
 //
-// Small steps do without some barriers: an instruction that prepares the input of products (`Prepare`) is left out when
+// Small steps do without some phases: an instruction that prepares the input of products (`Prepare`) is left out when
 // there are few rows, and each worker prepares its own copy where it multiplies.
 //
 // Building: backends/cpu/trace.py. No function of this class but the building ones allocates.
@@ -75,9 +75,9 @@ class Instruction {
   public:
     explicit Instruction(std::string label) : label_(std::move(label)) {}
     virtual ~Instruction() = default;
-    // How many pieces there are in this step; 0 leaves the instruction and its barrier out.
+    // How many pieces there are in this step; 0 leaves the instruction out.
     virtual int64_t pieces(const Context& context) const = 0;
-    // Called by every worker before its first piece.
+    // Called by every worker that has a piece, before its first.
     virtual void begin(const Context&) const {}
     virtual void run(const Context& context, int64_t piece) const = 0;
     const std::string& label() const { return label_; }
