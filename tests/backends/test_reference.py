@@ -96,6 +96,15 @@ def test_memory_counts_weights_cache_and_what_is_kept_converted() -> None:
     assert backend.memory().weights == before.weights + kept
 
 
+def test_a_quantised_model_with_int8_activations_caches_in_16_bits_and_no_other_does() -> None:
+    per_page = cache_bytes(CFG, PAGE_TOKENS, PAGE_TOKENS, dtypes.F16)
+    quantised = random_leaves(CFG, dtype=dtypes.Q8_0)
+    assert make(quantised, BackendOptions(activations="int8")).page_bytes() == per_page
+    assert make(quantised, EXACT).page_bytes() == 2 * per_page
+    assert make(options=BackendOptions(activations="int8")).page_bytes() == 2 * per_page
+    assert make(options=BackendOptions(dtype="float64")).page_bytes() == 4 * per_page
+
+
 def test_converted_weights_stay_within_their_bound_and_change_nothing() -> None:
     leaves = random_leaves(CFG, dtype=dtypes.Q4_K)
     bounded = make(leaves, keep_bytes=700_000)

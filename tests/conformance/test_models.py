@@ -6,7 +6,7 @@ types, both measured against float64 on the same weights.
   weights                    plain implementation                                                       exact
   F32, or blocks as float32  numpy in float32 (for the reference itself: `transformers` in float32)     float64
   F16, BF16                  numpy, both factors rounded to 16 bits, float32 sums                       float64
-  blocks with int8           numpy in float32 with the same int8 activations                            float64 with int8 activations
+  blocks with int8           numpy in float32, the same int8 activations, a float16 cache               float64 with the same two
 
 With int8 activations a difference in the last bit may round an activation to the neighbouring integer, and one such
 step is worth more than all other errors together; so there the plain error is the largest of three equally plain ways to

@@ -2,8 +2,9 @@
 
 Options: `dtype` None or "float32" computes in float32, "float64" in float64 (the oracle of all tests). "bfloat16" and
 "float16" round plain matrices and what they are multiplied with to that format and sum in float32: the plain
-implementation of the hardware's 16-bit dot products. `activations="int8"` does the same for block-quantised matrices;
-"float32" multiplies their exact values. Threads are numpy's own affair, so `threads` is refused.
+implementation of the hardware's 16-bit dot products. `activations="int8"` is that of the CPU's path for block-quantised
+models: int8 activations where a matrix is quantised, and a float16 cache; "float32" multiplies exact values and caches what
+it computed. Threads are numpy's own affair, so `threads` is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models import llama
 from herd.models.llama import LlamaConfig
 from herd.models.ops import Step
-from herd.models.weights import Adapted, Leaf, Matrix
+from herd.models.weights import Adapted, Blocks, Leaf, Matrix
 
 if TYPE_CHECKING:
     from herd.sampling.chain import Choice, Draw
@@ -55,7 +56,9 @@ class ReferenceBackend:
         self._weights = llama.weights(cfg, self._leaves.__getitem__)
         self._arrays = Arrays(self._dtype, self._plain_dtype, keep_bytes)
         self._ops = NumpyOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
-        self._pages = Pages(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, self._dtype)
+        is_int8 = options.activations == "int8" and any(isinstance(part, Blocks) for leaf in self._leaves.values() for part in _parts(leaf))
+        cached = np.dtype(np.float16) if is_int8 else self._dtype
+        self._pages = Pages(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, cached)
         self._is_closed = False
         self.vocab_size = cfg.vocab_size
         self.num_pages = 0

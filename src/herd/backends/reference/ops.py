@@ -80,7 +80,7 @@ class NumpyOps:
         cache.write(k_TKH, v_TKH)
         y_TNH = np.empty_like(q_TNH)
         for place in cache.places:
-            keys, values = cache.keys[place.slots], cache.values[place.slots]
+            keys, values = (stored[place.slots].astype(self._dtype, copy=False) for stored in (cache.keys, cache.values))
             y_TNH[place.rows] = _attend(q_TNH[place.rows], keys, values, place.start, scale)
         return y_TNH
 

@@ -28,7 +28,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's keys and values [num_pages * PAGE_TOKENS, K, H], and where this step's sequences lie in them."""
+    """One layer's keys and values [num_pages * PAGE_TOKENS, K, H], in the type that the cache keeps, and where this step's
+    sequences lie in them. Attention reads this step's own keys and values from here too, so chunks make no difference."""
 
     keys: Floats
     values: Floats
