@@ -47,7 +47,8 @@ const Buffer& Program::expect(int buffer, int64_t width, bool prepared, const ch
 }
 
 void Program::need_scratch(int64_t bytes) {
-    scratch_bytes_ = std::max(scratch_bytes_, round_up(bytes, 4096));
+    if (bytes <= scratch_bytes_) return;
+    scratch_bytes_ = round_up(bytes, 4096);
     scratch_ = AlignedBytes(scratch_bytes_ * machine_->pool.workers());
 }
 
