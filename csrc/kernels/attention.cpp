@@ -14,6 +14,13 @@
 #include "kernels/operations.h"
 #include "kernels/vector.h"
 
+// Sums must live in registers: their loops have to disappear before the compiler decides where arrays live.
+#if defined(__clang__)
+#define HERD_UNROLL _Pragma("unroll")
+#else
+#define HERD_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace herd::HERD_ISA {
 
 namespace {
@@ -33,19 +40,19 @@ constexpr float kLowest = -3.4028235e38f;
 template <int kRows, int kVectors, typename Element>
 void multiply_tile(const float* a, int64_t a_stride, const Element* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride) {
     Vector sums[kRows][kVectors];
-    for (int m = 0; m < kRows; ++m) {
-        for (int n = 0; n < kVectors; ++n) sums[m][n] = broadcast(0.0f);
+    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL for (int n = 0; n < kVectors; ++n) sums[m][n] = broadcast(0.0f);
     }
     for (int64_t k = 0; k < depth; ++k) {
         Vector right[kVectors];
-        for (int n = 0; n < kVectors; ++n) right[n] = load(b + k * b_stride + n * kW);
-        for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL for (int n = 0; n < kVectors; ++n) right[n] = load(b + k * b_stride + n * kW);
+        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
             const Vector left = broadcast(a[m * a_stride + k]);
-            for (int n = 0; n < kVectors; ++n) sums[m][n] = fused(left, right[n], sums[m][n]);
+            HERD_UNROLL for (int n = 0; n < kVectors; ++n) sums[m][n] = fused(left, right[n], sums[m][n]);
         }
     }
-    for (int m = 0; m < kRows; ++m) {
-        for (int n = 0; n < kVectors; ++n) store(c + m * c_stride + n * kW, sums[m][n]);
+    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL for (int n = 0; n < kVectors; ++n) store(c + m * c_stride + n * kW, sums[m][n]);
     }
 }
 
@@ -84,27 +91,28 @@ void multiply(const float* a, int64_t a_stride, const Element* b, int64_t b_stri
     }
 }
 
-// In place: the scores of one row become weights. The first `valid` keys are seen. Returns maximum and sum.
+// In place: the scores of one row become weights. The first `valid` keys are seen; `width` scores, a multiple of 16, are
+// there, which is at least as many. Returns maximum and sum.
 struct Softmax {
     float largest, sum;
 };
-Softmax weigh(float* scores, int64_t valid) {
+Softmax weigh(float* scores, int64_t valid, int64_t width) {
     if (valid <= 0) {
-        for (int64_t i = 0; i < kPageTokens; i += kW) store(scores + i, broadcast(0.0f));
+        for (int64_t i = 0; i < width; i += kW) store(scores + i, broadcast(0.0f));
         return {kNothing, 0.0f};
     }
     Vector top = broadcast(kNothing);
-    if (valid >= kPageTokens) {
-        for (int64_t i = 0; i < kPageTokens; i += kW) top = largest(top, load(scores + i));
+    if (valid >= width) {
+        for (int64_t i = 0; i < width; i += kW) top = largest(top, load(scores + i));
     } else {
-        for (int64_t i = 0; i < kPageTokens; i += kW) top = largest(top, keep_first(load(scores + i), valid - i, kNothing));
+        for (int64_t i = 0; i < width; i += kW) top = largest(top, keep_first(load(scores + i), valid - i, kNothing));
     }
     const float maximum = largest(top);
     const Vector shift = broadcast(maximum);
     Vector total = broadcast(0.0f);
-    for (int64_t i = 0; i < kPageTokens; i += kW) {
+    for (int64_t i = 0; i < width; i += kW) {
         Vector weight = exponential(load(scores + i) - shift);
-        if (valid < kPageTokens) weight = keep_first(weight, valid - i, 0.0f);
+        if (valid < width) weight = keep_first(weight, valid - i, 0.0f);
         store(scores + i, weight);
         total = total + weight;
     }
@@ -154,22 +162,42 @@ void convert(const uint16_t* halves, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += kW) store(out + i, load(halves + i));
 }
 
+template <typename Element>
+bool are_finite(const Element* values, int64_t count) {
+    Vector nothing = broadcast(0.0f);
+    for (int64_t i = 0; i < count; i += kW) {
+        const Vector value = load(values + i);
+        nothing = nothing + (value - value);
+    }
+    return sum(nothing) == 0.0f;
+}
+
 // Scores, weights and values of one page into scratch.page. `first` is the position of the page's first token.
 template <typename Element>
 void attend_page(const AttentionTile& tile, const Element* keys, const Element* values, int64_t first, Scratch& scratch) {
     const PageShape& shape = tile.shape;
-    const int64_t rows = tile.tokens * tile.group;
+    const int64_t rows = tile.tokens * tile.group, value_width = shape.padded_width;
     const Partial page(scratch.page, rows);
-    multiply(scratch.q, shape.padded_width, keys, kPageTokens, rows, shape.head_width, kPageTokens, scratch.scores, kPageTokens);
+    const int64_t last = tile.position + tile.tokens - first;       // seen by the last token: what lies behind may be anything
+    const int64_t seen = last < kPageTokens ? last : kPageTokens;
+    const int64_t width = (seen + 15) / 16 * 16;
+    multiply(scratch.q, value_width, keys, kPageTokens, rows, shape.head_width, width, scratch.scores, kPageTokens);
     for (int64_t r = 0; r < rows; ++r) {
-        const int64_t valid = tile.position + r / tile.group - first + 1;
-        const Softmax result = weigh(scratch.scores + r * kPageTokens, valid);
+        const Softmax result = weigh(scratch.scores + r * kPageTokens, tile.position + r / tile.group - first + 1, width);
         page.largest[r] = result.largest;
         page.sums[r] = result.sum;
     }
-    const int64_t seen = tile.position + tile.tokens - first;  // by the last token: what lies behind may be anything
-    multiply(scratch.scores, kPageTokens, values, shape.padded_width, rows, seen < kPageTokens ? seen : kPageTokens, shape.padded_width,
-             page.values, shape.padded_width);
+    const int64_t sure = tile.position - first + 1 > 0 ? tile.position - first + 1 : 0;  // seen by every token
+    if (sure >= seen || are_finite(values + sure * value_width, (seen - sure) * value_width)) {
+        multiply(scratch.scores, kPageTokens, values, value_width, rows, seen, value_width, page.values, value_width);
+        return;
+    }
+    // A weight of zero would carry a value that is not a number to tokens before it: each token stops at its own end.
+    for (int64_t t = 0; t < tile.tokens; ++t) {
+        const int64_t end = tile.position + t - first + 1, row = t * tile.group;
+        multiply(scratch.scores + row * kPageTokens, kPageTokens, values, value_width, tile.group, end < 0 ? 0 : end < seen ? end : seen, value_width,
+                 page.values + row * value_width, value_width);
+    }
 }
 
 }  // namespace
