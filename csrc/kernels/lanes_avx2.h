@@ -72,7 +72,10 @@ HERD_INLINE __m256i unpack_half_quad(const uint8_t* group, int q) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i raw = load_32_bytes(group + 64 * (q & 3));
     const __m256i code = _mm256_and_si256(q < 4 ? raw : _mm256_srli_epi16(raw, 4), nibble);
-    if constexpr (C == Codes::Table) return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_16_bytes(reinterpret_cast<const uint8_t*>(kTable))), code);
+    if constexpr (C == Codes::Table) {
+        const __m128i table = load_16_bytes(reinterpret_cast<const uint8_t*>(kTable));
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), code);
+    }
     if constexpr (C == Codes::SixBits) {
         const __m256i plane = load_32_bytes(group + 256 + 64 * (q >> 2));
         const int up = 4 - 2 * (q & 3);  // from bits 2i of the plane to bits 4 and 5

@@ -76,7 +76,8 @@ HERD_INLINE Quad<C> unpack_quad(const uint8_t* group, int q) {
         } else if constexpr (C == Codes::SixBits) {
             const __m512i plane = load_64_bytes(group + 256 + 64 * (q >> 2));
             const int up = 4 - 2 * (q & 3);  // from bits 2i of the plane to bits 4 and 5
-            const __m512i upper = up >= 0 ? _mm512_slli_epi16(plane, static_cast<unsigned>(up)) : _mm512_srli_epi16(plane, static_cast<unsigned>(-up));
+            const auto shift = static_cast<unsigned>(up >= 0 ? up : -up);
+            const __m512i upper = up >= 0 ? _mm512_slli_epi16(plane, shift) : _mm512_srli_epi16(plane, shift);
             return {_mm512_or_si512(code, _mm512_and_si512(upper, _mm512_set1_epi8(48)))};
         } else {
             return {code};
@@ -109,7 +110,8 @@ struct Sums {
         static_assert(!kIsMoved<C> || Shift < 0);
         constexpr int kShift = kIsMoved<C> ? 7 : Shift;
         if constexpr (kShift < 0) return {_mm512_cvtepi32_ps(v)};
-        return {_mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_slli_epi32(_mm512_set1_epi32(*x_sum), static_cast<unsigned>(kShift < 0 ? 0 : kShift))))};
+        const __m512i offset = _mm512_slli_epi32(_mm512_set1_epi32(*x_sum), static_cast<unsigned>(kShift < 0 ? 0 : kShift));
+        return {_mm512_cvtepi32_ps(_mm512_sub_epi32(v, offset))};
     }
 };
 

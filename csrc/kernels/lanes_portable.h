@@ -40,7 +40,9 @@ HERD_INLINE F32 load_half(const uint8_t* p) {
 }
 HERD_INLINE F32 load_bf16(const uint8_t* p) {
     F32 out;
-    for (int i = 0; i < 16; ++i) out.v[i] = bits_to_float(static_cast<uint32_t>(p[2 * i]) << 16 | static_cast<uint32_t>(p[2 * i + 1]) << 24);
+    for (int i = 0; i < 16; ++i) {
+        out.v[i] = bits_to_float(static_cast<uint32_t>(p[2 * i]) << 16 | static_cast<uint32_t>(p[2 * i + 1]) << 24);
+    }
     return out;
 }
 HERD_INLINE F32 load_uint8(const uint8_t* p) {

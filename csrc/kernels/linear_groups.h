@@ -20,7 +20,8 @@ struct PackedGroup {
     HERD_INLINE lanes::F32 scale(int s) const {
         const uint8_t* scales = group + at.code_bytes();
         if constexpr (!at.has_header) return lanes::load_half(scales);
-        return lanes::mul(lanes::load_half(block), at.signed_scales ? lanes::load_int8(scales + 16 * s) : lanes::load_uint8(scales + 16 * s));
+        const uint8_t* integers = scales + 16 * s;
+        return lanes::mul(lanes::load_half(block), at.signed_scales ? lanes::load_int8(integers) : lanes::load_uint8(integers));
     }
     HERD_INLINE lanes::F32 minimum(int s) const {
         const uint8_t* minima = group + at.code_bytes() + at.scale_bytes();

@@ -1,6 +1,6 @@
 // linear, Arithmetic::Int8: block-quantised weights times int8 activations, with the order of sums that matrix.h defines.
 //
-// Few tokens (a decoding step): each group is unpacked in registers and used for all of them, so weights are read once.
+// Few tokens (a decoding step): each group is unpacked in registers and used for a tile of them; the panel is read from memory once.
 // Many tokens (a prompt): some panels are unpacked into scratch, as many as fit the second-level cache, and every tile of
 // tokens runs over them. Both run the same `tile`, so the bits are the same.
 // Reference: quantised activations in numpy, tests/conformance. Checked bit by bit: tests/test_linear.cpp.
@@ -13,8 +13,10 @@ namespace {
 
 using namespace lanes;
 
-constexpr int64_t kFewTokens = 4 * kTileTokens;      // up to here panels are used as they are packed
-constexpr int64_t kExpandedBytes = 192 * 1024;       // of unpacked panels at a time
+constexpr int64_t kExpandedBytes = 192 * 1024;  // of unpacked panels at a time
+
+// Up to here panels are used as they are packed: beyond, what unpacking costs again in every tile exceeds one trip through scratch.
+constexpr int64_t few(Codes codes) { return codes == Codes::SixBits ? kTileTokens : 4 * kTileTokens; }
 
 // acc[t] += one group of one panel times T tokens, `stride` bytes apart.
 template <class Group, int T>
@@ -54,7 +56,7 @@ __attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel
     F32 acc[T];
     for (int t = 0; t < T; ++t) acc[t] = broadcast(0.0f);
     const int64_t groups = call.matrix.columns / 32;
-    for (int64_t g = 0; g < groups; ++g) add_group<Group, T>(Group(panel, g), x + g * static_cast<int64_t>(sizeof(ActivationGroup)), call.x_stride, acc);
+    for (int64_t g = 0; g < groups; ++g, x += sizeof(ActivationGroup)) add_group<Group, T>(Group(panel, g), x, call.x_stride, acc);
     store_tile(call, p, t0, acc);
 }
 
@@ -68,7 +70,9 @@ int64_t expanded_panel_bytes(int64_t columns) {
 template <Storage S>
 void few_tokens(const LinearCall& call) {
     for (int64_t p = call.panel_begin; p < call.panel_end; ++p) {
-        for_token_tiles<kTileTokens>(call.tokens, [&](auto count, int64_t t0) { tile<PackedGroup<S>, count.value>(call, call.panel(p), p, t0); });
+        for_token_tiles<kTileTokens>(call.tokens, [&](auto count, int64_t t0) {
+            tile<PackedGroup<S>, count.value>(call, call.panel(p), p, t0);
+        });
     }
 }
 
@@ -95,7 +99,7 @@ void many_tokens(const LinearCall& call) {
 void linear_int8(const LinearCall& call) {
     with_block_storage(call.matrix.storage, [&](auto storage) {
         constexpr Storage S = decltype(storage)::value;
-        if (call.tokens <= kFewTokens) return few_tokens<S>(call);
+        if (call.tokens <= few(layout(S).codes)) return few_tokens<S>(call);
         if constexpr (layout(S).codes == Codes::Bytes) {
             many_tokens<S, PackedGroup<S>>(call);
         } else {
@@ -106,7 +110,7 @@ void linear_int8(const LinearCall& call) {
 
 int64_t linear_int8_scratch_bytes(const Matrix& matrix, int64_t tokens) {
     int64_t bytes = 0;
-    if (tokens <= kFewTokens || layout(matrix.storage).codes == Codes::Bytes) return bytes;
+    if (tokens <= few(layout(matrix.storage).codes) || layout(matrix.storage).codes == Codes::Bytes) return bytes;
     with_block_storage(matrix.storage, [&](auto storage) {
         const int64_t panel = expanded_panel_bytes<decltype(storage)::value>(matrix.columns);
         bytes = panel * panels_at_a_time(panel);

@@ -221,7 +221,8 @@ void pack_plain_panel(Storage storage, const uint8_t* rows, int64_t file_bytes, 
         uint8_t* out = panel + (in_pairs ? k / 2 * 64 + k % 2 * 2 : k * kPanelRows * static_cast<int64_t>(sizeof(Value)));
         const size_t step = sizeof(Value) << in_pairs;
         for (int lane = 0; lane < lanes; ++lane) {
-            std::memcpy(out + static_cast<size_t>(lane) * step, rows + lane * file_bytes + k * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
+            const uint8_t* row = rows + lane * file_bytes;
+            std::memcpy(out + static_cast<size_t>(lane) * step, row + k * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
         }
     }
 }
