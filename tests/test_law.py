@@ -31,13 +31,14 @@ def part(level: int, may: str = "", libraries: str = "") -> Part:
     return Part(level, frozenset(may.split()), frozenset(libraries.split()))
 
 
-BASE = "errors dtypes quant files"
+BASE = "errors dtypes quant files version"
 
 LAW = {
     # level 0: every part may import these, except that models may not know numpy or files
     "errors": part(0),
     "dtypes": part(0, "errors"),
     "quant": part(0, "errors dtypes", "numpy"),
+    "version": part(0),
     "files": part(0, "errors"),
     # level 1: a noun each
     "models": part(1, "errors dtypes"),
@@ -81,7 +82,7 @@ LAW = {
         "click rich numpy",
     ),
     # the package's own doors: names are looked up on first use
-    "__init__": part(7, "errors api"),
+    "__init__": part(7, "errors version api"),
     "__main__": part(9, "cli"),
     # the extension module, seen from Python
     "core": part(0),

@@ -11,37 +11,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from herd.errors import CapacityError, FileProblem, HerdError, ProviderError, UsageError
+from herd.version import __version__
 
 if TYPE_CHECKING:
     from herd.api import Model, Output, load
-
-    __version__: str
 
 __all__ = ["CapacityError", "FileProblem", "HerdError", "Model", "Output", "ProviderError", "UsageError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "Output", "load"):
-        from herd import api
-
-        value = getattr(api, name)
-    elif name == "__version__":
-        value = _version()
-    else:
+    if name not in ("Model", "Output", "load"):
         raise AttributeError(f"module 'herd' has no attribute {name!r}")
-    globals()[name] = value
+    from herd import api
+
+    value = globals()[name] = getattr(api, name)
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
-
-def _version() -> str:
-    """What is installed; "unknown" when the package is imported from its sources without being installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("herd-llama")
-    except PackageNotFoundError:
-        return "unknown"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from herd.api.meanwhile import Meanwhile, quick_start
 from herd.api.model import Model, Words, did_you_mean
 from herd.errors import CapacityError, UsageError
 from herd.family.progress import Progress, silent
@@ -64,7 +65,8 @@ def load(
     found = find_model(model, progress=progress)
     checkpoint = open_checkpoint(found.path)
     try:
-        return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context))
+        with quick_start():
+            return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context))
     except BaseException:
         checkpoint.close()
         raise
@@ -90,10 +92,14 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     config = checkpoint.config
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
-    words = _words(found, checkpoint)
     _check_memory(found, checkpoint.num_bytes)
-    backend = _backend(checkpoint, choices)
+    reading = Meanwhile(lambda: _words(found, checkpoint))
     try:
+        backend = _backend(checkpoint, choices)
+    finally:
+        reading.wait()
+    try:
+        words = reading.result()
         engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
         return Model(found, checkpoint, engine, words)
     except BaseException:
