@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-import herd
 from herd import _core
 from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult
 from herd.backends.cpu.lower import lower
@@ -25,6 +24,7 @@ from herd.models.llama import LlamaConfig
 from herd.models.ops import Step
 from herd.models.weights import Leaf, Matrix, TensorSpec
 from herd.sampling.chain import choose
+from herd.version import __version__
 
 if TYPE_CHECKING:
     from herd.sampling.chain import Choice
@@ -46,7 +46,7 @@ class CpuBackend:
         self._cfg = cfg
         self._options = options
         self._fuse = fuse
-        self._machine = _machine(options.threads)
+        self._machine = make_machine(options.threads)
         self._packer = Packer(self._machine, options.activations, PLAIN_DTYPES[options.dtype])
         self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in llama.tensors(cfg)}
         try:
@@ -64,7 +64,7 @@ class CpuBackend:
     def fingerprint(self) -> str:
         cache = "f16" if self._options.activations == "int8" else "f32"
         dtype = f"/{self._options.dtype}" if self._options.dtype else ""
-        return f"cpu/{self._machine.isa}/{self._options.activations}{dtype}/kv-{cache} herd-{herd.__version__}"
+        return f"cpu/{self._machine.isa}/{self._options.activations}{dtype}/kv-{cache} herd-{__version__}"
 
     @property
     def threads(self) -> int:
@@ -175,7 +175,8 @@ class CpuBackend:
 _NO_MEMORY = "The system refused memory for the weights or buffers. Close other programs, or load a smaller or more quantised model."
 
 
-def _machine(threads: int | None) -> _core.Machine:
+def make_machine(threads: int | None) -> _core.Machine:
+    """Threads (None: as many as there are cores for this process) and the kernels of the chosen instruction set."""
     isa = os.environ.get("HERD_ISA") or _core.available_isas()[-1]
     try:
         return _core.Machine(_core.usable_cores() if threads is None else threads, isa)

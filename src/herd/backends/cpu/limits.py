@@ -1,0 +1,53 @@
+"""What this machine can do at most, measured by loops that do nothing else: the yardstick of `herd bench`.
+
+Each figure is the median of a few rounds, with as many threads as the model would use. On a machine that others use too
+they move from minute to minute: measure them beside what is compared with them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from herd import _core
+from herd.backends.cpu.backend import make_machine
+
+# Larger than the caches of today's desktop processors together.
+_READ_BYTES = 256 << 20
+_MEASUREMENTS = 5
+_OPERATIONS_SECONDS = 0.02
+
+
+def measure_bandwidth(threads: int | None = None) -> float:
+    """Bytes per second that all threads together read from memory, each its own part of 256 MB."""
+    machine = make_machine(threads)
+    data = np.ones(_READ_BYTES, np.uint8)
+    return _median(lambda: machine.bytes_read_per_second(data, 1))
+
+
+def measure_int8(threads: int | None = None) -> float:
+    """Int8 operations per second (a multiply and an add count as two), by the instructions that products use."""
+    return _measure_operations(make_machine(threads), _core.Machine.int8_operations_per_second)
+
+
+def measure_float32(threads: int | None = None) -> float:
+    """Float32 operations per second (a fused multiply-add counts as two)."""
+    return _measure_operations(make_machine(threads), _core.Machine.float_operations_per_second)
+
+
+def _measure_operations(machine: _core.Machine, loop: Callable[[_core.Machine, int], float]) -> float:
+    """The number of rounds grows until one measurement is long enough to trust."""
+    rounds = 1000
+    while True:
+        before = time.perf_counter()
+        loop(machine, rounds)
+        if time.perf_counter() - before >= _OPERATIONS_SECONDS:
+            return _median(lambda: loop(machine, rounds))
+        rounds *= 4
+
+
+def _median(measure: Callable[[], float]) -> float:
+    return statistics.median(measure() for _ in range(_MEASUREMENTS))
