@@ -11,6 +11,7 @@ namespace herd {
 namespace {
 
 constexpr int64_t kLarge = int64_t{2} << 20;
+constexpr int64_t kChunk = int64_t{64} << 20;
 
 }  // namespace
 
@@ -32,12 +33,27 @@ AlignedBytes::AlignedBytes(int64_t size) : size_(size) {
 }
 
 AlignedBytes::~AlignedBytes() {
-    if (data_ == nullptr) return;
+    if (data_ == nullptr || part_of_) return;
     if (size_ >= kLarge) {
         munmap(data_, static_cast<size_t>(size_));
     } else {
         std::free(data_);
     }
+}
+
+AlignedBytes Chunks::take(int64_t size) {
+    const int64_t rounded = round_up(size, 64);
+    if (size > kChunk / 2) return AlignedBytes(size);
+    if (!chunk_ || used_ + rounded > chunk_->size()) {
+        chunk_ = std::make_shared<AlignedBytes>(kChunk);
+        used_ = 0;
+    }
+    AlignedBytes part;
+    part.data_ = chunk_->data() + used_;
+    part.size_ = size;
+    part.part_of_ = chunk_;
+    used_ += rounded;
+    return part;
 }
 
 }  // namespace herd

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <utility>
 
 namespace herd {
@@ -14,10 +15,12 @@ class AlignedBytes {
     AlignedBytes() = default;
     explicit AlignedBytes(int64_t size);
     ~AlignedBytes();
-    AlignedBytes(AlignedBytes&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    AlignedBytes(AlignedBytes&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), part_of_(std::move(other.part_of_)) {}
     AlignedBytes& operator=(AlignedBytes&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
+        std::swap(part_of_, other.part_of_);
         return *this;
     }
     AlignedBytes(const AlignedBytes&) = delete;
@@ -36,8 +39,22 @@ class AlignedBytes {
     }
 
   private:
+    friend class Chunks;
+
     uint8_t* data_ = nullptr;
     int64_t size_ = 0;
+    std::shared_ptr<AlignedBytes> part_of_;  // owns the memory if this does not
+};
+
+// Gives out memory from large pieces, which the system maps with large pages: packing a model into thousands of small ones
+// would spend most of its time on page faults. A piece returns to the system when nothing of it is in use.
+class Chunks {
+  public:
+    AlignedBytes take(int64_t size);
+
+  private:
+    std::shared_ptr<AlignedBytes> chunk_;
+    int64_t used_ = 0;
 };
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

@@ -26,7 +26,7 @@ Arithmetic arithmetic_of(const std::string& name) {
     throw std::invalid_argument("activations \"" + name + "\" are unknown; there are int8 and float32");
 }
 
-std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data) {
+std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data, Chunks* memory) {
     const Storage storage = storage_of(storage_id);
     const Arithmetic arithmetic = arithmetic_of(activations);
     const LinearKernels& linear = machine.linear;
@@ -50,7 +50,8 @@ std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std:
     matrix->rows = rows;
     matrix->columns = columns;
     matrix->panels = panels_of(rows);
-    matrix->data = AlignedBytes(linear.packed_bytes(storage, arithmetic, rows, columns));
+    const int64_t packed = linear.packed_bytes(storage, arithmetic, rows, columns);
+    matrix->data = memory != nullptr ? memory->take(packed) : AlignedBytes(packed);
     const int64_t pieces = std::min<int64_t>(matrix->panels, 16 * machine.pool.workers());
     machine.pool.reset_phases(1);
     machine.pool.run([&](int worker) {
@@ -65,8 +66,9 @@ std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std:
 }  // namespace
 
 void bind_matrix(nb::module_& m) {
+    nb::class_<Chunks>(m, "Chunks", "Memory for many matrices that come and go together, in pieces of 64 MB.").def(nb::init<>());
     nb::class_<Matrix>(m, "Matrix", "A matrix packed for one instruction set. `storage` is ggml's number of the format, `data` the file's rows as bytes.")
-        .def(nb::new_(&make_matrix), "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a)
+        .def(nb::new_(&make_matrix), "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a, "memory"_a.none() = nb::none())
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.rows; })
         .def_prop_ro("columns", [](const Matrix& matrix) { return matrix.columns; })
         .def_prop_ro("num_bytes", [](const Matrix& matrix) { return matrix.data.size(); })

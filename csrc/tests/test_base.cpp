@@ -32,6 +32,19 @@ void memory_is_aligned_and_zero() {
     CHECK(is_refused, "four exabytes were given");
 }
 
+void chunks_give_memory_that_outlives_them() {
+    std::vector<AlignedBytes> parts;
+    {
+        Chunks chunks;
+        for (const int64_t size : {int64_t{1}, int64_t{100}, int64_t{30} << 20, int64_t{31} << 20, int64_t{30} << 20, int64_t{70} << 20}) parts.push_back(chunks.take(size));
+    }
+    for (AlignedBytes& part : parts) {
+        CHECK(reinterpret_cast<uintptr_t>(part.data()) % 64 == 0, "size %ld", static_cast<long>(part.size()));
+        CHECK(part.data()[0] == 0 && part.data()[part.size() - 1] == 0, "size %ld", static_cast<long>(part.size()));
+        part.data()[0] = part.data()[part.size() - 1] = 1;
+    }
+}
+
 void instruction_sets_are_found_by_name() {
     for (const Isa isa : available_isas()) CHECK(isa_by_name(isa_name(isa)) == isa, "%s", isa_name(isa));
     CHECK(best_isa() == available_isas().back(), "best is not the last");
@@ -93,6 +106,7 @@ void workers_wake_up_after_sleeping() {
 
 int main() {
     memory_is_aligned_and_zero();
+    chunks_give_memory_that_outlives_them();
     instruction_sets_are_found_by_name();
     for (const int workers : {1, 2, 3, 7}) {
         phases_follow_each_other(workers);

@@ -20,8 +20,20 @@ class Machine:
     def int8_operations_per_second(self, rounds: int) -> float: ...
     def bytes_read_per_second(self, data: NDArray[np.uint8], rounds: int) -> float: ...
 
+class Chunks:
+    def __init__(self) -> None: ...
+
 class Matrix:
-    def __init__(self, machine: Machine, storage: int, activations: str, rows: int, columns: int, data: NDArray[np.uint8]) -> None: ...
+    def __init__(
+        self,
+        machine: Machine,
+        storage: int,
+        activations: str,
+        rows: int,
+        columns: int,
+        data: NDArray[np.uint8],
+        memory: Chunks | None = None,
+    ) -> None: ...
     @property
     def rows(self) -> int: ...
     @property

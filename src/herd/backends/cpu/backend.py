@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -39,9 +40,7 @@ class CpuBackend:
 
     name = "cpu"
 
-    def __init__(
-        self, cfg: LlamaConfig, leaf: Leaf, options: BackendOptions, release: Callable[[], None], *, fuse: bool = True
-    ) -> None:
+    def __init__(self, cfg: LlamaConfig, leaf: Leaf, options: BackendOptions, release: Callable[[], None], *, fuse: bool = True) -> None:
         _check_options(options)
         self._cfg = cfg
         self._options = options
@@ -130,11 +129,12 @@ class CpuBackend:
         self._packed.clear()
 
     def _pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
+        packer = replace(self._packer, memory=_core.Chunks())
         packed: dict[str, Packed] = {}
         since_release = 0
         for spec in self._specs.values():
             source = leaf(spec.name)
-            packed[spec.name] = self._packer.pack(spec, source)
+            packed[spec.name] = packer.pack(spec, source)
             since_release += source.num_bytes
             if since_release >= _RELEASE_BYTES:
                 release()

@@ -39,13 +39,18 @@ def measure_float32(threads: int | None = None) -> float:
 
 
 def _measure_operations(machine: _core.Machine, loop: Callable[[_core.Machine, int], float]) -> float:
-    """The number of rounds grows until one measurement is long enough to trust."""
+    rounds = _enough_rounds(machine, loop)
+    return _median(lambda: loop(machine, rounds))
+
+
+def _enough_rounds(machine: _core.Machine, loop: Callable[[_core.Machine, int], float]) -> int:
+    """So many that one measurement is long enough to trust."""
     rounds = 1000
     while True:
         before = time.perf_counter()
         loop(machine, rounds)
         if time.perf_counter() - before >= _OPERATIONS_SECONDS:
-            return _median(lambda: loop(machine, rounds))
+            return rounds
         rounds *= 4
 
 

@@ -73,11 +73,13 @@ Packed = PackedMatrix | PackedAdapted | PackedVector
 @dataclass(frozen=True, slots=True)
 class Packer:
     """Packs leaves for one machine. `activations` is what block formats are multiplied with; `plain_dtype` the format that
-    plain matrices are brought to first (None: as stored)."""
+    plain matrices are brought to first (None: as stored). `memory` is shared by what comes and goes together; without it every
+    matrix has its own."""
 
     machine: _core.Machine
     activations: str
     plain_dtype: DType | None
+    memory: _core.Chunks | None = None
 
     def pack(self, spec: TensorSpec, leaf: Matrix) -> Packed:
         """The native form of the weight that `spec` declares."""
@@ -102,11 +104,11 @@ class Packer:
         if self.plain_dtype is not None and not dtype.is_block and dtype is not self.plain_dtype:
             data = _bytes(quantize(self.plain_dtype, dequantize(dtype, leaf.data, leaf.shape)))
             dtype = self.plain_dtype
-        return PackedMatrix(_core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data))
+        return PackedMatrix(_core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data, self.memory))
 
     def _floats(self, values: NDArray[np.float32]) -> PackedMatrix:
         rows, columns = values.shape
-        return PackedMatrix(_core.Matrix(self.machine, F32.ggml_id, self.activations, rows, columns, _bytes(values)))
+        return PackedMatrix(_core.Matrix(self.machine, F32.ggml_id, self.activations, rows, columns, _bytes(values), self.memory))
 
 
 def _bytes(data: Any) -> NDArray[np.uint8]:
