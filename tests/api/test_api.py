@@ -48,7 +48,7 @@ def test_a_greedy_answer_is_the_likeliest_token_each_time(model: herd.Model) -> 
     rows = model.logits(ids).astype(np.float64)
     table = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
     first = len(out.prompt_token_ids)
-    assert out.token_ids == tuple(int(table[at - 1].argmax()) for at in range(first, len(ids)))
+    assert out.token_ids == [int(table[at - 1].argmax()) for at in range(first, len(ids))]
     assert out.logprobs == pytest.approx([table[at - 1, ids[at]] for at in range(first, len(ids))], abs=1e-4)
     assert out.stop_reason is StopReason.LENGTH and out.text == model.tokenizer.decode(list(ids))[len(ONCE) :]
     assert (out.usage.prompt_tokens, out.usage.completion_tokens) == (first, 10)

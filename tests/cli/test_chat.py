@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -155,7 +156,8 @@ def test_a_chat_in_a_terminal(folder: Path, tmp_path: Path) -> None:
         os.write(parent, b"/help\n")
         read_until(parent, b"Ctrl-C stops an answer.")
         os.write(parent, b"hello\n")
-        time.sleep(0.5)
+        read_until(parent, b"> hello\r\n")
+        read_some(parent)
         running.send_signal(signal.SIGINT)
         read_until(parent, b"[stopped]")
         running.send_signal(signal.SIGINT)
@@ -176,7 +178,14 @@ def read_until(descriptor: int, wanted: bytes) -> None:
     shown, deadline = b"", time.monotonic() + 60
     while wanted not in shown:
         assert time.monotonic() < deadline, shown
-        shown += os.read(descriptor, 1024)
+        shown += read_some(descriptor)
+
+
+def read_some(descriptor: int) -> bytes:
+    """The next thing that the terminal shows; an error when nothing comes for a minute."""
+    ready, _, _ = select.select([descriptor], [], [], 60)
+    assert ready, "the terminal stays silent"
+    return os.read(descriptor, 1)
 
 
 def read_until_end(descriptor: int) -> None:

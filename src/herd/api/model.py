@@ -43,12 +43,12 @@ class Output:
     usage        counts and wall times
     """
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top: tuple[tuple[tuple[int, float], ...], ...]
+    token_ids: list[int]
+    logprobs: list[float]
+    top: list[tuple[tuple[int, float], ...]]
     stop_reason: StopReason
     stop_text: str | None
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: list[int]
     seed: int
     usage: Usage
     model_name: str
@@ -249,12 +249,12 @@ class Model:
                     raise error
                 case Finished() as end:
                     return Output(
-                        token_ids=tuple(item.token for item in tokens),
-                        logprobs=tuple(item.logprob for item in tokens),
-                        top=tuple(item.top for item in tokens),
+                        token_ids=[item.token for item in tokens],
+                        logprobs=[item.logprob for item in tokens],
+                        top=[item.top for item in tokens],
                         stop_reason=end.stop_reason,
                         stop_text=end.stop_text,
-                        prompt_token_ids=tuple(prompt_token_ids),
+                        prompt_token_ids=list(prompt_token_ids),
                         seed=end.seed,
                         usage=end.usage,
                         model_name=self.name,

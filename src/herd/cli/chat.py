@@ -59,9 +59,21 @@ def chat(model: str | None, system: str | None, **options: Any) -> None:
         if is_person:
             click.echo(f"{loaded.name}, {loaded.provider.facts.context_length:,} tokens of context. /help lists what you can say.")
         with _history(is_person):
+            _talk(conversation, is_person)
+
+
+def _talk(conversation: Conversation, is_person: bool) -> None:
+    """Until the conversation ends. Ctrl-C of a person, whenever it comes, gives a new prompt."""
+    while True:
+        try:
             for line in _lines(is_person):
                 if not conversation.hear(line):
                     return
+            return
+        except KeyboardInterrupt:
+            if not is_person:
+                raise
+            click.echo("\n/exit or Ctrl-D ends.")
 
 
 class Conversation:
@@ -174,7 +186,7 @@ def _stats(usage: Usage) -> str:
 
 
 def _lines(is_person: bool) -> Iterator[str]:
-    """What is typed or piped in, until it ends. Ctrl-C at the prompt gives a new prompt."""
+    """What is typed or piped in, until it ends."""
     while True:
         try:
             line = _line("> " if is_person else "")
@@ -184,11 +196,6 @@ def _lines(is_person: bool) -> Iterator[str]:
             if is_person:
                 click.echo("")
             return
-        except KeyboardInterrupt:
-            if not is_person:
-                raise
-            click.echo("\n/exit or Ctrl-D ends.")
-            continue
         yield line
 
 
