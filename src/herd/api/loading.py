@@ -5,13 +5,14 @@ name | file | folder --find_model--> path --open--> checkpoint --backend--> engi
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from herd.api.meanwhile import Meanwhile, quick_start
 from herd.api.model import Model, Words, did_you_mean
 from herd.errors import CapacityError, UsageError
 from herd.family.progress import Progress, silent
@@ -65,7 +66,7 @@ def load(
     found = find_model(model, progress=progress)
     checkpoint = open_checkpoint(found.path)
     try:
-        with quick_start():
+        with _no_collector():
             return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context))
     except BaseException:
         checkpoint.close()
@@ -93,18 +94,26 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
     _check_memory(found, checkpoint.num_bytes)
-    reading = Meanwhile(lambda: _words(found, checkpoint))
+    words = _words(found, checkpoint)
+    backend = _backend(checkpoint, choices)
     try:
-        backend = _backend(checkpoint, choices)
-    finally:
-        reading.wait()
-    try:
-        words = reading.result()
         engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
         return Model(found, checkpoint, engine, words)
     except BaseException:
         backend.close()
         raise
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """A vocabulary is hundreds of thousands of small objects; while it is read the cycle collector would walk them again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _check_memory(found: Found, num_bytes: int) -> None:
