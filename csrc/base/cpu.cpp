@@ -13,6 +13,7 @@
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 #if defined(__aarch64__) && defined(__linux__)
@@ -21,6 +22,18 @@
 #endif
 
 namespace herd {
+
+// Which instruction sets are in this build besides the portable one (CMakeLists.txt).
+#if defined(HERD_HAVE_AVX2)
+constexpr bool kBuiltAvx2 = true;
+#else
+constexpr bool kBuiltAvx2 = false;
+#endif
+#if defined(HERD_HAVE_AVX512)
+constexpr bool kBuiltAvx512 = true;
+#else
+constexpr bool kBuiltAvx512 = false;
+#endif
 
 const char* isa_name(Isa isa) {
     switch (isa) {
@@ -34,16 +47,37 @@ const char* isa_name(Isa isa) {
 
 namespace {
 
-#if defined(HERD_HAVE_AVX2)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
-#endif
+#if defined(__x86_64__)
 
-#if defined(HERD_HAVE_AVX512)
-bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("avx512vbmi");
+// The registers that `cpuid` answers with; zero for a leaf that the processor does not know.
+struct Cpuid {
+    uint32_t a = 0, b = 0, c = 0, d = 0;
+    Cpuid(uint32_t leaf, uint32_t part) { __get_cpuid_count(leaf, part, &a, &b, &c, &d); }
+};
+
+bool bit(uint32_t word, int number) { return (word >> number & 1) != 0; }
+
+// Whether the system saves all of these parts of the registers when it switches threads (XCR0).
+bool system_saves(uint32_t parts) {
+    if (!bit(Cpuid(1, 0).c, 27)) return false;
+    uint32_t low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & parts) == parts;
 }
+
+bool has_avx2() {
+    const Cpuid first(1, 0), seventh(7, 0);
+    const bool has_fma = bit(first.c, 12), has_f16c = bit(first.c, 29);
+    return has_fma && has_f16c && bit(seventh.b, 5) && system_saves(0x06);
+}
+
+// F, DQ, BW, VL; VBMI, VNNI; BF16.
+bool has_avx512() {
+    const Cpuid seventh(7, 0), more(7, 1);
+    const bool has_base = bit(seventh.b, 16) && bit(seventh.b, 17) && bit(seventh.b, 30) && bit(seventh.b, 31);
+    return has_avx2() && has_base && bit(seventh.c, 1) && bit(seventh.c, 11) && bit(more.a, 5) && system_saves(0xe6);
+}
+
 #endif
 
 #if defined(HERD_HAVE_NEON)
@@ -105,11 +139,9 @@ int affinity_cores() {
 
 std::vector<Isa> available_isas() {
     std::vector<Isa> isas{Isa::Portable};
-#if defined(HERD_HAVE_AVX2)
-    if (has_avx2()) isas.push_back(Isa::Avx2);
-#endif
-#if defined(HERD_HAVE_AVX512)
-    if (has_avx512()) isas.push_back(Isa::Avx512);
+#if defined(__x86_64__)
+    if (kBuiltAvx2 && has_avx2()) isas.push_back(Isa::Avx2);
+    if (kBuiltAvx512 && has_avx512()) isas.push_back(Isa::Avx512);
 #endif
 #if defined(HERD_HAVE_NEON)
     if (has_dot_product()) isas.push_back(Isa::Neon);

@@ -141,8 +141,8 @@ class Prepare final : public RowInstruction {
 // One or several products over the same rows. A piece is a run of panels of one term (with After::SiluGate: of both), and of tokens.
 class Product final : public Instruction {
   public:
-    Product(std::string label, std::vector<Term> terms, std::vector<const Prepare*> prepares, After after, AttentionInputs inputs, int64_t num_heads)
-        : Instruction(std::move(label)), terms_(std::move(terms)), prepares_(std::move(prepares)), after_(after), inputs_(inputs), num_heads_(num_heads) {}
+    Product(std::string label, std::vector<Term> terms, std::vector<const Prepare*> prepares, After after, AttentionInputs inputs)
+        : Instruction(std::move(label)), terms_(std::move(terms)), prepares_(std::move(prepares)), after_(after), inputs_(inputs) {}
 
     int64_t pieces(const Context& context) const override;
     void begin(const Context& context) const override;
@@ -165,7 +165,6 @@ class Product final : public Instruction {
     std::vector<const Prepare*> prepares_;  // of each term's input
     After after_;
     AttentionInputs inputs_;
-    int64_t num_heads_;
 };
 
 // Keys and values of this step into the cache: rows [row, row + rows) of `x`, one kv head.

@@ -130,7 +130,7 @@ void Program::product(std::vector<Term> terms, After after, AttentionInputs inpu
         if (expect(inputs.rotary, -1, false, "rotary").width > head_width) refuse("rotary is wider than a head");
         if (inputs.layer < 0 || inputs.layer >= cache_->layers()) refuse("the cache has no layer " + std::to_string(inputs.layer));
     }
-    append<Product>(label, std::move(terms), std::move(prepares), after, inputs, num_heads_);
+    append<Product>(label, std::move(terms), std::move(prepares), after, inputs);
 }
 
 void Program::rotate(int x, int rotary, int out, int64_t heads) {
