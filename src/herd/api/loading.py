@@ -38,7 +38,7 @@ def load(
     threads: int | None = None,
     device: str = "cpu",
     dtype: str | None = None,
-    activations: str = "int8",
+    activations: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     context: int | None = None,
     progress: Progress = silent,
@@ -50,13 +50,16 @@ def load(
     backend      "cpu", or "reference" (numpy; slow, the definition of right)
     threads      None: one per physical core that this process may use
     dtype        convert plain weights to this; None: as stored
-    activations  what block-quantised weights are multiplied with: "int8" (fast) or "float32" (exact)
+    activations  what block-quantised weights are multiplied with: "int8" (fast; the default of "cpu") or "float32" (exact; the
+                 default of "reference")
     adapter      a LoRA adapter's folder, in PEFT's layout
     context      tokens of prompt and answer together; None: what the model was trained for, if memory allows
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
     """
+    if activations is None:
+        activations = "int8" if backend == "cpu" else "float32"
     _check_choices(backend, device, dtype, activations)
     _check_count("threads", threads, 1024)
     _check_count("context", context, 2**31 - 1)

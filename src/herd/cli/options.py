@@ -65,7 +65,7 @@ loading_options: Callable[[Any], Any] = _group(
         click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Where it computes."),
         click.option("--dtype", metavar="NAME", help="Convert plain weights: float32, bfloat16, float16.  [default: as stored]"),
         click.option(
-            "--activations", default="int8", show_default=True, metavar="NAME", help="For quantised weights: int8 or float32 (exact)."
+            "--activations", metavar="NAME", help="For quantised weights: int8 (fast, the default of cpu) or float32 (exact, of reference)."
         ),
         click.option("--adapter", metavar="FOLDER", help="A LoRA adapter in PEFT's layout."),
         click.option("--context", type=int, metavar="N", help="Context length in tokens.  [default: the model's, if memory allows]"),

@@ -1,7 +1,7 @@
 """`Backend` on native code: packs the weights once, traces the model once, and runs a step as one native call.
 
 Instruction set: the best that this processor and build have, or the one that the environment variable HERD_ISA names.
-The cache holds float16, or float32 with `activations="float32"`.
+The cache holds float32, or float16 where block-quantised weights are multiplied with int8 activations.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CpuBackend:
         self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in llama.tensors(cfg)}
         try:
             self._packed = self._pack(leaf, release)
-            self._cache = _core.Cache(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, options.activations == "int8")
+            self._cache = _core.Cache(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, self._is_cache_half())
             self._program = self._trace()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
         except MemoryError as problem:
@@ -61,7 +61,7 @@ class CpuBackend:
 
     @property
     def fingerprint(self) -> str:
-        cache = "f16" if self._options.activations == "int8" else "f32"
+        cache = "f16" if self._is_cache_half() else "f32"
         dtype = f"/{self._options.dtype}" if self._options.dtype else ""
         return f"cpu/{self._machine.isa}/{self._options.activations}{dtype}/kv-{cache} herd-{__version__}"
 
@@ -141,6 +141,10 @@ class CpuBackend:
                 since_release = 0
         release()
         return packed
+
+    def _is_cache_half(self) -> bool:
+        """Float16 loses less than int8 activations do; a model computed in more precision keeps its cache in more."""
+        return any(packed.is_int8 for packed in self._packed.values())
 
     def _trace(self) -> _core.Program:
         cfg, options = self._cfg, self._options

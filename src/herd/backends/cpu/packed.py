@@ -7,7 +7,7 @@ matrices are float32, with its scale inside `up`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class PackedMatrix:
     """A matrix [out, in] that exists once, however often a model uses it."""
 
     native: _core.Matrix
+    is_int8: bool
+    """Whether it is multiplied with int8 activations."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,6 +53,10 @@ class PackedAdapted:
         return self.base.shape
 
     @property
+    def is_int8(self) -> bool:
+        return self.base.is_int8
+
+    @property
     def num_bytes(self) -> int:
         transposed = self.down_transposed.num_bytes if self.down_transposed else 0
         return self.base.num_bytes + self.down.num_bytes + self.up.num_bytes + transposed
@@ -61,6 +67,7 @@ class PackedVector:
     """A norm's weight or a bias, float32."""
 
     values: NDArray[np.float32]
+    is_int8: ClassVar[bool] = False
 
     @property
     def num_bytes(self) -> int:
@@ -104,11 +111,13 @@ class Packer:
         if self.plain_dtype is not None and not dtype.is_block and dtype is not self.plain_dtype:
             data = _bytes(quantize(self.plain_dtype, dequantize(dtype, leaf.data, leaf.shape)))
             dtype = self.plain_dtype
-        return PackedMatrix(_core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data, self.memory))
+        native = _core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data, self.memory)
+        return PackedMatrix(native, is_int8=dtype.is_block and self.activations == "int8")
 
     def _floats(self, values: NDArray[np.float32]) -> PackedMatrix:
         rows, columns = values.shape
-        return PackedMatrix(_core.Matrix(self.machine, F32.ggml_id, self.activations, rows, columns, _bytes(values), self.memory))
+        native = _core.Matrix(self.machine, F32.ggml_id, self.activations, rows, columns, _bytes(values), self.memory)
+        return PackedMatrix(native, is_int8=False)
 
 
 def _bytes(data: Any) -> NDArray[np.uint8]:
