@@ -107,6 +107,24 @@ def test_the_old_key_for_linear_scaling_is_read(written: Callable[..., Path]) ->
     assert open_checkpoint(written({"llama.rope.scale_linear": 2.0})).config.rope.scaling == Linear(2.0)
 
 
+@pytest.mark.parametrize(("factor", "scaling"), [(4.0, Linear(4.0)), (1.0, None)])
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(written: Callable[..., Path], factor: float, scaling: Any) -> None:
+    assert open_checkpoint(written({"llama.rope.scaling.factor": factor})).config.rope.scaling == scaling
+
+
+@pytest.mark.parametrize("key", ["scaling.factor", "scale_linear"])
+def test_no_scaling_and_a_factor_are_refused_together(written: Callable[..., Path], key: str) -> None:
+    path = written({"llama.rope.scaling.type": "none", f"llama.rope.{key}": 2.0})
+    with pytest.raises(FileProblem, match=rf"scaling\.type is 'none' and llama\.rope\.{key} is 2"):
+        open_checkpoint(path)
+    assert open_checkpoint(written({"llama.rope.scaling.type": "none", f"llama.rope.{key}": 1.0})).config.rope.scaling is None
+
+
+def test_two_factors_that_differ_are_refused(written: Callable[..., Path]) -> None:
+    with pytest.raises(FileProblem, match="they must agree"):
+        open_checkpoint(written({"llama.rope.scaling.factor": 2.0, "llama.rope.scale_linear": 4.0}))
+
+
 def test_a_factor_on_the_magnitude_of_yarn_multiplies_it(written: Callable[..., Path]) -> None:
     keys = {"llama.rope.scaling.attn_factor": 0.5}
     plain = Rope(10000.0, 16, Yarn(8.0, 64))

@@ -192,19 +192,18 @@ def _vocab_size(r: ConfigReader, metadata: Metadata, tensors: Mapping[str, Store
 def _rope(r: ConfigReader, tensors: Mapping[str, StoredTensor], head_width: int) -> rope.Rope:
     width = r.integer("llama.rope.dimension_count", "rope_width", highest=MAX_WIDTH, default=head_width)
     theta = r.number("llama.rope.freq_base", "rope_theta", lowest=1.0, highest=1e15, default=10000.0)
-    kind = r.text("llama.rope.scaling.type", default="none")
-    factor = r.number("llama.rope.scaling.factor", lowest=1e-6, highest=1e6, default=1.0)
-    old_factor = r.number("llama.rope.scale_linear", lowest=1e-6, highest=1e6, default=1.0)
+    kind = r.text("llama.rope.scaling.type", default="linear")  # as llama.cpp reads a file without it
     scaling: rope.Scaling | None = None
+    factor = _stretch(r)
     if kind == "yarn":
         scaling = _yarn(r, factor)
-    elif kind == "linear" or (kind == "none" and old_factor != 1.0):
-        both = r.has("llama.rope.scaling.factor") and r.has("llama.rope.scale_linear") and factor != old_factor
-        if both:
-            r.problem(f"llama.rope.scaling.factor is {factor:g} and llama.rope.scale_linear is {old_factor:g}; they must agree")
-        scaling = rope.Linear(factor if kind == "linear" and r.has("llama.rope.scaling.factor") else old_factor)
+    elif kind == "linear":
+        scaling = rope.Linear(factor) if factor != 1.0 else None
     elif kind != "none":
         r.problem(f"llama.rope.scaling.type is {shown(kind)}; allowed are 'none', 'linear' and 'yarn'")
+    elif factor != 1.0:
+        key = "scaling.factor" if r.has("llama.rope.scaling.factor") else "scale_linear"
+        r.problem(f"llama.rope.scaling.type is 'none' and llama.rope.{key} is {factor:g}; without scaling it must be 1 or absent")
     if "rope_freqs.weight" in tensors:
         if scaling is not None:
             r.problem(f"the rotary frequencies are scaled twice: by rope_freqs.weight and by llama.rope.scaling.type {shown(kind)}")
@@ -213,6 +212,17 @@ def _rope(r: ConfigReader, tensors: Mapping[str, StoredTensor], head_width: int)
     elif scaling is not None:
         r.note("rope_scaling", scaling, "llama.rope.scaling.*")
     return rope.Rope(theta=theta, width=width, scaling=scaling)
+
+
+def _stretch(r: ConfigReader) -> float:
+    """How many times longer the context is made, in the key of today or in the one before it; 1 without either."""
+    factor = r.number("llama.rope.scaling.factor", lowest=1e-6, highest=1e6, default=1.0)
+    older = r.number("llama.rope.scale_linear", lowest=1e-6, highest=1e6, default=1.0)
+    if not r.has("llama.rope.scaling.factor"):
+        return older
+    if r.has("llama.rope.scale_linear") and factor != older:
+        r.problem(f"llama.rope.scaling.factor is {factor:g} and llama.rope.scale_linear is {older:g}; they must agree")
+    return factor
 
 
 def _yarn(r: ConfigReader, factor: float) -> rope.Yarn:
