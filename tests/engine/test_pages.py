@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -190,3 +191,34 @@ def test_available_memory_is_the_least_that_the_system_names(tmp_path) -> None: 
     (tmp_path / "proc/meminfo").write_text("nonsense")
     (group / "memory.max").write_text("nonsense")
     assert available_bytes(tmp_path) != 0, "what the C library knows"
+
+
+def write_group(folder: Path, limit: str, usage: int, stat: str, names: tuple[str, str] = ("memory.max", "memory.current")) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{usage}\n")
+    (folder / "memory.stat").write_text(stat)
+
+
+def test_pages_of_files_in_a_control_group_count_as_available(tmp_path: Path) -> None:
+    write_group(tmp_path / "sys/fs/cgroup", "10000", 9000, "anon 2000\ninactive_file 3000\nactive_file 4000\nodd\n")
+    assert available_bytes(tmp_path) == 8000
+    write_group(tmp_path / "sys/fs/cgroup", "10000", 9000, "inactive_file 99999\n")
+    assert available_bytes(tmp_path) == 10000, "never more than the limit"
+
+
+def test_the_tightest_of_the_own_control_groups_counts(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:cpu,memory:/a\n0::/slice/scope\n")
+    top = tmp_path / "sys/fs/cgroup"
+    write_group(top / "slice/scope", "max", 10, "")
+    write_group(top / "slice", "5000", 3000, "inactive_file 500\n")
+    assert available_bytes(tmp_path) == 2500, "a limit above binds as well"
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    write_group(top / "memory", str(2**63 - 4096), 10, "", names)
+    assert available_bytes(tmp_path) == 2500, "version 1 writes no limit as a huge number"
+    write_group(top / "memory/a", "4000", 3000, "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 100\n", names)
+    assert available_bytes(tmp_path) == 1300
+    (tmp_path / "proc/self/cgroup").write_text("0::/../other\n")
+    write_group(top, "700", 0, "")
+    assert available_bytes(tmp_path) == 700, "a path out of the container is not followed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 SHARE_OF_AVAILABLE = 4
@@ -11,7 +12,7 @@ SHARE_OF_AVAILABLE = 4
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Bytes this process could still use without swapping, also under a control group's limit; None if the system does not say.
 
-    Sources: MemAvailable of proc(5); memory.max and memory.current of the kernel's control groups, version 2.
+    Sources: MemAvailable of proc(5); limits, usage and memory.stat of the kernel's control groups, versions 1 and 2.
     """
     found = [value for value in (_from_proc(root), _from_control_group(root)) if value is not None]
     if found:
@@ -30,11 +31,7 @@ def default_num_pages(context_pages: int, page_bytes: int, available: int | None
 
 
 def _from_proc(root: Path) -> int | None:
-    try:
-        text = (root / "proc/meminfo").read_text("ascii")
-    except (OSError, ValueError):
-        return None
-    for line in text.splitlines():
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
         if name == "MemAvailable" and words and words[0].isdigit():
@@ -43,10 +40,66 @@ def _from_proc(root: Path) -> int | None:
 
 
 def _from_control_group(root: Path) -> int | None:
-    folder = root / "sys/fs/cgroup"
+    """The least that any group of this process has left. A group's limit binds everything below it, so all the way up counts."""
+    rooms = [
+        room
+        for kind, path in _own_groups(root)
+        for folder in _upwards(root / kind.mount, path)
+        if (room := _room(folder, kind)) is not None
+    ]
+    return min(rooms, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a version of the kernel's control groups names its files. Both count a group's children in; in version 1 the lines of
+    memory.stat that do so begin with total_."""
+
+    mount: str
+    limit: str
+    usage: str
+    reclaimable: tuple[str, ...]
+
+
+_SECOND = _Kind("sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_FIRST = _Kind("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+_NO_LIMIT = 1 << 60
+"""Version 1 writes "no limit" as the largest number of whole pages."""
+
+
+def _own_groups(root: Path) -> list[tuple[_Kind, str]]:
+    """The groups of this process, by version; those at the top where the system does not say which they are."""
+    groups = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            groups.append((_SECOND, path))
+        elif "memory" in controllers.split(","):
+            groups.append((_FIRST, path))
+    return groups or [(_SECOND, "/"), (_FIRST, "/")]
+
+
+def _upwards(mount: Path, path: str) -> list[Path]:
+    """The folder of a group and of all that it lies in. In a container the path may be the host's: then only the top is there."""
+    parts = [part for part in path.split("/") if part]
+    if ".." in parts:
+        parts = []
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _room(folder: Path, kind: _Kind) -> int | None:
+    """Bytes that a group may still take; None without a limit. Pages of files are used, but given back when they are wanted."""
+    limit, usage = ((_read(folder / name) or "").strip() for name in (kind.limit, kind.usage))
+    if not (limit.isdecimal() and usage.isdecimal()) or int(limit) >= _NO_LIMIT:
+        return None
+    words = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
+    reclaimable = sum(int(line[1]) for line in words if len(line) == 2 and line[0] in kind.reclaimable and line[1].isdecimal())
+    return max(0, int(limit) - max(0, int(usage) - reclaimable))
+
+
+def _read(path: Path) -> str | None:
     try:
-        largest = (folder / "memory.max").read_text("ascii").strip()
-        current = (folder / "memory.current").read_text("ascii").strip()
+        return path.read_text("ascii")
     except (OSError, ValueError):
         return None
-    return max(0, int(largest) - int(current)) if largest.isdigit() and current.isdigit() else None
