@@ -16,7 +16,7 @@ import pytest
 
 import herd
 from cli import chat_model
-from cli.running import REFERENCE, command, environment, invoke
+from cli.running import REFERENCE, command, environment, invoke, process
 from herd.api import Model
 from herd.cli.chat import Conversation
 
@@ -118,6 +118,46 @@ def test_an_interrupt_keeps_what_was_said(model: Model, monkeypatch: pytest.Monk
 def test_a_pipe_is_one_message_per_line(folder: Path) -> None:
     done = invoke("chat", str(folder), "-n", "3", "-t", "0", *REFERENCE, typed="hello\nagain \\\nand again\n")
     assert done.exit_code == 0 and done.output.count("\n") >= 2 and ">" not in done.output.splitlines()[0][:2]
+
+
+def test_the_first_error_in_a_pipe_ends_it_with_its_exit_code(folder: Path) -> None:
+    words = ("chat", str(folder), "-n", "3", "-t", "0", *REFERENCE)
+    for bad in ("word " * 500, "/nonsense"):
+        done = process(*words, typed=f"hello\n{bad}\nagain\n".encode())
+        alone = process(*words, typed=b"hello\n")
+        assert (done.returncode, alone.returncode) == (2, 0) and done.stderr.count(b"\n") == 1
+        assert done.stdout == alone.stdout, "nothing is answered after the error"
+
+
+def test_an_interrupt_at_any_moment_leaves_no_question_without_an_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    conversation = talk(model, "hello")
+    before = list(conversation.messages)
+    with monkeypatch.context() as patched:
+        patched.setattr(Model, "chat", interrupted)
+        patched.setattr("herd.cli.output.say", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.hear("again")
+    assert conversation.messages == before
+    with monkeypatch.context() as patched:
+        patched.setattr("herd.cli.output.say", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.hear("again")
+    assert [message["role"] for message in conversation.messages[2:]] == ["user", "assistant"]
+
+
+def test_an_answer_that_was_cut_says_so_on_a_terminal(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(model, "hello")
+    assert "[cut" not in capsys.readouterr().out
+    monkeypatch.setattr("herd.cli.output.is_terminal", lambda stream: True)
+    talk(model, "hello")
+    assert capsys.readouterr().out.endswith(" [cut: --max-tokens]\n")
+    talk(model, "hello " * 70, max_tokens=None, logit_bias={257: -100, 258: -100})
+    assert capsys.readouterr().out.endswith(" [cut: the context is full]\n")
 
 
 def test_an_impossible_option_is_refused_before_the_first_message(folder: Path) -> None:

@@ -54,7 +54,7 @@ def chat(model: str | None, system: str | None, **options: Any) -> None:
     is_person = is_terminal(sys.stdin)
     with load_model(model or DEFAULT_NAME, options) as loaded:
         request = {**given(options, SAMPLING), "max_tokens": options["max_tokens"], "stop": options["stop"]}
-        conversation = Conversation(loaded, None if system is None else readable(system, "--system"), request)
+        conversation = Conversation(loaded, None if system is None else readable(system, "--system"), request, is_person=is_person)
         conversation.check()
         if is_person:
             click.echo(f"{loaded.name}, {loaded.provider.facts.context_length:,} tokens of context. /help lists what you can say.")
@@ -77,12 +77,17 @@ def _talk(conversation: Conversation, is_person: bool) -> None:
 
 
 class Conversation:
-    """What was said so far, and what to do with the next line."""
+    """What was said so far, and what to do with the next line.
 
-    def __init__(self, model: Model, system: str | None, request: dict[str, Any]) -> None:
+    A person reads an error and goes on. Lines from a pipe were written by somebody who counts on all of them: there the first
+    error is raised, and ends the program with its exit code.
+    """
+
+    def __init__(self, model: Model, system: str | None, request: dict[str, Any], *, is_person: bool = True) -> None:
         self._model = model
         self._system = system
         self._request = request
+        self._is_person = is_person
         self._last: Finished | None = None
         self.messages: list[dict[str, str]] = []
         self._start_over()
@@ -104,8 +109,13 @@ class Conversation:
         try:
             return self._obey(name, rest.strip())
         except HerdError as error:
-            click.echo(f"Error: {error}", err=True)
+            self._complain(error)
             return True
+
+    def _complain(self, error: HerdError) -> None:
+        if not self._is_person:
+            raise error
+        click.echo(f"Error: {error}", err=True)
 
     def _obey(self, name: str, rest: str) -> bool:
         match name:
@@ -135,9 +145,10 @@ class Conversation:
         from herd.cli.output import say
         from herd.providers.base import Failed, Finished, Text
 
-        self.messages.append({"role": "user", "content": text})
+        before = len(self.messages)
         pieces: list[str] = []
         try:
+            self.messages.append({"role": "user", "content": text})
             for event in self._model.chat(self.messages, **self._request):
                 match event:
                     case Text(piece):
@@ -145,17 +156,33 @@ class Conversation:
                         say(piece)
                     case Finished():
                         self._last = event
+                        say(self._how_it_was_cut(event))
                     case Failed(error):
                         raise error
+            say("\n")
         except KeyboardInterrupt:
-            say(" [stopped]")
+            if not self._is_person:
+                raise
+            say(" [stopped]\n")
         except HerdError as error:
-            click.echo(f"Error: {error}", err=True)
-        say("\n")
-        if pieces:
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
-        else:
-            self.messages.pop()
+            say("\n" if pieces or self._is_person else "")
+            self._complain(error)
+        finally:
+            # Also when another Ctrl-C comes while something is printed: a question stays only with its answer.
+            if pieces:
+                self.messages[before + 1 :] = [{"role": "assistant", "content": "".join(pieces)}]
+            else:
+                del self.messages[before:]
+
+    def _how_it_was_cut(self, end: Finished) -> str:
+        """What a terminal shows after an answer that did not end by itself; files and pipes get the answer alone."""
+        from herd.cli.output import is_terminal
+        from herd.sampling.stop import StopReason
+
+        if end.stop_reason is not StopReason.LENGTH or not is_terminal(sys.stdout):
+            return ""
+        limit = self._request.get("max_tokens")
+        return " [cut: the context is full]" if limit is None or end.usage.completion_tokens < limit else " [cut: --max-tokens]"
 
     def _start_over(self) -> None:
         self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
