@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -147,3 +149,18 @@ def test_offline_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ProviderError, match="Offline"):
             pull(RELEASE)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_fills_while_fetching_is_a_matter_of_capacity(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """What a write raises names no file."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with serving_hub(Hub(content=CONTENT)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.HfApi.snapshot_download", full)
+        with pytest.raises(CapacityError, match="Free some space"):
+            pull(RELEASE)
+    assert store.locate(RELEASE.name) is None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from herd.errors import FileProblem, UsageError
+from herd.errors import CapacityError, FileProblem, UsageError
 from herd.family import store
 from herd.family.finding import find_model
 from herd.files import models_folder
@@ -111,3 +115,27 @@ def test_a_home_that_is_a_file_names_the_way_out(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HERD_HOME", str(tmp_path / "home"))
     with pytest.raises(UsageError, match="HERD_HOME"):
         store.make_folder(models_folder())
+
+
+def test_a_model_that_another_process_removed_meanwhile_is_told_as_not_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = put(folder / "a", "model.gguf")
+
+    @contextlib.contextmanager
+    def waited(name: str, **_: object) -> Iterator[None]:
+        shutil.rmtree(entry)
+        yield
+
+    monkeypatch.setattr(store, "guarded", waited)
+    with pytest.raises(UsageError, match="is not in"):
+        store.remove("a", on_wait=nobody)
+
+
+def test_a_disk_that_is_full_when_a_model_is_complete_is_a_matter_of_capacity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    complete = put(folder / ".complete", "model.gguf")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CapacityError, match=r"source\.json"):
+        store.publish("a", complete, "somewhere")
+    assert store.locate("a") is None

@@ -22,7 +22,7 @@ from herd.family.catalogue import Release
 from herd.family.download import digest, require_space
 from herd.family.offline import silence_telemetry
 from herd.family.progress import Progress
-from herd.files.writing import cannot_write
+from herd.files.writing import FULL, cannot_write
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -62,11 +62,11 @@ def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
     if repository is None:
         raise ProviderError(f"{release.name} is on no hub. Name its folder or .gguf file instead.")
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="herd")
-    with _explained(release, api.endpoint):
+    with _explained(release, api.endpoint, folder):
         commit, files = _listing(api, repository)
     total = sum(file.num_bytes for file in files)
     require_space(folder, total - _present_bytes(folder), release.name)
-    with _explained(release, api.endpoint), _watched(folder, release.name, total, progress):
+    with _explained(release, api.endpoint, folder), _watched(folder, release.name, total, progress):
         api.snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=[file.path for file in files])
     _check(folder, files, release.name, progress)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -108,7 +108,7 @@ def _check(folder: Path, files: list[_File], name: str, progress: Progress) -> N
 
 
 @contextmanager
-def _explained(release: Release, endpoint: str) -> Iterator[None]:
+def _explained(release: Release, endpoint: str, folder: Path) -> Iterator[None]:
     """Turns what the hub's library raises into errors that say what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -138,8 +138,9 @@ def _explained(release: Release, endpoint: str) -> Iterator[None]:
         status = error.response.status_code
         raise ProviderError(f"{endpoint} answered {status} for {release.repository}. What arrived is kept; try again later.") from error
     except OSError as error:
-        if error.errno is not None and error.filename is not None:
-            raise cannot_write(Path(error.filename), error) from error
+        # A full disk is noticed by a write, and that error names no file.
+        if error.errno is not None and (error.filename is not None or error.errno in FULL):
+            raise cannot_write(folder if error.filename is None else Path(error.filename), error) from error
         raise ProviderError(
             f"Fetching from {endpoint} failed ({error}). Check the network and HF_ENDPOINT; what arrived is kept."
         ) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from herd.errors import FileProblem, UsageError
 from herd.files import file_lock, models_folder
-from herd.files.writing import sync_folder
+from herd.files.writing import cannot_write, sync_folder
 
 SOURCE_FILE = "source.json"
 
@@ -59,11 +59,10 @@ def remove(name: str, *, on_wait: Callable[[], None]) -> int:
 
     The model disappears at once (a rename), then its files are deleted: a half-deleted model is never seen.
     """
-    found = locate(name)
-    if found is None:
-        raise UsageError(f"{name!r:.80} is not in {models_folder()}. `herd models` lists what is; files elsewhere are yours to delete.")
+    _required(name)
     entry = models_folder() / name
     with guarded(name, on_wait=on_wait):
+        found = _required(name)  # While this process waited, another one may have removed or replaced it.
         trash = partial_folder(name)
         shutil.rmtree(trash, ignore_errors=True)
         if entry.is_symlink():
@@ -76,6 +75,13 @@ def remove(name: str, *, on_wait: Callable[[], None]) -> int:
         os.rename(entry, trash)
         shutil.rmtree(trash)
     return found.num_bytes
+
+
+def _required(name: str) -> Installed:
+    found = locate(name)
+    if found is None:
+        raise UsageError(f"{name!r:.80} is not in {models_folder()}. `herd models` lists what is; files elsewhere are yours to delete.")
+    return found
 
 
 def guarded(name: str, *, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
@@ -100,7 +106,11 @@ def partial_folder(name: str) -> Path:
 
 def publish(name: str, folder: Path, source: str) -> None:
     """Makes a complete `folder` the model `name`: one rename, then on disk for good."""
-    (folder / SOURCE_FILE).write_text(json.dumps({"source": source}, indent=1) + "\n", encoding="utf-8")
+    note = folder / SOURCE_FILE
+    try:
+        note.write_text(json.dumps({"source": source}, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(note, error) from error
     target = models_folder() / name
     try:
         os.rename(folder, target)

@@ -14,6 +14,9 @@ from typing import BinaryIO
 
 from herd.errors import CapacityError, FileProblem, HerdError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a quota or a file can hold no more."""
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -55,7 +58,7 @@ def sync_folder(folder: Path) -> None:
 
 def cannot_write(path: Path, problem: OSError) -> HerdError:
     """The error for a failed write to `path`: a full disk or quota is a matter of capacity, the rest of the file."""
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if problem.errno in FULL:
         return CapacityError(f"{path}: cannot be written: {problem.strerror}. Free some space, or choose another folder.")
     return FileProblem(f"{path}: cannot be written: {problem.strerror}.")
 
