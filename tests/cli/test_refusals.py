@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from cli.running import REFERENCE, STORIES, environment, invoke, process
-from herd.errors import CapacityError
+from herd.errors import CapacityError, UsageError
 from herd.files import models_folder
 
 LONG = "word " * 5000
@@ -134,3 +136,33 @@ def test_a_damaged_model_is_refused_by_name_and_quickly() -> None:
     for words in (("show", "broken"), ("run", "broken", "x"), ("eval", "perplexity", "broken", __file__)):
         done = invoke(*words)
         assert done.exit_code == 3 and "model.gguf" in done.output, done.output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a file without an end")
+def test_a_text_without_an_end_is_refused_and_not_read_for_ever() -> None:
+    done = invoke("eval", "perplexity", STORIES, "/dev/zero", *REFERENCE)
+    assert done.exit_code == 3 and "more than 67,108,864 bytes" in done.output
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="needs names of files that are not UTF-8")
+def test_a_name_that_no_terminal_can_show_is_no_crash(tmp_path: Path) -> None:
+    copy = tmp_path / os.fsdecode(b"bad\xff.bin")
+    shutil.copy(STORIES, copy)
+    shutil.copy(Path(STORIES).with_name("tok512.bin"), tmp_path / "tok512.bin")
+    for coding in ("utf-8", "ascii"):
+        settings = environment(PYTHONIOENCODING=coding)
+        shown = process("show", str(copy), env=settings)
+        assert shown.returncode == 0 and b"260,032" in shown.stdout, shown
+        missing = process("show", str(copy) + "x.gguf", env=settings)
+        assert missing.returncode == 3 and missing.stderr.startswith(b"Error: ") and missing.stderr.count(b"\n") == 1, missing
+
+
+def test_without_a_home_a_chat_keeps_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    from herd.cli.chat import _history
+
+    def homeless() -> Path:
+        raise UsageError("There is no home.")
+
+    monkeypatch.setattr("herd.files.home", homeless)
+    with _history(True):
+        pass

@@ -253,7 +253,11 @@ def _history(is_person: bool) -> Iterator[None]:
         return
     from herd.files import home
 
-    path = home() / "chat_history"
+    try:
+        path = home() / "chat_history"
+    except HerdError:
+        yield
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))

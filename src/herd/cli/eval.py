@@ -158,10 +158,11 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     """A text file in UTF-8. `FileProblem` says where it is not."""
     try:
-        size = path.stat().st_size
-        if size > MAX_TEXT_BYTES:
-            raise FileProblem(f"{path} has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are scored at once. Split it.")
-        return path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise FileProblem(f"{path} has more than {MAX_TEXT_BYTES:,} bytes; at most so many are scored at once. Split it.")
+        return data.decode("utf-8")
     except OSError as error:
         raise FileProblem(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -82,11 +82,11 @@ def _close_pipe() -> None:
 
 
 def _make_printable() -> None:
-    """A terminal that cannot show a character gets a replacement, not a crash."""
-    for stream in (sys.stdout, sys.stderr):
+    """What a stream cannot show gets a replacement, not a crash. UTF-8 has no lone surrogates, and names of files may."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None and (stream.encoding or "").lower().replace("-", "") != "utf8":
-            reconfigure(errors="replace")
+        if reconfigure is not None:
+            reconfigure(errors=errors)
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
