@@ -176,6 +176,20 @@ def test_a_byte_token_that_is_no_byte_is_refused(name: str) -> None:
         load_tokenizer(kind="gguf", metadata=metadata)
 
 
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("a" * 3_000_000, "token 400 has 3000000 characters; at most 1024"),
+        ("▁" * 512, "token 400 is a run of 512 spaces; at most 256"),
+    ],
+)
+def test_a_token_too_long_to_merge_in_reasonable_time_is_refused_at_once(token: str, message: str) -> None:
+    metadata = _spaced()
+    metadata["tokenizer.ggml.tokens"][400] = token
+    with pytest.raises(FileProblem, match=message):
+        load_tokenizer(kind="gguf", metadata=metadata)
+
+
 # SentencePiece
 
 
@@ -288,6 +302,12 @@ def test_a_damaged_list_of_ranks_is_refused_by_line(change: Any, message: str) -
     lines = vocabularies.tiktoken_file(vocabularies.ranks()).splitlines()
     with pytest.raises(FileProblem, match=message):
         read_tiktoken(b"\n".join(change(lines)), "tokenizer.model")
+
+
+def test_a_rank_with_a_token_of_a_million_bytes_is_refused_at_once() -> None:
+    tokens = [bytes((byte,)) for byte in range(256)] + [b"x" * 1_000_000] + [b"x%d" % rank for rank in range(257, 128_000)]
+    with pytest.raises(FileProblem, match="token 256 has 1000000 characters; at most 1024"):
+        read_tiktoken(vocabularies.tiktoken_file({token: rank for rank, token in enumerate(tokens)}), "tokenizer.model")
 
 
 def test_a_tokenizer_model_is_recognised_by_content(tmp_path: Path) -> None:

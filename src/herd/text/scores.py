@@ -18,6 +18,8 @@ from herd.errors import FileProblem
 from herd.text.vocabulary import Kind
 
 _SPACE = "▁"
+RUN_MAX = 256
+"""Llama's longest run is 16. The merges of tied runs grow with the square of the longest."""
 
 
 def check_scores(scores: Sequence[Any], count: int, source: str) -> None:
@@ -33,6 +35,7 @@ def merges_from_scores(
     tokens: Sequence[str], scores: Sequence[float], exceptions: Mapping[int, Kind], source: str
 ) -> list[tuple[str, str]]:
     """Merges, best first. `FileProblem` if pieces tie where the order would matter, or cannot be built from characters."""
+    _check_runs(tokens, source)
     plain = {token: scores[index] for index, token in enumerate(tokens) if index not in exceptions}
     _check_characters(plain, source)
     runs, ranked = _ties_of_spaces(plain, source)
@@ -40,6 +43,12 @@ def merges_from_scores(
     for token in ranked:
         merges.extend((token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in plain and token[at:] in plain)
     return merges + _run_merges(runs)
+
+
+def _check_runs(tokens: Sequence[str], source: str) -> None:
+    for index, token in enumerate(tokens):
+        if len(token) > RUN_MAX and not token.strip(_SPACE):
+            raise FileProblem(f"{source}: token {index} is a run of {len(token)} spaces; at most {RUN_MAX} are read.")
 
 
 def _check_characters(plain: Mapping[str, float], source: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from herd.errors import FileProblem
 from herd.text.byte_level import from_bytes
 from herd.text.splits import LLAMA3_SPLIT, LLAMA4_SPLIT, Split
-from herd.text.vocabulary import TOKENS_MAX, ByteLevel, Kind, Vocabulary
+from herd.text.vocabulary import TOKENS_MAX, ByteLevel, Kind, Vocabulary, check_tokens
 
 
 def read_tiktoken(data: bytes, source: str) -> Vocabulary:
@@ -25,6 +25,7 @@ def read_tiktoken(data: bytes, source: str) -> Vocabulary:
     split, specials = _family(len(ranks), source)
     plain = [from_bytes(token) for token in ranks]
     tokens = plain + specials
+    check_tokens(tokens, source)
     exceptions = dict.fromkeys(range(len(plain), len(tokens)), Kind.CONTROL)
     ids = {token: index for index, token in enumerate(tokens)}
     ends = [ids[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|eom|>", "<|eot|>") if name in ids]

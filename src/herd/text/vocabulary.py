@@ -13,6 +13,8 @@ from herd.text.splits import Split
 BYTES_MAX = 64 << 20
 """No vocabulary of the family is larger than 30 MB in any format."""
 TOKENS_MAX = 1 << 21
+TOKEN_CHARACTERS_MAX = 1024
+"""No token of the family has more than a few hundred. How a token can be merged is tried at every one of its characters."""
 
 
 class Kind(IntEnum):
@@ -70,11 +72,17 @@ class Vocabulary:
 
 
 def check_tokens(tokens: Sequence[str], source: str) -> None:
-    """Refuses empty, oversized and doubled vocabularies."""
+    """Refuses empty, oversized and doubled vocabularies, and oversized tokens. To be called before anything is merged."""
     if not tokens:
         raise FileProblem(f"{source}: the vocabulary is empty.")
     if len(tokens) > TOKENS_MAX:
         raise FileProblem(f"{source}: the vocabulary has {len(tokens)} tokens; at most {TOKENS_MAX} are read.")
+    if max(map(len, tokens)) > TOKEN_CHARACTERS_MAX:
+        index = next(i for i, token in enumerate(tokens) if len(token) > TOKEN_CHARACTERS_MAX)
+        raise FileProblem(
+            f"{source}: token {index} has {len(tokens[index])} characters; at most {TOKEN_CHARACTERS_MAX} are read, which no"
+            " vocabulary of the family reaches. It is damaged or foreign."
+        )
     if len(set(tokens)) != len(tokens):
         seen: dict[str, int] = {}
         for index, token in enumerate(tokens):
