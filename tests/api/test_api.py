@@ -232,3 +232,21 @@ def test_weights_that_cannot_fit_are_refused_up_front(monkeypatch: pytest.Monkey
     monkeypatch.setattr("herd.engine.memory.available_bytes", lambda: 1_000_000)
     with pytest.raises(CapacityError, match="take 1,040,128 bytes; 1,000,000 are available"):
         herd.load(STORIES, backend="reference")
+
+
+def test_values_of_the_wrong_kind_are_refused_by_name(model: herd.Model) -> None:
+    for wrong in (5, None, 1.5, "text"):
+        with pytest.raises(UsageError, match=r"tokens is \w+; expected token ids"):
+            model.logits(wrong)  # type: ignore[arg-type]
+    for wrong in (["a"], [1.5], [None]):
+        with pytest.raises(UsageError):
+            model.logits(wrong)  # type: ignore[arg-type]
+    for name, value in (("prompt", 5), ("prompt", None), ("stop", 5), ("stop", None), ("logit_bias", [1]), ("logit_bias", 7)):
+        with pytest.raises(UsageError, match=f"{name} is "):
+            model.generate(**{"prompt": [1], "max_tokens": 1, name: value})
+    with pytest.raises(UsageError, match="max_tokens"):
+        model.generate([1], max_tokens="x")  # type: ignore[arg-type]
+    for prompt in (["a"], [1.5], b"bytes\xff"[:0]):
+        with pytest.raises(UsageError):
+            model.generate(prompt, max_tokens=1)  # type: ignore[arg-type]
+    assert model.logits(np.array([1, 2])).shape == (2, 512)  # type: ignore[arg-type]

@@ -134,7 +134,7 @@ class Model:
         """Token ids [T] -> logits_TV, float32: the whole model's output at every position."""
         import numpy as np
 
-        rows = list(self._provider.logits(tokens))
+        rows = list(self._provider.logits(_ids(tokens, "tokens")))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def generate(
@@ -227,10 +227,7 @@ class Model:
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        try:
-            return list(prompt)
-        except TypeError as error:
-            raise UsageError(f"prompt is {type(prompt).__name__}; expected a text or token ids.") from error
+        return _ids(prompt, "prompt")
 
     def collect(self, prompt_token_ids: Sequence[int], events: Iterable[Event]) -> Output:
         """Reads an answer's events to their end. Raises what made it fail."""
@@ -283,8 +280,19 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 
 def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
-    """One text or several; checked by the request."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    """One text or several; each is checked by the request."""
+    if isinstance(stop, str):
+        return (stop,)
+    if not isinstance(stop, Iterable):
+        raise UsageError(f"stop is {type(stop).__name__}; expected a text or a list of texts.")
+    return tuple(stop)
+
+
+def _ids(tokens: object, name: str) -> list[int]:
+    """Token ids as a list; each is checked by the engine. `UsageError` for what is no sequence of them."""
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise UsageError(f"{name} is {type(tokens).__name__}; expected {'a text or ' if name == 'prompt' else ''}token ids.")
+    return list(tokens)
 
 
 def _no_tokenizer(name: str) -> FileProblem:

@@ -47,6 +47,8 @@ class SamplingParams:
                 raise UsageError(f"{name} is {_shown(getattr(self, name))}; it must be a whole number.")
         if self.seed is not None and not _is_whole(self.seed, 2**63):
             raise UsageError(f"seed is {_shown(self.seed)}; it must be a whole number from 0 to 2^63 - 1.")
+        if not isinstance(self.logit_bias, Mapping):
+            raise UsageError(f"logit_bias is {_shown(self.logit_bias)}; it must map token ids to numbers.")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise UsageError(f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are allowed.")
         for token, bias in self.logit_bias.items():
