@@ -16,12 +16,14 @@ import pytest
 
 from herd import dtypes
 from herd.checkpoints import open_checkpoint
+from herd.checkpoints.advice import RANGES
 from herd.checkpoints.gguf import read_gguf
 from herd.dtypes import DType
 from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.models.llama import LlamaConfig
 from herd.models.rope import Divisors, Linear, Llama3, Rope, Yarn
+from herd.sampling.params import SamplingParams
 from tiny import dense_f32, random_leaves, tiny_llama
 from tiny_files import write_gguf
 
@@ -85,6 +87,33 @@ def test_tokenizer_template_and_stops_come_from_the_keys(written: Callable[..., 
     assert checkpoint.sampling_defaults == {"temperature": 0.25}
     assert checkpoint.facts["width"].source == "llama.embedding_length in model.gguf"
     assert checkpoint.facts["name"].value == "Tiny"
+
+
+def test_advice_on_sampling_is_followed_or_named(written: Callable[..., Path]) -> None:
+    keys = {"temp": 1, "top_k": 40, "top_p": 0.5, "min_p": 0.25, "penalty_repeat": 1.5, "mirostat_tau": 5.0, "novel": "text"}
+    checkpoint = open_checkpoint(written({f"general.sampling.{key}": value for key, value in keys.items()}))
+    expected = {"temperature": 1.0, "top_k": 40, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5}
+    assert checkpoint.sampling_defaults == expected and SamplingParams(**checkpoint.sampling_defaults).top_k == 40  # type: ignore[arg-type]
+    assert checkpoint.facts["advice_not_followed"].value == "general.sampling.mirostat_tau, general.sampling.novel"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("temp", value) for value in ("hot", True, -1.0, float("nan"))),
+        *(("top_k", value) for value in (-1.0, 0.5)),
+        *(("penalty_repeat", value) for value in (0.0, 1000.0)),
+        ("top_p", 1.5),
+        ("min_p", [0.5]),
+    ],
+)
+def test_advice_that_sampling_would_not_accept_is_refused(written: Callable[..., Path], key: str, value: Any) -> None:
+    assert f"model.gguf: general.sampling.{key} is " in refusal(written({f"general.sampling.{key}": value}))
+
+
+@pytest.mark.parametrize(("name", "end"), [(name, end) for name, ends in RANGES.items() for end in ends])
+def test_sampling_accepts_the_ends_of_what_files_may_recommend(name: str, end: float) -> None:
+    assert getattr(SamplingParams(**{name: end}), name) == end  # type: ignore[arg-type]
 
 
 def test_a_file_without_a_tokenizer_opens(written: Callable[..., Path]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from herd.checkpoints import names
 from herd.checkpoints.account import account, check_config
+from herd.checkpoints.advice import read_advice
 from herd.checkpoints.checkpoint import About, Checkpoint, Fact, StoredTensor, TokenizerSource
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
 from herd.checkpoints.gguf import GgufFile, Metadata, read_gguf
@@ -47,7 +48,17 @@ NEUTRAL = {
     "llama.attention.scale": ((0.0,), "llama scales by the square root of the head width"),
     "llama.pooling_type": ((0,), "llama predicts the next token and does not pool"),
 }
-SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+SAMPLING_PREFIX = "general.sampling."
+SAMPLING = {
+    SAMPLING_PREFIX + key: name
+    for key, name in {
+        "temp": "temperature",
+        "top_k": "top_k",
+        "top_p": "top_p",
+        "min_p": "min_p",
+        "penalty_repeat": "repetition_penalty",
+    }.items()
+}
 SPLIT_NAME = re.compile(r"(?P<base>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
 
 
@@ -279,11 +290,12 @@ def _about(metadata: Metadata, cfg: llama.LlamaConfig, where: str, facts: dict[s
         facts["tokenizer"] = Fact(f"{shown(metadata.get('tokenizer.ggml.model'))}, {cfg.vocab_size} tokens", f"tokenizer.ggml.* in {where}")
     if stop_ids:
         facts["stop_ids"] = Fact(tuple(dict.fromkeys(stop_ids)), f"tokenizer.ggml.*_token_id in {where}")
-    sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+    if unused := sorted(key for key in metadata if key.startswith(SAMPLING_PREFIX) and key not in SAMPLING):
+        facts["advice_not_followed"] = Fact(", ".join(shown(key)[1:-1] for key in unused), where)
     return About(
         facts=facts,
         tokenizer=TokenizerSource("gguf", metadata=metadata.only("tokenizer.")) if has_tokens else None,
         chat_template=template,
-        sampling_defaults={name: float(value) for name, value in sampling.items() if isinstance(value, int | float)},
+        sampling_defaults=read_advice(metadata, SAMPLING, where),
         stop_ids=tuple(dict.fromkeys(stop_ids)),
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from herd.checkpoints.advice import read_advice
 from herd.checkpoints.checkpoint import About, Fact, TokenizerSource
 from herd.checkpoints.config_reader import shown
 from herd.checkpoints.folder import inside, optional_json
@@ -13,14 +14,9 @@ from herd.errors import FileProblem
 
 MAX_TEMPLATE_BYTES = 1 << 20
 GENERATION, TOKENIZER_CONFIG, SPECIAL_TOKENS = "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"
-# Advice that applies only if `do_sample` is true, as transformers reads it: name there -> (name here, lowest, highest).
-SAMPLING = {
-    "temperature": ("temperature", 0.0, 100.0),
-    "top_k": ("top_k", 0.0, 1e9),
-    "top_p": ("top_p", 0.0, 1.0),
-    "min_p": ("min_p", 0.0, 1.0),
-}
-ALWAYS = {"repetition_penalty": ("repetition_penalty", 1e-3, 1e3)}
+# Advice that applies only if `do_sample` is true, as transformers reads it; name there -> name here.
+SAMPLING = {name: name for name in ("temperature", "top_k", "top_p", "min_p")}
+ALWAYS = {"repetition_penalty": "repetition_penalty"}
 READ = {"do_sample", "eos_token_id", "bos_token_id", "pad_token_id", "transformers_version", "_from_model_config", *SAMPLING, *ALWAYS}
 
 
@@ -64,15 +60,7 @@ def _one_id(config: Mapping[str, Any], generation: Mapping[str, Any]) -> int | N
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float]:
     wanted = {**(SAMPLING if generation.get("do_sample") is True else {}), **ALWAYS}
-    defaults: dict[str, float] = {}
-    for key, (ours, lowest, highest) in wanted.items():
-        value = generation.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or not lowest <= value <= highest:
-            raise FileProblem(f"{GENERATION}: {key} is {shown(value)}; allowed is a number from {lowest:g} to {highest:g}.")
-        defaults[ours] = float(value)
-    return defaults
+    return read_advice(generation, wanted, GENERATION)
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any], facts: dict[str, Fact]) -> str | None:
