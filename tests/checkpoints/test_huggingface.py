@@ -244,6 +244,21 @@ def test_shards_must_be_complete_and_hold_what_the_index_says(written: Write) ->
     assert f"{third.name}: is missing" in refusal(folder)
 
 
+def test_shards_beside_a_whole_file_are_refused_by_name(written: Write) -> None:
+    folder = written()
+    (folder / "model-00001-of-00002.safetensors").touch()
+    assert "has both model.safetensors and ['model-00001-of-00002.safetensors']" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("top_k", 1.5), ("repetition_penalty", 0.001), ("repetition_penalty", 500), ("temperature", True)]
+)
+def test_advice_that_sampling_would_not_accept_is_refused(written: Write, key: str, value: Any) -> None:
+    folder = written()
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, key: value}))
+    assert f"generation_config.json: {key} is" in refusal(folder)
+
+
 def test_a_folder_with_two_sets_of_weights_or_none_is_refused(written: Write) -> None:
     folder = written(shards=2)
     (folder / "model.safetensors").touch()

@@ -38,9 +38,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
     files = {id(entry.file): entry.file for entry in entries.values()}
     dtypes = sorted({entry.dtype.lower() for entry in entries.values()})
     facts["stored_as"] = Fact(", ".join(dtypes), f"the headers of {len(files)} safetensors file{'s' * (len(files) > 1)}")
-    return Checkpoint(
-        path=folder, layout="huggingface", config=cfg, specs=specs, sources=sources, files=list(files.values()), about=about
-    )
+    return Checkpoint(path=folder, layout="huggingface", config=cfg, specs=specs, sources=sources, files=list(files.values()), about=about)
 
 
 def match(cfg: llama.LlamaConfig, entries: Mapping[str, Entry], where: str) -> tuple[tuple[TensorSpec, ...], dict[str, Source]]:
@@ -82,6 +80,8 @@ def _entries(folder: Path) -> dict[str, Entry]:
     if single and index:
         raise FileProblem(f"{folder}: has both {SINGLE} and {INDEX}, which may disagree. Remove the one that is not meant.")
     if single:
+        if shards := sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)):
+            raise FileProblem(f"{folder}: has both {SINGLE} and {shown(shards)}, which belong to a split model. Remove what is not meant.")
         return read_safetensors(MappedFile(inside(folder, SINGLE, folder.name)))
     if index:
         return _sharded(folder, read_json(inside(folder, INDEX, folder.name)))
