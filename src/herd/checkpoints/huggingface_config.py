@@ -5,7 +5,6 @@ Source: transformers `configuration_llama.py` and `modeling_rope_utils.py`, vers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
 from herd.errors import FileProblem
 from herd.models.llama import LlamaConfig
-from herd.models.rope import Linear, Llama3, Rope, Scaling, Yarn
+from herd.models.rope import Linear, Llama3, Rope, Scaling, Yarn, yarn_magnitude
 
 FILE = "config.json"
 TRAINING = "matters to training only"
@@ -180,10 +179,6 @@ def _llama3(r: ConfigReader, factor: float, original: int) -> Llama3:
 
 def _yarn(r: ConfigReader, factor: float, original: int) -> Yarn:
     """`attention_factor`, or the quotient of `mscale` and `mscale_all_dim`, replaces the magnitude of the paper."""
-
-    def magnitude_of(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     r.raw("finetuned")
     magnitude: float | None = None
     mscale = r.number("mscale", lowest=0, highest=1e6, default=0)
@@ -191,7 +186,7 @@ def _yarn(r: ConfigReader, factor: float, original: int) -> Yarn:
     if r.has("attention_factor"):
         magnitude = r.number("attention_factor", lowest=1e-6, highest=1e6)
     elif mscale and mscale_all:
-        magnitude = magnitude_of(mscale) / magnitude_of(mscale_all)
+        magnitude = yarn_magnitude(factor, mscale, mscale_all)
     return Yarn(
         factor=factor,
         original_context=original,
