@@ -114,7 +114,7 @@ def _scaling(cfg: LlamaConfig) -> dict[str, Any]:
         case Yarn(factor, original):
             return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         case other:
-            raise NotImplementedError(f"no spelling in transformers for {other}")
+            raise ValueError(f"no spelling in transformers for {other}")
 
 
 def _all_in_float64(model: Any, cfg: LlamaConfig) -> None:

@@ -12,14 +12,16 @@ from benchmarks.exactness import answer_greedily, compare, logits_of, logprobs_o
 from conformance.architectures import transformers_logits, transformers_model
 from herd.checkpoints import Checkpoint, open_checkpoint
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "stories260k" / "story.json"
+TESTS = Path(__file__).resolve().parent.parent
+MODEL = TESTS / "data" / "stories260K" / "stories260K.bin"
+GOLDEN = TESTS / "golden" / "stories260k" / "story.json"
 TIE = 1e-3
 STORIES = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(params=["stories260K.bin", "stories260K_v1.bin"])
-def model(request: pytest.FixtureRequest, shared_data: Path) -> Checkpoint:
-    return open_checkpoint(shared_data / "models" / "stories260K" / request.param)
+@pytest.fixture
+def model() -> Checkpoint:
+    return open_checkpoint(MODEL)
 
 
 @pytest.mark.parametrize("number", range(len(STORIES)))
@@ -38,9 +40,8 @@ def test_fed_the_recorded_story_all_log_probabilities_are_the_same(model: Checkp
     assert np.abs(found[len(golden["prompt"]) - 1 :] - golden["logprobs"]).max() < 1e-4
 
 
-def test_twenty_stories_of_256_tokens_are_exact(shared_data: Path, backend_name: str) -> None:
+def test_twenty_stories_of_256_tokens_are_exact(model: Checkpoint, backend_name: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
-    model = open_checkpoint(shared_data / "models" / "stories260K" / "stories260K.bin")
     theirs = transformers_model(model.config, {spec.name: model.leaf(spec.name) for spec in model.specs})
     prompts = prompts_of(model, tokenizer_of(model), "stories", 20)
     assert len(prompts) == 20
