@@ -379,6 +379,22 @@ def test_sentencepiece_style_json_equals_hugging_face() -> None:
         (lambda c: c["added_tokens"][0].update(lstrip=True), "has lstrip"),
         (lambda c: c["added_tokens"][0].update(id=3), "id 3 is"),
         (lambda c: c.update(model=[]), "model is list"),
+        (lambda c: c.update(added_tokens=5), "added_tokens is int; expected a list of objects"),
+        (lambda c: c.update(added_tokens={}), "added_tokens is dict; expected a list of objects"),
+        (lambda c: c.update(added_tokens=["x"]), r"added_tokens\[0\] is str; expected an object"),
+        (lambda c: c.update(normalizer=5), "normalizer is int; expected an object"),
+        (lambda c: c.update(normalizer={"type": "Sequence", "normalizers": 5}), r"normalizer\.normalizers is int; expected a list"),
+        (lambda c: c.update(normalizer={"type": "Sequence", "normalizers": ["NFC"]}), r"normalizer\.normalizers\[0\] is str"),
+        (lambda c: c.update(pre_tokenizer={"type": "Sequence", "pretokenizers": {}}), r"pre_tokenizer\.pretokenizers is dict"),
+        (lambda c: c.update(pre_tokenizer={"type": "Sequence"}), r"pre_tokenizer\.pretokenizers is NoneType"),
+        (lambda c: c.update(post_processor="x"), "post_processor is str"),
+        (lambda c: c.update(post_processor={"type": "Sequence", "processors": [[]]}), r"post_processor\.processors\[0\] is list"),
+        (lambda c: c.update(post_processor={"type": "TemplateProcessing", "single": 5}), r"post_processor\.single is int"),
+        (lambda c: c.update(post_processor={"type": "RobertaProcessing"}), "has a step 'RobertaProcessing'"),
+        (
+            lambda c: c.update(post_processor={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": 5}}]}),
+            "first token of post_processor is 5",
+        ),
     ],
 )
 def test_a_damaged_tokenizer_json_is_refused_by_name(change: Any, message: str) -> None:
@@ -386,6 +402,24 @@ def test_a_damaged_tokenizer_json_is_refused_by_name(change: Any, message: str) 
     change(content)
     with pytest.raises(FileProblem, match=message):
         _json(content)
+
+
+@pytest.mark.parametrize("ends", ["</s>", 1.0, True, [1, "2"], {"id": 1}])
+def test_an_end_that_is_no_whole_number_is_refused_and_not_dropped(ends: Any) -> None:
+    with pytest.raises(FileProblem, match="gives eos_token_id as"):
+        _json(vocabularies.huggingface(_sequence(DIGITS, GPT2)), {"eos_token_id": ends})
+
+
+def test_ends_may_be_one_id_or_a_list_or_null() -> None:
+    content = vocabularies.huggingface(_sequence(DIGITS, GPT2))
+    found = [_json(content, {"eos_token": "<|eot_id|>", "eos_token_id": ends}).eos_ids for ends in (None, 7, [7, 8])]
+    named = content["added_tokens"][4]["id"]
+    assert found == [(named,), (named, 7), (named, 7, 8)]
+
+
+def test_a_key_that_appears_twice_in_a_tokenizer_json_is_refused() -> None:
+    with pytest.raises(FileProblem, match=r"tokenizer\.json: .*'model' appears twice"):
+        read_tokenizer_json(b'{"model": {}, "model": {}}', {}, "tokenizer.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[]", b'{"a":' * 100_000])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from herd.errors import FileProblem
+from herd.files.json import parse_json
 from herd.text.splits import LLAMA3_SPLIT, LLAMA4_SPLIT, SPLITS, Split, Step
 from herd.text.vocabulary import TOKENS_MAX, ByteLevel, Kind, Spaces, Vocabulary, byte_of, check_alphabet
 
@@ -42,7 +43,7 @@ def read_tokenizer_json(data: bytes, config: _Json, source: str) -> Vocabulary:
         exceptions.update((index, Kind.UNKNOWN) for index, token in enumerate(tokens[:256]) if token == unknown)
     ids = {token: index for index, token in enumerate(tokens)}
     bos = _named(config, "bos_token", ids)
-    first = _first_added(file.get("post_processor"))
+    first = _first_added(file.get("post_processor"), source)
     return Vocabulary(
         tokens=tokens,
         merges=list(_merges(model, source)),
@@ -50,17 +51,13 @@ def read_tokenizer_json(data: bytes, config: _Json, source: str) -> Vocabulary:
         exceptions=exceptions,
         bos_id=ids.get(first) if bos is None and first else bos,
         adds_bos=bool(config.get("add_bos_token", first is not None)),
-        eos_ids=_ends(config, ids),
+        eos_ids=_ends(config, ids, source),
         source=source,
     )
 
 
 def _parse(data: bytes, source: str) -> _Json:
-    try:
-        file = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FileProblem(f"{source} is not JSON that can be read: {type(error).__name__}.") from None
-    file = _object(file, "the file", source)
+    file = parse_json(data, source)
     unknown = sorted(set(file) - _TOP)
     if unknown:
         raise FileProblem(f"{source}: {', '.join(unknown)} is not known in a tokenizer.json.")
@@ -71,6 +68,12 @@ def _object(value: Any, name: str, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileProblem(f"{source}: {name} is {type(value).__name__}; expected an object.")
     return value
+
+
+def _objects(value: Any, name: str, source: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise FileProblem(f"{source}: {name} is {type(value).__name__}; expected a list of objects.")
+    return [_object(entry, f"{name}[{index}]", source) for index, entry in enumerate(value)]
 
 
 def _check_model(file: _Json, model: _Json, source: str) -> None:
@@ -84,9 +87,9 @@ def _check_model(file: _Json, model: _Json, source: str) -> None:
 
 def _added(file: _Json, source: str) -> dict[int, tuple[str, Kind]]:
     added: dict[int, tuple[str, Kind]] = {}
-    for index, entry in enumerate(file.get("added_tokens") or ()):
+    entries = file.get("added_tokens")
+    for index, entry in enumerate(_objects([] if entries is None else entries, "added_tokens", source)):
         at = f"added_tokens[{index}]"
-        entry = _object(entry, at, source)
         token, text = entry.get("id"), entry.get("content")
         if type(token) is not int or not 0 <= token < TOKENS_MAX or not isinstance(text, str) or not text:
             raise FileProblem(f"{source}: {at} has id {token!r} and content {text!r}; expected an id below {TOKENS_MAX} and a text.")
@@ -128,8 +131,8 @@ def _merges(model: _Json, source: str) -> Iterator[tuple[str, str]]:
 
 
 def _style(file: _Json, model: _Json, source: str) -> ByteLevel | Spaces:
-    normalizer = list(_flat(file.get("normalizer"), "normalizers"))
-    cutters = list(_flat(file.get("pre_tokenizer"), "pretokenizers"))
+    normalizer = list(_flat(file.get("normalizer"), "normalizer", "normalizers", source))
+    cutters = list(_flat(file.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers", source))
     if any(step.get("type") == "ByteLevel" for step in cutters):
         if normalizer:
             raise FileProblem(f"{source}: the normalizer is {_types(normalizer)}; byte-level Llama vocabularies have none.")
@@ -139,14 +142,14 @@ def _style(file: _Json, model: _Json, source: str) -> ByteLevel | Spaces:
     return _spaces(normalizer, cutters, source)
 
 
-def _flat(value: Any, name: str) -> Iterator[_Json]:
-    """The steps of a possibly nested sequence."""
-    pending = [value]
+def _flat(value: Any, field: str, name: str, source: str) -> Iterator[_Json]:
+    """The steps of a possibly nested sequence, whose list is called `name`; none if the file's `field` is null."""
+    pending = [] if value is None else [_object(value, field, source)]
     while pending:
-        step = pending.pop(0)
-        if isinstance(step, dict) and step.get("type") == "Sequence":
-            pending[:0] = step.get(name) or []
-        elif isinstance(step, dict):
+        step = pending.pop()
+        if step.get("type") == "Sequence":
+            pending.extend(reversed(_objects(step.get(name), f"{field}.{name}", source)))
+        else:
             yield step
 
 
@@ -196,15 +199,21 @@ def _spaces(normalizer: list[_Json], cutters: list[_Json], source: str) -> Space
     )
 
 
-def _first_added(processor: Any) -> str | None:
+def _first_added(processor: Any, source: str) -> str | None:
     """The special token that the post-processor puts before a text, if any."""
-    for step in _flat(processor, "processors"):
-        template = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        if isinstance(template, list) and template and isinstance(template[0], dict):
-            special = template[0].get("SpecialToken")
-            if isinstance(special, dict) and isinstance(special.get("id"), str):
-                return str(special["id"])
-    return None
+    found: list[str] = []
+    for step in _flat(processor, "post_processor", "processors", source):
+        kind = step.get("type")
+        if kind == "TemplateProcessing":
+            template = _objects(step.get("single"), "post_processor.single", source)
+            if template and "SpecialToken" in template[0]:
+                special = _object(template[0]["SpecialToken"], "post_processor.single[0].SpecialToken", source)
+                if not isinstance(special.get("id"), str):
+                    raise FileProblem(f"{source}: the first token of post_processor is {special.get('id')!r:.80}; expected its text.")
+                found.append(special["id"])
+        elif kind != "ByteLevel":  # That one moves offsets only.
+            raise FileProblem(f"{source}: the post_processor has a step {kind!r:.80}; known are TemplateProcessing and ByteLevel.")
+    return found[0] if found else None
 
 
 def _named(config: _Json, name: str, ids: Mapping[str, int]) -> int | None:
@@ -213,7 +222,10 @@ def _named(config: _Json, name: str, ids: Mapping[str, int]) -> int | None:
     return ids.get(text) if isinstance(text, str) else None
 
 
-def _ends(config: _Json, ids: Mapping[str, int]) -> tuple[int, ...]:
-    numbers = config.get("eos_token_id", ())
-    found = [_named(config, "eos_token", ids), *(numbers if isinstance(numbers, list | tuple) else (numbers,))]
-    return tuple(dict.fromkeys(token for token in found if type(token) is int))
+def _ends(config: _Json, ids: Mapping[str, int], source: str) -> tuple[int, ...]:
+    value = config.get("eos_token_id")
+    numbers = () if value is None else value if isinstance(value, list | tuple) else (value,)
+    if not all(type(number) is int for number in numbers):
+        raise FileProblem(f"{source}: its configuration gives eos_token_id as {value!r:.80}; expected a token id or a list of them.")
+    named = _named(config, "eos_token", ids)
+    return tuple(dict.fromkeys((*(() if named is None else (named,)), *numbers)))
