@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cli import chat_model
 from cli.running import REFERENCE, STORIES, command, environment, process
 
 ONCE = "Once upon a time"
+Alone = Callable[..., "subprocess.CompletedProcess[bytes]"]
 HEAVY = ("numpy", "torch", "transformers", "tokenizers", "jinja2", "huggingface_hub", "rich", "click")
 
 
@@ -79,25 +82,87 @@ def test_nothing_waits_or_draws_when_nobody_looks() -> None:
     assert done.returncode == 0 and done.stderr == b""
 
 
-def test_everything_but_pulling_works_in_a_namespace_without_a_network(tmp_path: Path) -> None:
-    """Not even the loopback device is up there: whatever leaves the machine, or only tries to, fails."""
+@pytest.fixture(scope="module")
+def alone() -> Alone:
+    """Runs a command where not even the loopback device is up: whatever leaves the machine, or only tries to, fails."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this system does not let a test make a network namespace (unshare -rn)")
-    text = tmp_path / "text.txt"
+
+    def run(*words: str, typed: bytes = b"", **changes: str) -> subprocess.CompletedProcess[bytes]:
+        settings = environment(**{"HERD_OFFLINE": "1", **changes})
+        return subprocess.run([unshare, "-rn", *command(*words)], env=settings, input=typed, capture_output=True, timeout=120, check=False)
+
+    return run
+
+
+def test_everything_but_pulling_works_without_a_network(alone: Alone, tmp_path: Path) -> None:
+    text, questions = tmp_path / "text.txt", tmp_path / "questions.jsonl"
     text.write_text(f"{ONCE}, there was a little girl.")
-    settings = environment(HERD_OFFLINE="1")
-
-    def alone(*words: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([unshare, "-rn", *command(*words)], env=settings, input=b"", capture_output=True, timeout=120, check=False)
-
+    questions.write_text('{"question": "Once upon a", "choices": ["time", "xylophone"], "answer": 0}\n')
     ran = alone("run", STORIES, ONCE, "-n", "4", "-t", "0", *REFERENCE)
     assert ran.returncode == 0 and ran.stdout.startswith(b", there was"), ran
-    for words in (("models",), ("show", STORIES), ("eval", "perplexity", STORIES, str(text), *REFERENCE), ("--version",)):
-        assert alone(*words).returncode == 0, words
+    for words in (
+        ("models",),
+        ("show", STORIES),
+        ("eval", "perplexity", STORIES, str(text), *REFERENCE),
+        ("eval", "kl", STORIES, STORIES, str(text), *REFERENCE),
+        ("eval", "accuracy", STORIES, str(questions), *REFERENCE),
+        ("bench", STORIES, "--prompt-tokens", "8", "--decode-tokens", "4", "--rounds", "1", *REFERENCE),
+        ("--version",),
+    ):
+        done = alone(*words)
+        assert done.returncode == 0 and done.stdout, (words, done)
+
+
+def test_a_chat_from_a_pipe_works_without_a_network(alone: Alone, tmp_path: Path) -> None:
+    folder = chat_model.write(tmp_path / "tiny")
+    done = alone("chat", str(folder), "-n", "3", "-t", "0", *REFERENCE, typed=b"hello\nagain\n")
+    assert done.returncode == 0 and done.stdout.count(b"\n") >= 2 and done.stderr == b"", done
+
+
+def test_a_model_is_removed_without_a_network(alone: Alone, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    done = alone("remove", "mine", "--yes", HERD_HOME=str(tmp_path))
+    assert done.returncode == 0 and not folder.exists(), done
+
+
+def test_the_compiled_backend_works_without_a_network(alone: Alone) -> None:
+    pytest.importorskip("herd._core", reason="herd._core is not built here")
+    ran = alone("run", STORIES, ONCE, "-n", "4", "-t", "0", "--threads", "1")
+    assert ran.returncode == 0 and ran.stdout.startswith(b", there was"), ran
+    timed = alone("bench", STORIES, "--prompt-tokens", "8", "--decode-tokens", "4", "--rounds", "1", "--threads", "1")
+    assert timed.returncode == 0, timed
+
+
+def test_pulling_without_a_network_says_so_at_once(alone: Alone) -> None:
     begin = time.monotonic()
     pulled = alone("pull", "smollm2-135m-instruct")
     assert pulled.returncode == 5 and b"Offline" in pulled.stderr and time.monotonic() - begin < 30
+
+
+def test_a_local_file_needs_no_network_and_tries_none_even_where_that_is_allowed() -> None:
+    """Nobody said offline. Every attempt to look up a name or to connect is written down, and there is none."""
+    program = (
+        "import sys; tried = []\n"
+        "def heard(event, _):\n    if event.startswith(('socket.connect', 'socket.get', 'socket.send')): tried.append(event)\n"
+        "sys.addaudithook(heard)\n"
+        "from herd.cli.main import main\n"
+        "try:\n    main(sys.argv[1:], prog_name='herd')\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(tried)"
+    )
+    unset = ("HERD_OFFLINE", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    settings = {name: value for name, value in environment().items() if name not in unset}
+    words = [sys.executable, "-c", program, "run", STORIES, ONCE, "-n", "4", "-t", "0", *REFERENCE]
+    done = subprocess.run(words, env=settings, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stdout.startswith(b", there was") and done.stdout.splitlines()[-1] == b"[]", done
+
+
+def test_a_local_file_works_without_a_network_when_nobody_said_offline(alone: Alone) -> None:
+    ran = alone("run", STORIES, ONCE, "-n", "4", "-t", "0", *REFERENCE, HERD_OFFLINE="", HF_HUB_OFFLINE="")
+    assert ran.returncode == 0 and ran.stdout.startswith(b", there was") and ran.stderr == b"", ran
 
 
 def test_offline_is_handed_on_to_libraries_and_telemetry_is_off() -> None:
