@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.errors import UsageError
+from herd.errors import FileProblem, UsageError
 from herd.text.byte_level import ALPHABET, from_bytes, to_bytes
 from herd.text.slices import RUN_CHARACTERS, SLICE_CHARACTERS, chunks, slices
 from herd.text.tokenizer import Tokenizer, load_tokenizer
@@ -106,6 +106,31 @@ def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer, token: in
             ask()
     with pytest.raises(UsageError, match=str(token)):
         tokenizer.encode_parts([token])
+
+
+def test_ids_that_only_the_model_has_stand_for_no_text() -> None:
+    count = BYTES.vocab_size
+    tokenizer = load_tokenizer(kind="gguf", metadata=vocabularies.gguf("llama-bpe"), model_vocab=count + 5)
+    for padded in (count, count + 4):
+        assert tokenizer.token_bytes(padded) == b"" and not tokenizer.is_special(padded)
+        ids = [*tokenizer.encode("a"), padded, *tokenizer.encode("b", bos=False)]
+        stream = tokenizer.stream()
+        assert tokenizer.decode(ids) == "".join([*map(stream.push, ids), stream.finish()]) == "ab"
+    assert tokenizer.vocab_size == count
+    with pytest.raises(UsageError, match=f"token id {count + 5} is not in the vocabulary; ids are 0 to {count + 4}"):
+        tokenizer.decode([count + 5])
+    with pytest.raises(UsageError, match=str(count)):
+        tokenizer.encode_parts([count])
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused_unless_the_rest_is_unused() -> None:
+    count = BYTES.vocab_size
+    with pytest.raises(FileProblem, match=f"has {count} tokens and can produce the id {count - 1} .*; the model knows {count - 1} ids"):
+        load_tokenizer(kind="gguf", metadata=vocabularies.gguf("llama-bpe"), model_vocab=count - 1)
+    metadata = vocabularies.gguf("llama-bpe")
+    metadata["tokenizer.ggml.tokens"].append("unused")
+    metadata["tokenizer.ggml.token_type"].append(5)
+    assert load_tokenizer(kind="gguf", metadata=metadata, model_vocab=count).decode([count]) == ""
 
 
 def test_every_single_token_decodes_to_its_bytes() -> None:

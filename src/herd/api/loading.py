@@ -143,7 +143,8 @@ def _words(found: Found, checkpoint: Checkpoint) -> Words:
     from herd.text.formats import choose_format
     from herd.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
+    known = checkpoint.config.vocab_size
+    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
     hint = found.release.chat_format if found.release is not None and checkpoint.chat_template is None else None
     return Words(tokenizer, choose_format(tokenizer, checkpoint.chat_template, hint if hint in FORMATS else None))
 

@@ -1,7 +1,7 @@
 """Words to tokens and back.
 
     encode   text -> ids. Text never becomes a control token, whatever it says, unless `specials=True`
-    decode   ids -> text. Never fails for ids of the vocabulary; bytes that are no UTF-8 become U+FFFD
+    decode   ids -> text. Never fails for ids of the model; bytes that are no UTF-8 become U+FFFD
     stream   ids -> text as they arrive, in whole characters
 
 The merging is done by the `tokenizers` library; it knows plain text only. Control tokens are found, and bytes of tokens are
@@ -38,6 +38,7 @@ class Tokenizer:
     """One model's vocabulary. Immutable, safe to share between threads."""
 
     vocab_size: int
+    """Tokens of the vocabulary. The model may have more rows, which mean nothing (padding to a round number)."""
     bos_id: int | None
     adds_bos: bool
     """Whether `encode(bos=None)` starts with the BOS token, as the model was trained."""
@@ -49,13 +50,18 @@ class Tokenizer:
     """Control tokens by their text."""
     description: str
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, model_vocab: int | None = None) -> None:
+        """model_vocab: how many ids the model knows, if that is known; those that are no tokens stand for no text. `FileProblem`
+        if the vocabulary can produce an id that the model lacks.
+        """
+        _check_model_knows(vocabulary, model_vocab)
         self._tokens = vocabulary.tokens
         self._style = vocabulary.style
         self._exceptions = vocabulary.exceptions
         self._joins_words = any(_WORD_START_INSIDE.search(token) for token in self._tokens) if isinstance(self._style, Spaces) else False
         self._merger = _merger(vocabulary, joins_words=self._joins_words)
         self.vocab_size = len(vocabulary.tokens)
+        self._num_ids = max(self.vocab_size, model_vocab or 0)
         self.bos_id, self.adds_bos = vocabulary.bos_id, vocabulary.adds_bos and vocabulary.bos_id is not None
         self.eos_ids = vocabulary.eos_ids
         named = {kind: {self._tokens[i]: i for i, k in self._exceptions.items() if k is kind} for kind in Kind}
@@ -88,7 +94,7 @@ class Tokenizer:
         after_special = False
         for part in _joined(parts):
             if isinstance(part, int):
-                self._check_id(part)
+                self._check_id(part, self.vocab_size)
                 ids.append(part)
                 after_special = True
                 continue
@@ -98,7 +104,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
-        """The text of `ids`. `UsageError` names an id outside the vocabulary."""
+        """The text of `ids`. `UsageError` names an id that neither vocabulary nor model has."""
         data = b"".join(self.token_bytes(i) for i in ids if not (skip_specials and self.is_special(i)))
         text = data.decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self._adds_space else text
@@ -110,8 +116,10 @@ class Tokenizer:
         )
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for: of a control token its name, of an unused one none."""
-        self._check_id(token)
+        """The bytes that a token stands for: of a control token its name; none of an unused one or one that only the model has."""
+        self._check_id(token, self._num_ids)
+        if token >= self.vocab_size:
+            return b""
         text = self._tokens[token]
         kind = self._exceptions.get(token, Kind.NORMAL)
         if kind is Kind.UNUSED:
@@ -130,21 +138,21 @@ class Tokenizer:
 
     def special_text(self, token: int) -> str:
         """How a control token is written."""
-        self._check_id(token)
+        self._check_id(token, self.vocab_size)
         return self._tokens[token]
 
     def is_special(self, token: int) -> bool:
         """Whether a token is a control token: no text, and never made from text. `UsageError` if it is none at all."""
-        self._check_id(token)
+        self._check_id(token, self._num_ids)
         return self._exceptions.get(token) in (Kind.CONTROL, Kind.UNKNOWN)
 
     @property
     def _adds_space(self) -> bool:
         return isinstance(self._style, Spaces) and self._style.prefix
 
-    def _check_id(self, token: int) -> None:
-        if not 0 <= token < self.vocab_size:
-            raise UsageError(f"token id {token} is not in the vocabulary; ids are 0 to {self.vocab_size - 1}.")
+    def _check_id(self, token: int, count: int) -> None:
+        if not 0 <= token < count:
+            raise UsageError(f"token id {token} is not in the vocabulary; ids are 0 to {count - 1}.")
 
     def _append_text(self, ids: list[int], text: str, *, at_start: bool) -> None:
         """Appends the ids of plain `text`; tokens that the vocabulary defines as always whole are found first."""
@@ -227,6 +235,17 @@ def _check_text(text: str) -> None:
         ) from None
 
 
+def _check_model_knows(vocabulary: Vocabulary, model_vocab: int | None) -> None:
+    if model_vocab is None or len(vocabulary.tokens) <= model_vocab:
+        return
+    highest = max((i for i in range(len(vocabulary.tokens)) if vocabulary.exceptions.get(i) is not Kind.UNUSED), default=-1)
+    if highest >= model_vocab:
+        raise FileProblem(
+            f"{vocabulary.source}: the vocabulary has {len(vocabulary.tokens)} tokens and can produce the id {highest}"
+            f" ({vocabulary.tokens[highest]!r:.80}); the model knows {model_vocab} ids. They belong to different models."
+        )
+
+
 def _merger(vocabulary: Vocabulary, *, joins_words: bool) -> Merger:
     """The `tokenizers` object: plain text in, ids out. It holds no control tokens."""
     import tokenizers
@@ -283,18 +302,28 @@ def _describe(vocabulary: Vocabulary) -> str:
 
 
 def load_tokenizer(
-    *, kind: str, path: Path | None = None, metadata: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+    *,
+    kind: str,
+    path: Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    model_vocab: int | None = None,
 ) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
     kind: "gguf" (from `metadata`, the file's `tokenizer.*` keys), "tokenizer.json", "tiktoken", "sentencepiece" or "llama2.c"
     (from `path`; a `tokenizer.model` is recognised by content whichever of the two it is called). config: what
-    `tokenizer_config.json` says. `FileProblem` says what is wrong with the vocabulary.
+    `tokenizer_config.json` says. model_vocab: how many ids the model knows; those beyond the vocabulary stand for no text.
+    `FileProblem` says what is wrong with the vocabulary, or that it can produce ids that the model lacks.
     """
+    return Tokenizer(_read_vocabulary(kind, path, metadata or {}, config or {}), model_vocab=model_vocab)
+
+
+def _read_vocabulary(kind: str, path: Path | None, metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
     if kind == "gguf":
         from herd.text.gguf_file import read_gguf
 
-        return Tokenizer(read_gguf(metadata or {}))
+        return read_gguf(metadata)
     if kind not in ("tokenizer.json", "tiktoken", "sentencepiece", "llama2.c") or path is None:
         raise UsageError(
             f"tokenizer kind {kind!r} with path {path}: expected gguf, or tokenizer.json, tiktoken, sentencepiece, llama2.c with a path."
@@ -303,16 +332,16 @@ def load_tokenizer(
     if kind == "tokenizer.json":
         from herd.text.json_file import read_tokenizer_json
 
-        return Tokenizer(read_tokenizer_json(data, config or {}, str(path)))
+        return read_tokenizer_json(data, config, str(path))
     from herd.text.sentencepiece_file import looks_like_sentencepiece, read_llama2c, read_sentencepiece
     from herd.text.tiktoken_file import looks_like_tiktoken, read_tiktoken
 
     if kind == "llama2.c":
-        return Tokenizer(read_llama2c(data, str(path)))
+        return read_llama2c(data, str(path))
     if looks_like_tiktoken(data):
-        return Tokenizer(read_tiktoken(data, str(path)))
+        return read_tiktoken(data, str(path))
     if looks_like_sentencepiece(data):
-        return Tokenizer(read_sentencepiece(data, str(path)))
+        return read_sentencepiece(data, str(path))
     raise FileProblem(
         f"{path} is neither a list of tokens and ranks (Llama 3, 4) nor a SentencePiece model (Llama 1, 2). It is damaged or foreign."
     )
