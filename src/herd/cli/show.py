@@ -80,7 +80,7 @@ def _from_files(found: Found, checkpoint: Checkpoint, context: int | None) -> di
         "Model": [("name", found.name, ""), ("path", str(found.path), ""), ("layout", checkpoint.layout, "")],
         "Architecture": _architecture(checkpoint.architecture, checkpoint.config),
         "Text": _text(checkpoint),
-        "Memory": _memory(checkpoint.config, checkpoint.num_bytes, "stored weights", context),
+        "Memory": _memory(checkpoint.config, checkpoint.num_bytes, "stored weights", context, is_block=_is_block(checkpoint)),
         "Said by its files": [(key, value, source) for key, (value, source) in files.items()],
     }
     if found.release is not None:
@@ -98,7 +98,7 @@ def _from_catalogue(release: Release, context: int | None) -> dict[str, list[Row
     return {
         "Model": [("name", release.name, ""), ("path", here, "")],
         "Architecture": _architecture("llama", config, "family catalogue"),
-        "Memory": _memory(config, weight_bytes(config, BF16), "16 bits a weight", context),
+        "Memory": _memory(config, weight_bytes(config, BF16), "16 bits a weight", context, is_block=False),
         "Release": _release(release),
     }
 
@@ -143,19 +143,26 @@ def _text(checkpoint: Checkpoint) -> list[Row]:
     ]
 
 
-def _memory(config: LlamaConfig, weights: int, what: str, context: int | None) -> list[Row]:
+def _is_block(checkpoint: Checkpoint) -> bool:
+    return any(checkpoint.dtype(spec.name).is_block for spec in checkpoint.specs)
+
+
+def _memory(config: LlamaConfig, weights: int, what: str, context: int | None, *, is_block: bool) -> list[Row]:
+    """What the default backend needs. Its cache is float16 where block-quantised weights meet int8 activations, else float32."""
     from herd.backends.base import PAGE_TOKENS, BackendOptions
+    from herd.dtypes import F16, F32
     from herd.models.sizes import buffer_bytes, cache_bytes
 
     if context is not None and not 1 <= context <= config.context_length:
         raise UsageError(f"--context is {context}; it must be from 1 to the model's {config.context_length}.")
     tokens = context or config.context_length
     options = BackendOptions()
-    cache = cache_bytes(config, tokens, PAGE_TOKENS)
+    dtype = F16 if is_block and options.activations == "int8" else F32
+    cache = cache_bytes(config, tokens, PAGE_TOKENS, dtype)
     buffers = buffer_bytes(config, options.max_step_tokens, options.max_step_outputs)
     return [
         ("weights", weights, what),
-        ("cache", cache, f"{tokens:,} tokens of keys and values, 16 bits each"),
+        ("cache", cache, f"{tokens:,} tokens of keys and values, {8 * dtype.block_bytes} bits each"),
         ("buffers", buffers, f"a step of {options.max_step_tokens} tokens"),
         ("together", weights + cache + buffers, "bytes"),
     ]
