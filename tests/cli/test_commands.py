@@ -11,9 +11,12 @@ import pytest
 import herd
 from cli.running import REFERENCE, STORIES, invoke
 from herd.cli.main import main
+from herd.dtypes import BY_NAME
 from herd.family import store
 from herd.family.catalogue import releases
 from herd.files import models_folder
+from tiny import random_leaves, tiny_llama
+from tiny_files import write_gguf
 
 ONCE = "Once upon a time"
 
@@ -25,6 +28,12 @@ def put_stories() -> Path:
     for name in ("stories260K.bin", "tok512.bin"):
         (target / name).write_bytes((source.parent / name).read_bytes())
     return target / "stories260K.bin"
+
+
+def tiny_gguf(folder: Path, kind: str) -> Path:
+    """A model of random weights whose matrices are stored as `kind`."""
+    cfg = tiny_llama()
+    return write_gguf(folder / f"{kind}.gguf", cfg, random_leaves(cfg, dtype=BY_NAME[kind]))
 
 
 def test_help_leads_with_examples_for_every_command() -> None:
@@ -80,7 +89,18 @@ def test_show_tells_facts_and_where_they_are_from() -> None:
     assert "260,032" in output and "n_layers in the header of stories260K.bin" in output
     found = json.loads(invoke("show", STORIES, "--json", "--context", "128").output)
     assert found["architecture"]["layers"]["value"] == 5
-    assert found["memory"]["cache"] == {"value": 2 * 5 * 4 * 8 * 2 * 128, "source": "128 tokens of keys and values, 16 bits each"}
+    assert found["memory"]["cache"] == {"value": 2 * 5 * 4 * 8 * 4 * 128, "source": "128 tokens of keys and values, 32 bits each"}
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "bf16"])
+def test_show_reckons_the_cache_that_the_model_would_have(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("herd._core")
+    path = tiny_gguf(tmp_path, kind)
+    told = json.loads(invoke("show", str(path), "--json", "--context", "64").output)["memory"]["cache"]
+    with herd.load(path, context=64) as model:
+        assert ("kv-f16" in model.fingerprint) == (kind == "q8_0")
+        assert told["value"] == model.memory().cache
+    assert told["source"].endswith("16 bits each" if kind == "q8_0" else "32 bits each")
 
 
 def test_show_knows_models_that_are_not_here() -> None:
@@ -144,3 +164,35 @@ def test_bench_times_what_it_can(tmp_path: Path) -> None:
     found = json.loads(done.output)
     assert found["prompt_tokens_per_s"] > 0 and found["decode_tokens_per_s"] > 0 and found["first_token_s"] > 0
     assert found["peak_bytes"] > 10_000_000 and found["read_bytes_per_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "activations", "multiplied"), [("q8_0", "int8", "int8"), ("q8_0", "float32", "float32"), ("bf16", "int8", "float32")]
+)
+def test_bench_sets_a_prompt_against_the_peak_of_what_is_multiplied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, activations: str, multiplied: str
+) -> None:
+    limits = pytest.importorskip("herd.backends.cpu.limits")
+    peaks = {"int8": 4e12, "float32": 1e12}
+    monkeypatch.setattr(limits, "measure_bandwidth", lambda threads: 1e10)
+    for name, peak in peaks.items():
+        monkeypatch.setattr(limits, f"measure_{name}", lambda threads, peak=peak: peak)
+    monkeypatch.setattr("herd.cli.bench._first_token_s", lambda model, options: 0.1)
+    words = (
+        "bench",
+        str(tiny_gguf(tmp_path, kind)),
+        "--prompt-tokens",
+        "8",
+        "--decode-tokens",
+        "4",
+        "--rounds",
+        "1",
+        "--activations",
+        activations,
+    )
+    found = json.loads(invoke(*words, "--json").output)
+    assert found["multiplied_in"] == multiplied
+    assert {name for name in peaks if found[f"{name}_operations_per_s"] is not None} == {multiplied}
+    assert found["prompt_bound_tokens_per_s"] == pytest.approx(peaks[multiplied] / found["operations_per_prompt_token"])
+    shown = invoke(*words).output
+    assert f"GOPS in {multiplied}" in shown and f"once a token, in {multiplied}." in shown

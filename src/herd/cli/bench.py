@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from herd.errors import ProviderError, UsageError
 
 if TYPE_CHECKING:
     from herd.api import Model
+    from herd.checkpoints.checkpoint import Checkpoint
 
 _STARTS = 3
 _START_TIMEOUT_S = 600.0
@@ -46,11 +48,11 @@ def bench(model: str, prompt_tokens: int, decode_tokens: int, rounds: int, as_js
             raise UsageError(f"The context has {room} tokens; choose fewer --prompt-tokens and --decode-tokens.")
         speeds = _speeds(loaded, prompt_tokens, decode_tokens, rounds)
         peak_bytes = _peak_bytes()
-        work = _work(loaded)
+        work = _work(loaded.checkpoint, options["activations"] or "int8")
         name, fingerprint = loaded.name, loaded.fingerprint
     with spinning("timing the first token"):
         first_token_s = _first_token_s(model, options)
-    limits = _limits(options) if options["backend"] == "cpu" else None
+    limits = _limits(options["threads"], work) if options["backend"] == "cpu" else None
     figures = _figures(speeds, work, limits)
     if as_json:
         print_json({"model": name, "fingerprint": fingerprint, **figures, "first_token_s": first_token_s, "peak_bytes": peak_bytes})
@@ -69,18 +71,35 @@ class _Speeds:
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What a token costs: bytes that are read to decode it (all weights, but of a table of embeddings that is not also the
-    head only a row), and operations on matrices for one of a prompt."""
+    head only a row), and operations on matrices for one of a prompt, by what is multiplied."""
 
     bytes_per_token: int
-    operations_per_token: int
+    int8_operations: int
+    float32_operations: int
+
+    @property
+    def operations(self) -> int:
+        return self.int8_operations + self.float32_operations
+
+    @property
+    def multiplied(self) -> str:
+        """What a prompt's bound is made of."""
+        kinds = {"int8": self.int8_operations, "float32": self.float32_operations}
+        return " and ".join(name for name, count in kinds.items() if count)
 
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What the machine can do: bytes read per second, and int8 operations per second (a multiply and an add are two)."""
+    """What the machine can do: bytes read per second, and operations per second (a multiply and an add are two) of the kinds
+    that the model needs; infinite for a kind that it does not."""
 
     bytes_per_s: float
-    operations_per_s: float
+    int8_per_s: float
+    float32_per_s: float
+
+    def prompt_tokens_per_s(self, work: _Work) -> float:
+        """A token's products one after the other, each kind at its own peak."""
+        return 1 / (work.int8_operations / self.int8_per_s + work.float32_operations / self.float32_per_s)
 
 
 def _speeds(loaded: Model, prompt_tokens: int, decode_tokens: int, rounds: int) -> _Speeds:
@@ -117,14 +136,19 @@ def _peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _work(loaded: Model) -> _Work:
+def _work(checkpoint: Checkpoint, activations: str) -> _Work:
+    """The rule of the cpu backend: block formats are multiplied with int8 activations unless float32 is asked for, plain ones
+    with float32."""
     from herd.models.weights import Kind, stored_bytes
 
-    checkpoint = loaded.checkpoint
     is_tied = checkpoint.config.tied_embeddings
+    dtypes = {spec.name: checkpoint.dtype(spec.name) for spec in checkpoint.specs}
     read = [spec for spec in checkpoint.specs if is_tied or spec.kind is not Kind.EMBEDDING]
-    matrices = sum(spec.count for spec in checkpoint.specs if spec.kind is Kind.MATRIX)
-    return _Work(sum(stored_bytes(checkpoint.dtype(spec.name), spec.shape) for spec in read), 2 * matrices)
+    operations = {True: 0, False: 0}
+    for spec in checkpoint.specs:
+        if spec.kind is Kind.MATRIX:
+            operations[dtypes[spec.name].is_block and activations == "int8"] += 2 * spec.count
+    return _Work(sum(stored_bytes(dtypes[spec.name], spec.shape) for spec in read), operations[True], operations[False])
 
 
 def _first_token_s(model: str, options: dict[str, Any]) -> float:
@@ -147,10 +171,14 @@ def _first_token_s(model: str, options: dict[str, Any]) -> float:
     return statistics.median(seconds)
 
 
-def _limits(options: dict[str, Any]) -> _Limits:
-    from herd.backends.cpu.limits import measure_bandwidth, measure_int8
+def _limits(threads: int | None, work: _Work) -> _Limits:
+    from herd.backends.cpu.limits import measure_bandwidth, measure_float32, measure_int8
 
-    return _Limits(measure_bandwidth(options["threads"]), measure_int8(options["threads"]))
+    return _Limits(
+        measure_bandwidth(threads),
+        measure_int8(threads) if work.int8_operations else math.inf,
+        measure_float32(threads) if work.float32_operations else math.inf,
+    )
 
 
 def _figures(speeds: _Speeds, work: _Work, limits: _Limits | None) -> dict[str, Any]:
@@ -159,7 +187,7 @@ def _figures(speeds: _Speeds, work: _Work, limits: _Limits | None) -> dict[str, 
 
     figures: dict[str, Any] = {}
     for name, values, bound in (
-        ("prompt", speeds.prompt, limits.operations_per_s / work.operations_per_token if limits else None),
+        ("prompt", speeds.prompt, limits.prompt_tokens_per_s(work) if limits else None),
         ("decode", speeds.decode, limits.bytes_per_s / work.bytes_per_token if limits else None),
     ):
         middle = statistics.median(values) if values else None
@@ -168,9 +196,11 @@ def _figures(speeds: _Speeds, work: _Work, limits: _Limits | None) -> dict[str, 
         figures[f"{name}_bound_tokens_per_s"] = bound
         figures[f"{name}_share_of_bound"] = middle / bound if middle is not None and bound else None
     figures["bytes_per_token"] = work.bytes_per_token
-    figures["operations_per_prompt_token"] = work.operations_per_token
+    figures["operations_per_prompt_token"] = work.operations
+    figures["multiplied_in"] = work.multiplied if limits else None
     figures["read_bytes_per_s"] = limits.bytes_per_s if limits else None
-    figures["int8_operations_per_s"] = limits.operations_per_s if limits else None
+    figures["int8_operations_per_s"] = limits.int8_per_s if limits and work.int8_operations else None
+    figures["float32_operations_per_s"] = limits.float32_per_s if limits and work.float32_operations else None
     return figures
 
 
@@ -186,7 +216,8 @@ def _print(name: str, fingerprint: str, figures: dict[str, Any], first_token_s: 
     if peak_bytes is not None:
         click.echo(f"  {'peak memory':<18}{size(peak_bytes)}")
     if figures["read_bytes_per_s"] is not None:
-        click.echo(
-            f"  {'this machine':<18}reads {size(figures['read_bytes_per_s'])}/s, {figures['int8_operations_per_s'] / 1e9:,.0f} GOPS in int8"
-        )
-        click.echo("  Bounds: decode reads every weight once a token; a prompt multiplies every matrix once a token.")
+        peaks = {kind: figures[f"{kind}_operations_per_s"] for kind in ("int8", "float32")}
+        told = ", ".join(f"{peak / 1e9:,.0f} GOPS in {kind}" for kind, peak in peaks.items() if peak is not None)
+        click.echo(f"  {'this machine':<18}reads {size(figures['read_bytes_per_s'])}/s, {told}")
+        products = f"a prompt multiplies every matrix once a token, in {figures['multiplied_in']}"
+        click.echo(f"  Bounds: decode reads every weight once a token; {products}.")
