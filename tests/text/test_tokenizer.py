@@ -6,6 +6,7 @@ import codecs
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,42 @@ def test_a_vocabulary_larger_than_the_model_is_refused_unless_the_rest_is_unused
     metadata["tokenizer.ggml.tokens"].append("unused")
     metadata["tokenizer.ggml.token_type"].append(5)
     assert load_tokenizer(kind="gguf", metadata=metadata, model_vocab=count).decode([count]) == ""
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda t: t.encode(5), r"text is 5 \(int\); expected a str"),
+        (lambda t: t.encode(None), r"text is None \(NoneType\)"),
+        (lambda t: t.encode(b"a", specials=True), r"text is b'a' \(bytes\)"),
+        (lambda t: t.split_specials(["a"]), r"text is \['a'\] \(list\)"),
+        (lambda t: t.encode_parts(5), r"parts is 5 \(int\); expected texts and token ids"),
+        (lambda t: t.encode_parts(["a", 1.0]), "token id 1.0 is of type float"),
+        (lambda t: t.encode_parts([True]), "token id True is of type bool"),
+        (lambda t: t.decode(5), r"ids is 5 \(int\); expected token ids"),
+        (lambda t: t.decode("abc"), r"ids is 'abc' \(str\); expected token ids"),
+        (lambda t: t.decode(b"abc"), r"ids is b'abc' \(bytes\)"),
+        (lambda t: t.decode(["a"]), "token id 'a' is of type str; expected a whole number"),
+        (lambda t: t.decode([None]), "token id None is of type NoneType"),
+        (lambda t: t.decode(np.zeros((1, 2), np.int64)), "token id is of type ndarray|token id array"),
+        (lambda t: t.decode([np.float32(1)]), "of type float32"),
+        (lambda t: t.token_bytes("a"), "token id 'a'"),
+        (lambda t: t.is_special(1.5), "token id 1.5"),
+        (lambda t: t.special_text([1]), r"token id \[1\]"),
+        (lambda t: t.stream().push("a"), "token id 'a'"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused_with_what_was_found(tokenizer: Tokenizer, ask: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(tokenizer)
+
+
+@BOTH
+def test_whole_numbers_of_other_libraries_are_token_ids(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("the end")
+    assert tokenizer.decode(np.array(ids, np.int32)) == "the end"
+    assert tokenizer.encode_parts([*map(np.int64, ids)]) == ids
 
 
 def test_every_single_token_decodes_to_its_bytes() -> None:

@@ -10,11 +10,12 @@ told, by the table here. Files are read by the `*_file` modules; `load_tokenizer
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, SupportsIndex, final
 
 from herd.errors import FileProblem, UsageError
 from herd.text import byte_level
@@ -76,7 +77,7 @@ class Tokenizer:
         """Token ids of `text`.
 
         bos: start with the BOS token; None: as the model was trained. specials: control tokens written in the text become
-        control tokens; for trusted text only. `UsageError` if the text has an unpaired surrogate.
+        control tokens; for trusted text only. `UsageError` if it is no text, or has an unpaired surrogate.
         """
         _check_text(text)
         if bos and self.bos_id is None:
@@ -88,24 +89,25 @@ class Tokenizer:
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Token ids of a prompt whose control tokens are given as ids and whose texts are only ever text.
 
-        Neighbouring texts are one text. No BOS is added. `UsageError` names an id outside the vocabulary.
+        Neighbouring texts are one text. No BOS is added. `UsageError` names an id outside the vocabulary, and what is neither text nor id.
         """
         ids: list[int] = []
         after_special = False
-        for part in _joined(parts):
-            if isinstance(part, int):
-                self._check_id(part, self.vocab_size)
-                ids.append(part)
+        for part in _joined(_items(parts, "parts", "texts and token ids")):
+            if isinstance(part, str):
+                _check_text(part)
+                self._append_text(ids, part, at_start=not after_special)
+                after_special = False
+            else:
+                ids.append(self._checked_id(part, self.vocab_size))
                 after_special = True
-                continue
-            _check_text(part)
-            self._append_text(ids, part, at_start=not after_special)
-            after_special = False
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
         """The text of `ids`. `UsageError` names an id that neither vocabulary nor model has."""
-        data = b"".join(self.token_bytes(i) for i in ids if not (skip_specials and self.is_special(i)))
+        if isinstance(ids, (str, bytes)):
+            raise UsageError(f"ids is {ids!r:.80} ({type(ids).__name__}); expected token ids, which are whole numbers.")
+        data = b"".join(self.token_bytes(i) for i in _items(ids, "ids", "token ids") if not (skip_specials and self.is_special(i)))
         text = data.decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self._adds_space else text
 
@@ -117,7 +119,7 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for: of a control token its name; none of an unused one or one that only the model has."""
-        self._check_id(token, self._num_ids)
+        token = self._checked_id(token, self._num_ids)
         if token >= self.vocab_size:
             return b""
         text = self._tokens[token]
@@ -134,25 +136,34 @@ class Tokenizer:
 
     def split_specials(self, text: str) -> Iterator[str | int]:
         """Trusted text as parts for `encode_parts`: the texts between control tokens, and the ids of these."""
+        _check_text(text)
         return self._find_specials.parts(text)
 
     def special_text(self, token: int) -> str:
         """How a control token is written."""
-        self._check_id(token, self.vocab_size)
-        return self._tokens[token]
+        return self._tokens[self._checked_id(token, self.vocab_size)]
 
     def is_special(self, token: int) -> bool:
         """Whether a token is a control token: no text, and never made from text. `UsageError` if it is none at all."""
-        self._check_id(token, self._num_ids)
-        return self._exceptions.get(token) in (Kind.CONTROL, Kind.UNKNOWN)
+        return self._exceptions.get(self._checked_id(token, self._num_ids)) in (Kind.CONTROL, Kind.UNKNOWN)
 
     @property
     def _adds_space(self) -> bool:
         return isinstance(self._style, Spaces) and self._style.prefix
 
-    def _check_id(self, token: int, count: int) -> None:
+    @staticmethod
+    def _checked_id(token: object, count: int) -> int:
+        """The id as Python's own whole number; other libraries' whole numbers are taken, truth values and fractions are not."""
+        if type(token) is not int:
+            if isinstance(token, bool) or not isinstance(token, SupportsIndex):
+                raise UsageError(f"token id {token!r:.80} is of type {type(token).__name__}; expected a whole number.")
+            try:
+                token = operator.index(token)
+            except TypeError:
+                raise UsageError(f"token id is of type {type(token).__name__}; expected a whole number.") from None
         if not 0 <= token < count:
             raise UsageError(f"token id {token} is not in the vocabulary; ids are 0 to {count - 1}.")
+        return token
 
     def _append_text(self, ids: list[int], text: str, *, at_start: bool) -> None:
         """Appends the ids of plain `text`; tokens that the vocabulary defines as always whole are found first."""
@@ -226,7 +237,15 @@ def _joined(parts: Iterable[str | int]) -> Iterator[str | int]:
         yield "".join(texts)
 
 
-def _check_text(text: str) -> None:
+def _items(items: object, name: str, expected: str) -> Iterable[Any]:
+    if not isinstance(items, Iterable):
+        raise UsageError(f"{name} is {items!r:.80} ({type(items).__name__}); expected {expected}.")
+    return items
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"text is {text!r:.80} ({type(text).__name__}); expected a str.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
