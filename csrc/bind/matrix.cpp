@@ -30,7 +30,7 @@ std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std:
     const Storage storage = storage_of(storage_id);
     const Arithmetic arithmetic = arithmetic_of(activations);
     const LinearKernels& linear = machine.linear;
-    constexpr int64_t kMost = int64_t{1} << 31;
+    constexpr int64_t kMost = int64_t{1} << 28;  // so that no product of the two can overflow
     if (rows < 1 || columns < 1 || rows > kMost || columns > kMost) {
         throw std::invalid_argument("a matrix of shape [" + std::to_string(rows) + ", " + std::to_string(columns) + "] cannot be");
     }

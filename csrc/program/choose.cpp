@@ -65,7 +65,10 @@ Chooser::Chooser(Isa isa, int64_t vocabulary)
       weights_(vocabulary * 8),
       indices_(vocabulary * 4),
       largest_logits_(divide_up(vocabulary, kRun) * 4),
-      largest_weights_(divide_up(vocabulary, kRun) * 8) {}
+      largest_weights_(divide_up(vocabulary, kRun) * 8) {
+    // Choosing runs inside the pool, where nothing may throw: room for every token is taken now. It costs memory only once used.
+    for (std::vector<Candidate>* list : {&candidates_, &bucket_, &other_bucket_, &ordered_}) list->reserve(static_cast<size_t>(vocabulary));
+}
 
 Choice Chooser::choose(const float* logits, const Draw& draw) {
     Choice choice;

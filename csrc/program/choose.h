@@ -51,8 +51,7 @@ Words philox(Words counter, uint32_t low_key, uint32_t high_key);
 // A number in [0, 1), a multiple of 2^-53, for a draw.
 double uniform(const Draw& draw);
 
-// Chooses for rows of `vocabulary` logits, with scratch of its own: one per thread. Allocates only when more candidates come
-// than ever before.
+// Chooses for rows of `vocabulary` logits, with scratch of its own: one per thread. Allocates nothing once made.
 class Chooser {
   public:
     Chooser(Isa isa, int64_t vocabulary);

@@ -17,7 +17,10 @@ void check(const Span& span, size_t index, const Limits& limits, int64_t pages) 
     const std::string at = "span " + std::to_string(index);
     const auto count = static_cast<int64_t>(span.tokens.size());
     if (count == 0) refuse(at + " has no tokens");
-    if (span.start < 0) refuse(at + " starts at position " + std::to_string(span.start) + "; positions start at 0");
+    constexpr int64_t kLastStart = int64_t{1} << 30;  // positions are 32-bit
+    if (span.start < 0 || span.start > kLastStart) {
+        refuse(at + " starts at position " + std::to_string(span.start) + "; positions go from 0 to " + std::to_string(kLastStart));
+    }
     if (span.outputs < 0 || span.outputs > count) {
         refuse(at + " asks for logits of " + std::to_string(span.outputs) + " of its " + std::to_string(count) + " tokens");
     }
