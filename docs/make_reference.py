@@ -1,7 +1,7 @@
 """Writes docs/reference/ from the code: commands, Python names, settings, errors and number formats.
 
-    python docs/make_reference.py            writes the pages that changed
-    python docs/make_reference.py --check    exit code 1 and their names when any is stale
+python docs/make_reference.py            writes the pages that changed
+python docs/make_reference.py --check    exit code 1 and their names when any is stale
 """
 
 from __future__ import annotations

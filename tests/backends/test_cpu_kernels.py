@@ -9,8 +9,6 @@ _core = pytest.importorskip("herd._core", reason="the extension herd._core is no
 limits = pytest.importorskip("herd.backends.cpu.limits")
 
 
-
-
 @pytest.fixture(params=_core.available_isas())
 def machine(request: pytest.FixtureRequest) -> object:
     return _core.Machine(1, request.param)

@@ -131,7 +131,9 @@ def _text(checkpoint: Checkpoint) -> list[Row]:
     from herd.text.formats import choose_format
     from herd.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
+    tokenizer = load_tokenizer(
+        kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=checkpoint.config.vocab_size
+    )
     chat_format = choose_format(tokenizer, checkpoint.chat_template)
     where = source.path.name if source.path is not None else f"{source.kind} metadata"
     return [

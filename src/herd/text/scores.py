@@ -84,9 +84,5 @@ def _ties_of_spaces(plain: Mapping[str, float], source: str) -> tuple[int, list[
 def _run_merges(longest: int) -> list[tuple[str, str]]:
     """Merges for runs of `▁` of every length up to `longest`, a power of two: doublings first, then all others."""
     doublings = [(_SPACE * (1 << k), _SPACE * (1 << k)) for k in range(longest.bit_length() - 1)]
-    others = [
-        (_SPACE * left, _SPACE * right)
-        for left in range(2, longest)
-        for right in range(1, min(left, longest - left + 1))
-    ]
+    others = [(_SPACE * left, _SPACE * right) for left in range(2, longest) for right in range(1, min(left, longest - left + 1))]
     return doublings + others

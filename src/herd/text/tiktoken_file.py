@@ -73,12 +73,7 @@ def _ranks(data: bytes, source: str) -> list[bytes]:
 
 def _merges(plain: list[str]) -> list[tuple[str, str]]:
     known = frozenset(plain)
-    return [
-        (token[:at], token[at:])
-        for token in plain
-        for at in range(1, len(token))
-        if token[:at] in known and token[at:] in known
-    ]
+    return [(token[:at], token[at:]) for token in plain for at in range(1, len(token)) if token[:at] in known and token[at:] in known]
 
 
 def _family(count: int, source: str) -> tuple[Split, list[str]]:

@@ -113,9 +113,7 @@ class Tokenizer:
 
     def stream(self) -> StreamDecoder:
         """A decoder for tokens as they are generated; control tokens give no text."""
-        return StreamDecoder(
-            lambda i: b"" if self.is_special(i) else self.token_bytes(i), drop_leading_space=self._adds_space
-        )
+        return StreamDecoder(lambda i: b"" if self.is_special(i) else self.token_bytes(i), drop_leading_space=self._adds_space)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for: of a control token its name; none of an unused one or one that only the model has."""
@@ -249,9 +247,7 @@ def _check_text(text: object) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError(
-            f"text has an unpaired surrogate at index {error.start}; only whole Unicode characters have tokens."
-        ) from None
+        raise UsageError(f"text has an unpaired surrogate at index {error.start}; only whole Unicode characters have tokens.") from None
 
 
 def _check_model_knows(vocabulary: Vocabulary, model_vocab: int | None) -> None:

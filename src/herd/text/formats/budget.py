@@ -97,4 +97,3 @@ def account(value: Any, budget: Budget) -> None:
         budget.allocate(len(value))
     elif isinstance(value, list | tuple | dict | set):
         budget.allocate(16 * len(value))
-

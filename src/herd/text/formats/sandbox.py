@@ -1,10 +1,10 @@
 """jinja2 for templates that nobody has checked: jinja2's own sandbox, and a budget that holds for everything in it.
 
-    names        only the filters, tests, functions and text methods listed here exist; no files, no clock, no random numbers
-    loops        the syntax tree is changed so that every turn of a loop, and every macro, first spends for its body
-    texts        operators, filters and methods that can enlarge a text spend for the result before or as it is made
-    folding      nothing is computed while the template is compiled
-    `strftime_now`, `raise_exception`, `tojson`, `{% generation %}` and white-space control are as Hugging Face defines them
+names        only the filters, tests, functions and text methods listed here exist; no files, no clock, no random numbers
+loops        the syntax tree is changed so that every turn of a loop, and every macro, first spends for its body
+texts        operators, filters and methods that can enlarge a text spend for the result before or as it is made
+folding      nothing is computed while the template is compiled
+`strftime_now`, `raise_exception`, `tojson`, `{% generation %}` and white-space control are as Hugging Face defines them
 """
 
 from __future__ import annotations
