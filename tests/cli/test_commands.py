@@ -119,12 +119,14 @@ def test_models_lists_what_is_known_and_what_is_here() -> None:
     assert "1.1 MB" in invoke("models", "--here").output
 
 
-def test_a_model_of_the_folder_is_used_and_removed_by_its_name() -> None:
+def test_a_model_of_the_folder_is_used_and_removed_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     put_stories().parent.rename(models_folder() / "old")
     (models_folder() / "old" / "stories260K.bin").rename(models_folder() / "tale.bin")
     (models_folder() / "old" / "tok512.bin").rename(models_folder() / "tok512.bin")
     assert store.locate("tale.bin") is not None
     assert invoke("remove", "tale.bin").exit_code == 2
+    monkeypatch.setattr("herd.cli.output.is_terminal", lambda stream: True)
+    assert invoke("remove", "tale.bin", typed="n\n").output.endswith("tale.bin is kept.\n")
     assert invoke("remove", "tale.bin", "--yes").output == "tale.bin is gone; 1.1 MB are free again.\n"
     assert store.locate("tale.bin") is None
 

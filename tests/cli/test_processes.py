@@ -35,6 +35,20 @@ def test_unknown_names_of_the_package_are_attribute_errors() -> None:
         herd.laod  # noqa: B018
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk without room, is Linux's")
+def test_output_to_a_full_disk_is_said_to_be_that() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("run", STORIES, ONCE, "-n", "2", *REFERENCE),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 4 and b"no room" in done.stderr and b"bug" not in done.stderr
+
+
 def test_running_a_model_imports_no_network_and_no_drawing() -> None:
     program = (
         "import sys; from herd.cli.main import main\n"

@@ -5,6 +5,7 @@ Exit codes: 0 done · 1 a bug of ours · 2 usage · 3 a file · 4 memory or disk
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from herd.cli.models import models, pull, remove
 from herd.cli.options import Examples, offline_option
 from herd.cli.run import run
 from herd.cli.show import show
-from herd.errors import HerdError
+from herd.errors import CapacityError, HerdError
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
 
 
@@ -55,6 +57,9 @@ class Herd(Examples, click.Group):
         except MemoryError:
             return _refuse("There is not enough memory. Try a smaller model, or a smaller --context.", OUT_OF_MEMORY)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                _close_pipe()
+                return _refuse("There is no room left where the output goes. Make room, or write elsewhere.", CapacityError.exit_code)
             if os.environ.get("HERD_DEBUG"):
                 raise
             return _refuse(f"herd met a bug: {type(error).__name__}: {error}. Set HERD_DEBUG=1 for the traceback, and please report it.", 1)

@@ -131,6 +131,8 @@ def remove(name: str, yes: bool) -> None:
     if not yes:
         if not is_terminal(sys.stdin):
             raise UsageError(f"This would delete {found.name} ({size(found.num_bytes)}). Nobody can be asked here; say --yes.")
-        click.confirm(f"Delete {found.name} ({size(found.num_bytes)}) from {models_folder()}?", abort=True)
+        if not click.confirm(f"Delete {found.name} ({size(found.num_bytes)}) from {models_folder()}?"):
+            click.echo(f"{found.name} is kept.")
+            return
     freed = store.remove(found.name, on_wait=lambda: _waiting(found.name))
     click.echo(f"{found.name} is gone; {size(freed)} are free again.")
