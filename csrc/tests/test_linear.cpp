@@ -5,22 +5,12 @@
 
 #include "base/cpu.h"
 #include "kernels/matrix.h"
+#include "tests/check.h"
 #include "tests/linear_reference.h"
 
 using namespace herd;
 
 namespace {
-
-int failures = 0;
-#define CHECK(condition, ...)                                                    \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);          \
-            std::printf(__VA_ARGS__);                                            \
-            std::printf("\n");                                                   \
-            if (++failures > 20) std::exit(1);                                   \
-        }                                                                        \
-    } while (0)
 
 constexpr Storage kStorages[] = {Storage::F32,  Storage::F16,  Storage::BF16, Storage::Q4_0, Storage::Q4_1,   Storage::Q5_0,  Storage::Q5_1, Storage::Q8_0,
                                  Storage::Q2_K, Storage::Q3_K, Storage::Q4_K, Storage::Q5_K, Storage::Q6_K, Storage::IQ4_NL, Storage::IQ4_XS};
@@ -217,7 +207,7 @@ int main() {
             }
         }
         check_prepared(kernels);
-        std::printf("%s: %s\n", isa_name(isa), failures == 0 ? "every storage format agrees with its definition" : "FAILED");
+        std::printf("%s: %s\n", isa_name(isa), test::failures == 0 ? "every storage format agrees with its definition" : "FAILED");
     }
-    return failures == 0 ? 0 : 1;
+    return test::failures == 0 ? 0 : 1;
 }
