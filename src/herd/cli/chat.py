@@ -63,9 +63,13 @@ def chat(model: str | None, system: str | None, **options: Any) -> None:
 
 
 def _talk(conversation: Conversation, is_person: bool) -> None:
-    """Until the conversation ends. Ctrl-C of a person, whenever it comes, gives a new prompt."""
+    """Until the conversation ends. Ctrl-C of a person, whenever it comes and however often, gives a new prompt."""
+    is_interrupted = False
     while True:
         try:
+            if is_interrupted:  # said inside the try, so that one more Ctrl-C meanwhile ends nothing
+                click.echo("\n/exit or Ctrl-D ends.")
+                is_interrupted = False
             for line in _lines(is_person):
                 if not conversation.hear(line):
                     return
@@ -73,7 +77,7 @@ def _talk(conversation: Conversation, is_person: bool) -> None:
         except KeyboardInterrupt:
             if not is_person:
                 raise
-            click.echo("\n/exit or Ctrl-D ends.")
+            is_interrupted = True
 
 
 class Conversation:
