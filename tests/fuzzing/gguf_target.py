@@ -12,9 +12,9 @@ import numpy as np
 
 from fuzzing.values import INTEGERS, TEXTS, damage
 from herd import dtypes
-from herd.checkpoints.checkpoint import tensor_of
 from herd.checkpoints.gguf import read_gguf
 from herd.checkpoints.gguf_llama import assemble
+from herd.checkpoints.sources import tensor_of
 from herd.files import MappedFile
 from herd.models.rope import Linear, Llama3, Rope
 from tiny import random_leaves, tiny_llama

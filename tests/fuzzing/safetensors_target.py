@@ -14,10 +14,10 @@ import safetensors
 
 from fuzzing.values import INTEGERS, damage
 from herd import dtypes
-from herd.checkpoints.checkpoint import tensor_of
 from herd.checkpoints.huggingface import match
 from herd.checkpoints.huggingface_config import read_config
 from herd.checkpoints.safetensors import read_safetensors
+from herd.checkpoints.sources import tensor_of
 from herd.files import MappedFile
 from herd.files.json import parse_json
 from herd.models.rope import Llama3, Rope, Yarn

@@ -96,7 +96,8 @@ class Model:
     @property
     def config(self) -> LlamaConfig:
         """The facts of its architecture."""
-        return self._checkpoint.config
+        config: LlamaConfig = self._checkpoint.config
+        return config
 
     @property
     def facts(self) -> Mapping[str, Fact]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from herd.checkpoints import names
-from herd.checkpoints.checkpoint import StoredTensor
+from herd.checkpoints.sources import StoredTensor
 from herd.errors import FileProblem
 from herd.models.llama import LlamaConfig
 from herd.models.weights import Kind, TensorSpec

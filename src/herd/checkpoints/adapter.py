@@ -16,11 +16,11 @@ from pathlib import Path
 
 from herd.checkpoints import names
 from herd.checkpoints.account import refuse
-from herd.checkpoints.checkpoint import Interleaved, StoredTensor
 from herd.checkpoints.config_reader import ConfigReader, shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface import DTYPES
 from herd.checkpoints.safetensors import Entry, read_safetensors
+from herd.checkpoints.sources import Interleaved, StoredTensor
 from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
 from herd.models import llama

@@ -12,9 +12,10 @@ import numpy as np
 from herd.checkpoints import names
 from herd.checkpoints.account import account, check_config
 from herd.checkpoints.advice import read_advice
-from herd.checkpoints.checkpoint import About, Checkpoint, Fact, StoredTensor, TokenizerSource
+from herd.checkpoints.checkpoint import About, Checkpoint, Fact, TokenizerSource
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
 from herd.checkpoints.gguf import GgufFile, Metadata, read_gguf
+from herd.checkpoints.sources import StoredTensor
 from herd.dtypes import F16, F32
 from herd.errors import FileProblem
 from herd.files import MappedFile

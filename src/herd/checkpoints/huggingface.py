@@ -9,12 +9,13 @@ from typing import Any
 
 from herd.checkpoints import names
 from herd.checkpoints.account import account, check_config
-from herd.checkpoints.checkpoint import Checkpoint, Fact, Interleaved, SameBytes, Source, StoredTensor
+from herd.checkpoints.checkpoint import Checkpoint, Fact
 from herd.checkpoints.config_reader import shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface_config import FILE, read_config
 from herd.checkpoints.huggingface_text import read_about
 from herd.checkpoints.safetensors import Entry, read_safetensors
+from herd.checkpoints.sources import Interleaved, SameBytes, Source, StoredTensor
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
@@ -24,6 +25,7 @@ from herd.models.weights import TensorSpec
 DTYPES: dict[str, DType] = {"F32": F32, "F16": F16, "BF16": BF16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INV_FREQ = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+TIED = "but config.json says tie_word_embeddings: true, so that both are one matrix. Set it to false if the stored head is meant."
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -66,7 +68,7 @@ def match(cfg: llama.LlamaConfig, entries: Mapping[str, Entry], where: str) -> t
                 f"{where}: lm_head.weight is {head.dtype} {list(head.shape)} and model.embed_tokens.weight is {embed.dtype} "
                 f"{list(embed.shape)}, but config.json says tie_word_embeddings: true, so that both are one matrix."
             )
-        sources["embed"] = SameBytes(found["embed"], tensors["lm_head.weight"])
+        sources["embed"] = SameBytes(found["embed"], (tensors["lm_head.weight"],), TIED)
     return specs, sources
 
 
