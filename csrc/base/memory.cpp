@@ -32,8 +32,12 @@ AlignedBytes::AlignedBytes(int64_t size) : size_(size) {
     std::memset(data_, 0, static_cast<size_t>(size));
 }
 
+// Matrices over a mapped file are read only: nothing but packing writes to a matrix, and these are packed.
+AlignedBytes::AlignedBytes(const uint8_t* data, int64_t size, std::shared_ptr<const void> owner)
+    : data_(const_cast<uint8_t*>(data)), size_(size), owner_(std::move(owner)) {}
+
 AlignedBytes::~AlignedBytes() {
-    if (data_ == nullptr || part_of_) return;
+    if (data_ == nullptr || owner_) return;
     if (size_ >= kLarge) {
         munmap(data_, static_cast<size_t>(size_));
     } else {
@@ -51,7 +55,7 @@ AlignedBytes Chunks::take(int64_t size) {
     AlignedBytes part;
     part.data_ = chunk_->data() + used_;
     part.size_ = size;
-    part.part_of_ = chunk_;
+    part.owner_ = chunk_;
     used_ += rounded;
     return part;
 }

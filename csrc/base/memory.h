@@ -8,19 +8,21 @@
 
 namespace herd {
 
-// Owns `size()` zeroed bytes, 64-byte aligned. Large ones come straight from the system, so that pages cost nothing until
+// `size()` bytes, 64-byte aligned: its own, zeroed, or a part of somebody else's. Large ones come straight from the system, so that pages cost nothing until
 // they are touched and return when the owner goes. Throws std::bad_alloc.
 class AlignedBytes {
   public:
     AlignedBytes() = default;
     explicit AlignedBytes(int64_t size);
+    // `size` bytes that somebody else owns and nobody writes, 64-byte aligned; `owner` is kept for as long as they are looked at.
+    AlignedBytes(const uint8_t* data, int64_t size, std::shared_ptr<const void> owner);
     ~AlignedBytes();
     AlignedBytes(AlignedBytes&& other) noexcept
-        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), part_of_(std::move(other.part_of_)) {}
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), owner_(std::move(other.owner_)) {}
     AlignedBytes& operator=(AlignedBytes&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
-        std::swap(part_of_, other.part_of_);
+        std::swap(owner_, other.owner_);
         return *this;
     }
     AlignedBytes(const AlignedBytes&) = delete;
@@ -43,7 +45,7 @@ class AlignedBytes {
 
     uint8_t* data_ = nullptr;
     int64_t size_ = 0;
-    std::shared_ptr<AlignedBytes> part_of_;  // owns the memory if this does not
+    std::shared_ptr<const void> owner_;  // of the memory, if this is not
 };
 
 // Gives out memory from large pieces, which the system maps with large pages: packing a model into thousands of small ones

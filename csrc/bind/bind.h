@@ -69,5 +69,6 @@ void bind_matrix(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_sample(nb::module_& m);
+void bind_vocabulary(nb::module_& m);
 
 }  // namespace herd

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "bind/bind.h"
+#include "kernels/layout.h"
 
 namespace herd {
 
@@ -26,10 +27,9 @@ Arithmetic arithmetic_of(const std::string& name) {
     throw std::invalid_argument("activations \"" + name + "\" are unknown; there are int8 and float32");
 }
 
-std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data, Chunks* memory) {
+// A matrix of this shape, still without data.
+std::shared_ptr<Matrix> empty_matrix(const LinearKernels& linear, int storage_id, const std::string& activations, int64_t rows, int64_t columns) {
     const Storage storage = storage_of(storage_id);
-    const Arithmetic arithmetic = arithmetic_of(activations);
-    const LinearKernels& linear = machine.linear;
     constexpr int64_t kMost = int64_t{1} << 28;  // so that no product of the two can overflow
     if (rows < 1 || columns < 1 || rows > kMost || columns > kMost) {
         throw std::invalid_argument("a matrix of shape [" + std::to_string(rows) + ", " + std::to_string(columns) + "] cannot be");
@@ -37,38 +37,70 @@ std::shared_ptr<Matrix> make_matrix(Machine& machine, int storage_id, const std:
     if (columns % linear.block_columns(storage) != 0) {
         throw std::invalid_argument("columns is " + std::to_string(columns) + ", expected a multiple of the block of " + std::to_string(linear.block_columns(storage)));
     }
-    const int64_t expected = rows * linear.row_bytes(storage, columns);
-    if (static_cast<int64_t>(data.size()) != expected) {
-        throw std::invalid_argument("data has " + std::to_string(data.size()) + " bytes, expected " + std::to_string(expected) + " for shape [" +
-                                    std::to_string(rows) + ", " + std::to_string(columns) + "]");
-    }
-    nb::gil_scoped_release unlocked;
-    const std::lock_guard lock(machine.mutex);
     auto matrix = std::make_shared<Matrix>();
     matrix->storage = storage;
-    matrix->arithmetic = arithmetic;
+    matrix->arithmetic = arithmetic_of(activations);
     matrix->rows = rows;
     matrix->columns = columns;
     matrix->panels = panels_of(rows);
-    const int64_t packed = linear.packed_bytes(storage, arithmetic, rows, columns);
+    return matrix;
+}
+
+int64_t packed_bytes(const LinearKernels& linear, const Matrix& matrix) {
+    return linear.packed_bytes(matrix.storage, matrix.arithmetic, matrix.rows, matrix.columns);
+}
+
+void check_size(const Bytes& data, int64_t expected, const Matrix& matrix) {
+    if (static_cast<int64_t>(data.size()) == expected) return;
+    throw std::invalid_argument("data has " + std::to_string(data.size()) + " bytes, expected " + std::to_string(expected) + " for shape [" +
+                                std::to_string(matrix.rows) + ", " + std::to_string(matrix.columns) + "]");
+}
+
+std::shared_ptr<Matrix> pack_matrix(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data, Chunks* memory) {
+    const LinearKernels& linear = machine.linear;
+    auto matrix = empty_matrix(linear, storage_id, activations, rows, columns);
+    check_size(data, rows * linear.row_bytes(matrix->storage, columns), *matrix);
+    nb::gil_scoped_release unlocked;
+    const std::lock_guard lock(machine.mutex);
+    const int64_t packed = packed_bytes(linear, *matrix);
     matrix->data = memory != nullptr ? memory->take(packed) : AlignedBytes(packed);
     const int64_t pieces = std::min<int64_t>(matrix->panels, 16 * machine.pool.workers());
     machine.pool.reset_phases(1);
     machine.pool.run([&](int worker) {
         for (int64_t piece = machine.pool.next_piece(0, worker, pieces); piece >= 0; piece = machine.pool.next_piece(0, worker, pieces)) {
-            linear.pack(storage, arithmetic, data.data(), rows, columns, matrix->data.data(), matrix->panels * piece / pieces,
+            linear.pack(matrix->storage, matrix->arithmetic, data.data(), rows, columns, matrix->data.data(), matrix->panels * piece / pieces,
                         matrix->panels * (piece + 1) / pieces);
         }
     });
     return matrix;
 }
 
+// `packed` stays in use: whoever owns it (a mapped file) is kept alive by the matrix.
+std::shared_ptr<Matrix> matrix_over(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes packed) {
+    auto matrix = empty_matrix(machine.linear, storage_id, activations, rows, columns);
+    check_size(packed, packed_bytes(machine.linear, *matrix), *matrix);
+    if (reinterpret_cast<uintptr_t>(packed.data()) % 64 != 0) throw std::invalid_argument("packed data must be aligned to 64 bytes");
+    const uint8_t* bytes = packed.data();
+    const auto size = static_cast<int64_t>(packed.size());
+    matrix->data = AlignedBytes(bytes, size, std::make_shared<Bytes>(std::move(packed)));
+    return matrix;
+}
+
+nb::ndarray<nb::memview, const uint8_t> packed_of(nb::handle self) {
+    const auto& data = nb::cast<const Matrix&>(self).data;
+    return {data.data(), {static_cast<size_t>(data.size())}, self};
+}
+
 }  // namespace
 
 void bind_matrix(nb::module_& m) {
+    m.attr("PACKED_LAYOUT") = kPackedLayout;
     nb::class_<Chunks>(m, "Chunks", "Memory for many matrices that come and go together, in pieces of 64 MB.").def(nb::init<>());
     nb::class_<Matrix>(m, "Matrix", "A matrix packed for one instruction set. `storage` is ggml's number of the format, `data` the file's rows as bytes.")
-        .def(nb::new_(&make_matrix), "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a, "memory"_a.none() = nb::none())
+        .def(nb::new_(&pack_matrix), "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a, "memory"_a.none() = nb::none())
+        .def_static("over", &matrix_over, "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "packed"_a,
+                    "A matrix over bytes that `packed` gave before, for the same instruction set and activations: no copy, and they are kept alive.")
+        .def_prop_ro("packed", &packed_of, nb::sig("def packed(self) -> memoryview"), "Its panels as bytes: a view. Their layout is that of PACKED_LAYOUT.")
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.rows; })
         .def_prop_ro("columns", [](const Matrix& matrix) { return matrix.columns; })
         .def_prop_ro("num_bytes", [](const Matrix& matrix) { return matrix.data.size(); })

@@ -8,4 +8,5 @@ NB_MODULE(_core, m) {
     herd::bind_program(m);
     herd::bind_kernels(m);
     herd::bind_sample(m);
+    herd::bind_vocabulary(m);
 }

@@ -17,6 +17,9 @@
 
 namespace herd {
 
+// Raised whenever packed bytes change in any format: files of packed weights from before are then packed again.
+inline constexpr int kPackedLayout = 1;
+
 enum class Codes { Plain, Nibbles, SixBits, Table, Bytes };
 
 struct Layout {
