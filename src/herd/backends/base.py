@@ -7,9 +7,9 @@ token at position p lives in its page `pages[p // page_tokens]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,13 +21,45 @@ if TYPE_CHECKING:
 PAGE_TOKENS = 64
 
 
+class Picture(Protocol):
+    """A prepared picture (made by `herd.images`): normalised pixels [tiles, 3, height, width], the grid its tiles lie in, and a
+    digest of everything that went into it."""
+
+    @property
+    def pixels(self) -> NDArray[np.float32]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def digest(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A picture of a sequence and the positions of the tokens that stand for it: one per row of features (early fusion), or
+    the one token from which on it is seen (cross-attention)."""
+
+    picture: Picture
+    positions: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a researcher wants of a step: values to read by name, and values to replace by what a function makes of them
+    (same shape and type). Names are those of `Backend.value_names`."""
+
+    read: frozenset[str] = frozenset()
+    patch: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """One sequence's part of a step: `tokens` at positions `start`, `start + 1`, ...
 
     Everything before `start` must already be in the cache. `pages` covers at least `start + len(tokens)` tokens.
     Logits are computed for the last `num_outputs` tokens. `draw` asks the backend to choose the next token from the logits
-    of the last token (then `num_outputs` >= 1).
+    of the last token (then `num_outputs` >= 1). `pictures` are all of the sequence's, wherever they are in it.
     """
 
     start: int
@@ -35,14 +67,17 @@ class Span:
     pages: Sequence[int]
     num_outputs: int = 0
     draw: Draw | None = None
+    pictures: tuple[Placed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step: spans of different sequences, run as one forward. `want_logits` returns the rows themselves too."""
+    """The next step: spans of different sequences, run as one forward. `want_logits` returns the rows themselves too; `watch`
+    reads or replaces values on the way, which may cost speed and the promise of equal bits."""
 
     spans: tuple[Span, ...]
     want_logits: bool = False
+    watch: Watch | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -56,10 +91,12 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """`logits_RV` float32, rows in the order of the spans, or None when not wanted; `choices` one per span, None where the
-    span had no draw."""
+    span had no draw; `values` what the plan's watch read, rows in the order of the spans: [T, ...], of a softmax a list with an
+    array [N, t, positions] for each span."""
 
     choices: tuple[Choice | None, ...]
     logits_RV: NDArray[np.float32] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +146,10 @@ class Backend(Protocol):
     def step(self, plan: Plan) -> StepResult:
         """One forward. `UsageError` for a token id outside the vocabulary, before anything is written.
         A logit that is not a number raises `FileProblem` naming the sequence's position; the cache stays usable."""
+        ...
+
+    def value_names(self) -> tuple[str, ...]:
+        """The values that a plan's `watch` may name, in the order in which they arise."""
         ...
 
     def update(self, weights: Mapping[str, Matrix]) -> None:

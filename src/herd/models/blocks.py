@@ -33,6 +33,7 @@ class AttentionShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
+    at: str
     q: Matrix
     k: Matrix
     v: Matrix
@@ -45,6 +46,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True, slots=True)
 class FfnWeights:
+    at: str
     gate: Matrix
     up: Matrix
     down: Matrix
@@ -54,21 +56,24 @@ class FfnWeights:
 
 
 def attention(x_TD: Tensor, w: AttentionWeights, rotary_TH: Tensor, cache: Tensor, cfg: AttentionShape, step: Step) -> Tensor:
-    """x_TD -> y_TD. Writes this step's keys and values into `cache`."""
+    """x_TD -> y_TD. Writes this step's keys and values into `cache`.
+
+    Named values: q, k (both rotated), v, weights (the softmax), heads (what each head read), out.
+    """
     ops = step.ops
-    q_TNH = ops.rotate(ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads), rotary_TH)
-    k_TKH = ops.rotate(ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads), rotary_TH)
-    v_TKH = ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads)
-    y_TNH = ops.attention(q_TNH, k_TKH, v_TKH, cache, scale=cfg.head_width**-0.5)
-    return ops.linear(ops.merge_heads(y_TNH), w.out, w.out_bias)
+    q_TNH = ops.tap(f"{w.at}.q", ops.rotate(ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads), rotary_TH))
+    k_TKH = ops.tap(f"{w.at}.k", ops.rotate(ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads), rotary_TH))
+    v_TKH = ops.tap(f"{w.at}.v", ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads))
+    y_TNH = ops.tap(f"{w.at}.heads", ops.attention(q_TNH, k_TKH, v_TKH, cache, cfg.head_width**-0.5, name=f"{w.at}.weights"))
+    return ops.tap(f"{w.at}.out", ops.linear(ops.merge_heads(y_TNH), w.out, w.out_bias))
 
 
 def ffn(x_TD: Tensor, w: FfnWeights, step: Step) -> Tensor:
-    """x_TD -> down(silu(gate(x)) * up(x))."""
+    """x_TD -> down(silu(gate(x)) * up(x)). Named values: hidden, out."""
     ops = step.ops
     gate_TF = ops.linear(x_TD, w.gate, w.gate_bias)
     up_TF = ops.linear(x_TD, w.up, w.up_bias)
-    return ops.linear(ops.silu_gate(gate_TF, up_TF), w.down, w.down_bias)
+    return ops.tap(f"{w.at}.out", ops.linear(ops.tap(f"{w.at}.hidden", ops.silu_gate(gate_TF, up_TF)), w.down, w.down_bias))
 
 
 def attention_tensors(at: str, cfg: AttentionShape) -> Iterator[TensorSpec]:
@@ -89,6 +94,7 @@ def attention_tensors(at: str, cfg: AttentionShape) -> Iterator[TensorSpec]:
 def attention_weights(at: str, cfg: AttentionShape, leaf: Leaf) -> AttentionWeights:
     """The tree that `attention` reads."""
     return AttentionWeights(
+        at=at,
         q=leaf(f"{at}.q"),
         k=leaf(f"{at}.k"),
         v=leaf(f"{at}.v"),
@@ -114,6 +120,7 @@ def ffn_tensors(at: str, width: int, ffn_width: int, has_bias: bool) -> Iterator
 def ffn_weights(at: str, has_bias: bool, leaf: Leaf) -> FfnWeights:
     """The tree that `ffn` reads."""
     return FfnWeights(
+        at=at,
         gate=leaf(f"{at}.gate"),
         up=leaf(f"{at}.up"),
         down=leaf(f"{at}.down"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from herd.models.architecture import CacheShape
 from herd.models.blocks import (
     AttentionWeights,
     FfnWeights,
@@ -57,6 +58,7 @@ class LlamaConfig:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
+    at: str
     attention_norm: Vector
     attention: AttentionWeights
     ffn_norm: Vector
@@ -72,17 +74,26 @@ class LlamaWeights:
 
 
 def forward(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
-    """This step's tokens -> logits_RV of the rows in `step.outputs_R`."""
+    """This step's tokens -> logits_RV of the rows in `step.outputs_R`.
+
+    Named values: embed, of each layer `middle` (after attention) and `out` (both of the residual stream), logits, and those of
+    its attention and feed-forward.
+    """
     ops = step.ops
-    x_TD = ops.embed(step.tokens_T, w.embed)
+    x_TD = ops.tap("embed", ops.embed(step.tokens_T, w.embed))
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
     for layer, cache in zip(w.layers, step.cache, strict=True):
         normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
-        x_TD = ops.add(x_TD, attention(normed_TD, layer.attention, rotary_TH, cache, cfg, step))
+        x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, attention(normed_TD, layer.attention, rotary_TH, cache, cfg, step)))
         normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
-        x_TD = ops.add(x_TD, ffn(normed_TD, layer.ffn, step))
+        x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, ffn(normed_TD, layer.ffn, step)))
     x_RD = ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps)
-    return ops.linear(x_RD, w.head)
+    return ops.tap("logits", ops.linear(x_RD, w.head))
+
+
+def caches(cfg: LlamaConfig) -> tuple[CacheShape, ...]:
+    """Every layer keeps every token."""
+    return (CacheShape(cfg.num_heads, cfg.num_kv_heads, cfg.head_width),) * cfg.num_layers
 
 
 def tensors(cfg: LlamaConfig) -> Iterator[TensorSpec]:
@@ -104,6 +115,7 @@ def weights(cfg: LlamaConfig, leaf: Leaf) -> LlamaWeights:
 
     def layer(at: str) -> LayerWeights:
         return LayerWeights(
+            at=at,
             attention_norm=vector(leaf, f"{at}.attention_norm"),
             attention=attention_weights(f"{at}.attention", cfg, leaf),
             ffn_norm=vector(leaf, f"{at}.ffn_norm"),

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable
 
 from herd.dtypes import F16, F32, DType
-from herd.models.llama import LlamaConfig, tensors
+from herd.models.architecture import Config, architecture_of
+from herd.models.llama import LlamaConfig
 from herd.models.weights import TensorSpec, stored_bytes
 
 
-def count_parameters(cfg: LlamaConfig) -> int:
+def count_parameters(cfg: Config) -> int:
     """Number of values in all weights; a tied head counts once."""
-    return sum(spec.count for spec in tensors(cfg))
+    return sum(spec.count for spec in architecture_of(cfg).tensors(cfg))
 
 
 def ffn_width(width: int, multiple_of: int, multiplier: float | None = None) -> int:
@@ -27,19 +28,19 @@ def ffn_width(width: int, multiple_of: int, multiplier: float | None = None) -> 
     return math.ceil(wanted / multiple_of) * multiple_of
 
 
-def weight_bytes(cfg: LlamaConfig, dtype: DType | Callable[[TensorSpec], DType]) -> int:
+def weight_bytes(cfg: Config, dtype: DType | Callable[[TensorSpec], DType]) -> int:
     """Bytes of all weights, stored in one format or in the one that a function names for each of them. `FileProblem` if a
     block format does not divide a row."""
     chosen: Callable[[TensorSpec], DType] = (lambda _: dtype) if isinstance(dtype, DType) else dtype
-    return sum(stored_bytes(chosen(spec), spec.shape) for spec in tensors(cfg))
+    return sum(stored_bytes(chosen(spec), spec.shape) for spec in architecture_of(cfg).tensors(cfg))
 
 
-def cache_bytes_per_token(cfg: LlamaConfig, dtype: DType = F16) -> int:
+def cache_bytes_per_token(cfg: Config, dtype: DType = F16) -> int:
     """Keys and values of one token over all layers."""
-    return 2 * cfg.num_layers * stored_bytes(dtype, (cfg.num_kv_heads, cfg.head_width))
+    return sum(2 * stored_bytes(dtype, (shape.num_kv_heads, shape.head_width)) for shape in architecture_of(cfg).caches(cfg))
 
 
-def cache_bytes(cfg: LlamaConfig, num_tokens: int, page_tokens: int, dtype: DType = F16) -> int:
+def cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, dtype: DType = F16) -> int:
     """The cache of one sequence of `num_tokens`, in whole pages of `page_tokens`."""
     return math.ceil(num_tokens / page_tokens) * page_tokens * cache_bytes_per_token(cfg, dtype)
 

@@ -23,14 +23,21 @@ class Kind(Enum):
 
     EMBEDDING = "embedding"
     MATRIX = "matrix"
+    EXPERTS = "experts"
     HEAD = "head"
     NORM = "norm"
     BIAS = "bias"
+    GATE = "gate"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether weights of this kind have one axis: they are never quantised or adapted."""
+        return self in (Kind.NORM, Kind.BIAS, Kind.GATE)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """The declaration of one weight. Matrices are [out, in]: y = x W^T.
+    """The declaration of one weight. Matrices are [out, in]: y = x W^T; the stacked matrices of experts [experts, out, in].
 
     `rotary_heads` is the number of heads whose rows are in rotary order: such rows are permuted when a file keeps the
     two halves of a head apart (Hugging Face) instead of interleaving them (Meta, GGUF, and we).

@@ -20,8 +20,7 @@ from herd.backends.cpu.lower import lower
 from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, Packer
 from herd.backends.cpu.trace import OUTPUT_ROWS, POSITIONS, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.models import llama
-from herd.models.llama import LlamaConfig
+from herd.models.architecture import Config, architecture_of
 from herd.models.ops import Step
 from herd.models.weights import Leaf, Matrix, TensorSpec
 from herd.sampling.chain import choose
@@ -35,22 +34,26 @@ _RELEASE_BYTES = 256 << 20
 
 
 class CpuBackend:
-    """A llama on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
+    """A model on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
     holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself."""
 
     name = "cpu"
 
-    def __init__(self, cfg: LlamaConfig, leaf: Leaf, options: BackendOptions, release: Callable[[], None], *, fuse: bool = True) -> None:
+    def __init__(self, cfg: Config, leaf: Leaf, options: BackendOptions, release: Callable[[], None], *, fuse: bool = True) -> None:
         _check_options(options)
         self._cfg = cfg
         self._options = options
         self._fuse = fuse
         self._machine = make_machine(options.threads)
         self._packer = Packer(self._machine, options.activations, PLAIN_DTYPES[options.dtype])
-        self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in llama.tensors(cfg)}
+        self._model = architecture_of(cfg)
+        self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in self._model.tensors(cfg)}
         try:
             self._packed = self._pack(leaf, release)
-            self._cache = _core.Cache(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, self._is_cache_half())
+            caches = self._model.caches(cfg)
+            self._shape = caches[0]
+            assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) == 1, "one cache shape for all layers"
+            self._cache = _core.Cache(len(caches), self._shape.num_kv_heads, self._shape.head_width, self._is_cache_half())
             self._program = self._trace()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
         except MemoryError as problem:
@@ -102,13 +105,16 @@ class CpuBackend:
     def update(self, weights: Mapping[str, Matrix]) -> None:
         for name in weights:
             if name not in self._specs:
-                raise UsageError(f"There is no weight {name} in this model; names are those of herd.models.llama.tensors.")
+                raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
         try:
             packed = {name: self._packer.pack(self._specs[name], leaf) for name, leaf in weights.items()}
             self._packed.update(packed)
             self._program = self._trace()
         except MemoryError as problem:
             raise CapacityError(_NO_MEMORY) from problem
+
+    def value_names(self) -> tuple[str, ...]:
+        return self._value_names
 
     def memory(self) -> MemoryUse:
         weights = sum(packed.num_bytes for packed in self._packed.values())
@@ -149,13 +155,15 @@ class CpuBackend:
     def _trace(self) -> _core.Program:
         cfg, options = self._cfg, self._options
         program = _core.Program(
-            self._machine, self._cache, cfg.num_heads, options.max_step_tokens, options.max_step_outputs, cfg.vocab_size
+            self._machine, self._cache, self._shape.num_heads, options.max_step_tokens, options.max_step_outputs, cfg.vocab_size
         )
         ops = TracingOps()
         # A tied head is the embedding table: `weights` asks for it once, and both uses share the packed matrix.
-        weights = llama.weights(cfg, cast(Leaf, self._packed.__getitem__))
-        step = Step(ops=ops, tokens_T=TOKENS, positions_T=POSITIONS, outputs_R=OUTPUT_ROWS, cache=range(cfg.num_layers))  # type: ignore[arg-type]  # the tensors of this backend are nodes
-        lower(program, ops.nodes, llama.forward(weights, cfg, step), fuse=self._fuse)
+        weights = self._model.weights(cfg, cast(Leaf, self._packed.__getitem__))
+        cache = range(len(self._model.caches(cfg)))
+        step = Step(ops=ops, tokens_T=TOKENS, positions_T=POSITIONS, outputs_R=OUTPUT_ROWS, cache=cache)  # type: ignore[arg-type]  # the tensors of this backend are nodes
+        lower(program, ops.nodes, self._model.forward(weights, cfg, step), fuse=self._fuse)
+        self._value_names = tuple(ops.names)
         return program
 
     def _choose(self, plan: Plan) -> tuple[Choice | None, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from herd.backends.cpu.packed import PackedAdapted, PackedMatrix, PackedVector
 from herd.errors import UsageError
+from herd.models.ops import Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +91,7 @@ class TracingOps:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.names: list[str] = []
 
     def embed(self, tokens_T: str, table: PackedMatrix | PackedAdapted) -> Node:
         assert tokens_T == TOKENS
@@ -104,10 +106,10 @@ class TracingOps:
             return self._record(Linear((x,), w.shape[0], x.outputs, w, bias))
         return self.add(self.linear(x, w.base, bias), self.linear(self.linear(x, w.down), w.up))
 
-    def rms_norm(self, x_TD: Node | Heads, weight: PackedVector | None, eps: float) -> Node:
-        if isinstance(x_TD, Heads):
+    def rms_norm(self, x: Node | Heads, weight: PackedVector | None, eps: float, *, centred: bool = False) -> Node:
+        if isinstance(x, Heads) or centred:
             raise UsageError("The cpu backend has no norm over single heads; this architecture needs backend='reference'.")
-        return self._record(Norm((x_TD,), x_TD.width, x_TD.outputs, weight, eps))
+        return self._record(Norm((x,), x.width, x.outputs, weight, eps))
 
     def heads(self, x: Node, num_heads: int) -> Heads:
         return Heads(x, num_heads)
@@ -123,7 +125,12 @@ class TracingOps:
         x = x_TNH.node
         return Heads(self._record(Rotate((x, rotary_TH), x.width, x.outputs, x_TNH.num_heads)), x_TNH.num_heads)
 
-    def attention(self, q_TNH: Heads, k_TKH: Heads, v_TKH: Heads, cache: int, scale: float) -> Heads:
+    def attention(
+        self, q_TNH: Heads, k_TKH: Heads, v_TKH: Heads, cache: int, scale: float, *, window: Window | None = None, name: str = ""
+    ) -> Heads:
+        if window is not None:
+            raise UsageError("The cpu backend has no attention in windows; this architecture needs backend='reference'.")
+        self.names.append(name)
         q = q_TNH.node
         node = self._record(Attention((q, k_TKH.node, v_TKH.node), q.width, q.outputs, cache, scale))
         return Heads(node, q_TNH.num_heads)
@@ -137,6 +144,10 @@ class TracingOps:
     def select(self, x_TD: Node, rows_R: str) -> Node:
         assert rows_R == OUTPUT_ROWS
         return self._record(Select((x_TD,), x_TD.width, True))
+
+    def tap(self, name: str, x: Node | Heads) -> Node | Heads:
+        self.names.append(name)
+        return x
 
     def _record(self, node: Node) -> Node:
         self.nodes.append(node)

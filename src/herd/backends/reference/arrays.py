@@ -58,17 +58,18 @@ class Arrays:
 
     def _convert(self, leaf: Dense | Blocks) -> Floats:
         values = _values(leaf)
-        if self._matrix_dtype is not None and isinstance(leaf, Dense) and len(leaf.shape) == 2:
+        if self._matrix_dtype is not None and isinstance(leaf, Dense) and len(leaf.shape) >= 2:
             values = rounded(values, self._matrix_dtype)
         return values.astype(self._dtype, copy=False)
 
 
 def rounded(values: Floats, dtype: DType) -> NDArray[np.float32]:
-    """`values` [rows, columns] as a plain 16-bit format would keep them, in float32. What F16 cannot hold becomes infinite."""
+    """`values` [..., columns] as a plain 16-bit format would keep them, in float32. What F16 cannot hold becomes infinite."""
     if dtype is F16:
         return values.astype(np.float16).astype(np.float32)
     assert dtype is BF16
-    return dequantize(dtype, quantize(dtype, values.astype(np.float32, copy=False)), values.shape)
+    flat = values.reshape(-1, values.shape[-1]).astype(np.float32, copy=False)
+    return dequantize(dtype, quantize(dtype, flat), flat.shape).reshape(values.shape)
 
 
 def _values(leaf: Dense | Blocks) -> NDArray[np.float32]:

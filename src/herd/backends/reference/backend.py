@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, Span, StepResult
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
+from herd.backends.reference.memory import Encoded, memories, overlays
 from herd.backends.reference.ops import NumpyOps
 from herd.backends.reference.pages import Pages, places
+from herd.backends.reference.picture_ops import NumpyPictureOps
 from herd.dtypes import BF16, F16, DType
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.models import llama
-from herd.models.llama import LlamaConfig
-from herd.models.ops import Step
+from herd.models.architecture import Config, architecture_of, seeing
+from herd.models.ops import PictureStep, Step
 from herd.models.weights import Adapted, Blocks, Leaf, Matrix
 
 if TYPE_CHECKING:
@@ -39,26 +40,29 @@ _COMPUTE: Mapping[str | None, tuple[type[np.floating[Any]], DType | None]] = {
 
 
 class ReferenceBackend:
-    """A llama in numpy. Slow and exact; promises closeness, not equal bits, whatever else is in the step.
+    """A model in numpy. Slow and exact; promises closeness, not equal bits, whatever else is in the step.
 
     `keep_bytes` bounds what converted weights may take (see `arrays.py`).
     """
 
     name = "reference"
 
-    def __init__(self, cfg: LlamaConfig, leaf: Leaf, options: BackendOptions, *, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(self, cfg: Config, leaf: Leaf, options: BackendOptions, *, keep_bytes: int = KEEP_BYTES) -> None:
         _check_options(options)
         compute, self._plain_dtype = _COMPUTE[options.dtype]
         self._dtype = np.dtype(compute)
         self._cfg = cfg
         self._options = options
-        self._leaves: dict[str, Matrix] = {spec.name: leaf(spec.name) for spec in llama.tensors(cfg)}
-        self._weights = llama.weights(cfg, self._leaves.__getitem__)
+        self._model, self._seeing = architecture_of(cfg), seeing(cfg)
+        self._leaves: dict[str, Matrix] = {spec.name: leaf(spec.name) for spec in self._model.tensors(cfg)}
+        self._weights = self._model.weights(cfg, self._leaves.__getitem__)
         self._arrays = Arrays(self._dtype, self._plain_dtype, keep_bytes)
         self._ops = NumpyOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
+        self._picture_ops = NumpyPictureOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
+        self._encoded = Encoded(self.encode)
         is_int8 = options.activations == "int8" and any(isinstance(part, Blocks) for leaf in self._leaves.values() for part in _parts(leaf))
         cached = np.dtype(np.float16) if is_int8 else self._dtype
-        self._pages = Pages(cfg.num_layers, cfg.num_kv_heads, cfg.head_width, cached)
+        self._pages = Pages(self._model.caches(cfg), cached)
         self._is_closed = False
         self.vocab_size = cfg.vocab_size
         self.num_pages = 0
@@ -86,53 +90,89 @@ class ReferenceBackend:
         return self._pages.page_bytes
 
     def step(self, plan: Plan) -> StepResult:
-        logits_RV = self.logits(plan).astype(np.float32)
+        values = self._ops.begin(plan.watch)
+        try:
+            logits_RV = self.logits(plan).astype(np.float32)
+        finally:
+            self._ops.begin(None)
         choices: list[Choice | None] = []
         row = 0
         for span in plan.spans:
             row += span.num_outputs
             choices.append(None if span.draw is None else _choose(logits_RV[row - 1], span.draw))
-        return StepResult(tuple(choices), logits_RV if plan.want_logits else None)
+        return StepResult(tuple(choices), logits_RV if plan.want_logits else None, values)
+
+    def value_names(self) -> tuple[str, ...]:
+        """Found by running one token through pages of its own."""
+        pages, self._pages = self._pages, Pages(self._model.caches(self._cfg), self._dtype)
+        try:
+            self._pages.allocate(1)
+            self._ops.names = []
+            self._forward(Plan((Span(0, (0,), (0,), 1),)))
+            return tuple(self._ops.names)
+        finally:
+            self._pages, self._ops.names = pages, None
+
+    def encode(self, picture: Picture) -> list[Floats]:
+        """A picture through the model's encoder: the tensors that its `encode` gives."""
+        assert self._seeing is not None, "pictures only for models that see"
+        tiles, _, height, width = picture.pixels.shape
+        pixels = picture.pixels.astype(self._dtype)
+        step = PictureStep(self._picture_ops, pixels, tiles, height, width, picture.rows, picture.columns)
+        with np.errstate(all="ignore"):
+            return list(self._seeing.encode(self._weights, self._cfg, step))
 
     def logits(self, plan: Plan) -> Floats:
         """One forward without draws: the wanted rows [R, V] in the type computed in."""
         self._check(plan)
+        logits_RV = self._forward(plan)
+        _refuse_not_numbers(logits_RV, plan)
+        return logits_RV
+
+    def _forward(self, plan: Plan) -> Floats:
         located = places(plan)
         positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
         outputs = [np.arange(at.rows.stop - span.num_outputs, at.rows.stop) for span, at in zip(plan.spans, located, strict=True)]
+        crossing = 0 if self._seeing is None else self._seeing.num_crossing(self._cfg)
+        memory, seen = memories(plan, self._encoded, crossing) if crossing else ((), None)
         step = Step(
             ops=self._ops,
             tokens_T=np.concatenate([np.asarray(span.tokens, np.int64) for span in plan.spans]),
             positions_T=np.concatenate(positions),
             outputs_R=np.concatenate(outputs),
             cache=self._pages.layers(located),
+            pictures=None if crossing or self._seeing is None else overlays(plan, self._encoded),
+            memory=memory,
+            seen=seen,
         )
         with np.errstate(all="ignore"):
-            logits_RV: Floats = llama.forward(self._weights, self._cfg, step)
-        _refuse_not_numbers(logits_RV, step.positions_T[step.outputs_R])
+            logits_RV: Floats = self._model.forward(self._weights, self._cfg, step)
         return logits_RV
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
-        specs = {spec.name: spec for spec in llama.tensors(self._cfg)}
+        specs = {spec.name: spec for spec in self._model.tensors(self._cfg)}
         for name, leaf in weights.items():
             if name not in specs:
-                raise UsageError(f"There is no weight {name} in this model; names are those of herd.models.llama.tensors.")
+                raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
             if tuple(leaf.shape) != specs[name].shape:
                 raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(specs[name].shape)}.")
         self._leaves.update(weights)
-        self._weights = llama.weights(self._cfg, self._leaves.__getitem__)
+        self._weights = self._model.weights(self._cfg, self._leaves.__getitem__)
         self._arrays.clear()
+        self._encoded.clear()
 
     def memory(self) -> MemoryUse:
         """`weights` counts the stored bytes (a mapped file's too) and what is kept converted; a step's own arrays come and go."""
         stored = sum(leaf.num_bytes for leaf in self._leaves.values())
         cache = self.num_pages * self._pages.page_bytes
-        return MemoryUse(stored + self._arrays.num_bytes, cache, 0, {"converted weights": self._arrays.num_bytes})
+        other = {"converted weights": self._arrays.num_bytes, "pictures": self._encoded.num_bytes}
+        return MemoryUse(stored + self._arrays.num_bytes, cache, 0, other)
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
             self._arrays.clear()
+            self._encoded.clear()
             self._leaves.clear()
             self.allocate(0)
             del self._weights
@@ -171,12 +211,14 @@ def _check_span(span: Span, num_pages: int) -> None:
     assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
 
 
-def _refuse_not_numbers(logits_RV: Floats, positions_R: NDArray[np.int64]) -> None:
+def _refuse_not_numbers(logits_RV: Floats, plan: Plan) -> None:
     bad = ~np.isfinite(logits_RV)
     if bad.any():
         row, token = (int(index) for index in np.argwhere(bad)[0])
+        ends = [span.start + len(span.tokens) - span.num_outputs for span in plan.spans]
+        positions_R = [end + index for end, span in zip(ends, plan.spans, strict=True) for index in range(span.num_outputs)]
         raise FileProblem(
-            f"The logit of token {token} at position {int(positions_R[row])} is {logits_RV[row, token]}, not a number to go on with. "
+            f"The logit of token {token} at position {positions_R[row]} is {logits_RV[row, token]}, not a number to go on with. "
             "Weights that are damaged or too large for this number format do that: check the file against its published SHA-256."
         )
 

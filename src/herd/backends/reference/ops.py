@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from herd.backends.base import Watch
 from herd.backends.reference.arrays import Arrays, Floats, rounded
+from herd.backends.reference.memory import Memory
 from herd.backends.reference.pages import LayerCache
 from herd.dtypes import DType
+from herd.errors import UsageError
+from herd.models.ops import Chunks, Experts, Sliding, Window
 from herd.models.weights import Adapted, Blocks, Dense, Matrix, Vector
 from herd.quant import quantize_activations
 
 SCORES_BYTES = 64 << 20
 
 
-class NumpyOps:
-    """`Ops` in numpy.
+class PlainOps:
+    """What language models and encoders have in common, in numpy.
 
     `int8`: block-quantised matrices are multiplied with activations that went through `quant.quantize_activations`, as the
     CPU backend does; the products and sums are then those of the compute type. `plain_dtype` (F16 or BF16): plain matrices
@@ -36,7 +40,8 @@ class NumpyOps:
         self._int8 = int8
         self._plain_dtype = plain_dtype
 
-    def embed(self, tokens_T: NDArray[np.int64], table: Matrix) -> Floats:
+    def embed(self, tokens_T: Sequence[int] | NDArray[np.int64], table: Matrix) -> Floats:
+        tokens_T = np.asarray(tokens_T, np.int64)
         if isinstance(table, Adapted):
             down, up = self._arrays.get(table.down), self._arrays.rows(table.up, tokens_T)
             y_TD: Floats = self._arrays.rows(table.base, tokens_T) + self._dtype.type(table.scale) * (up @ down)
@@ -51,21 +56,19 @@ class NumpyOps:
             y = self._product(x, w)
         return y if bias is None else y + self._arrays.get(bias)
 
-    def rms_norm(self, x_TD: Floats, weight: Vector | None, eps: float) -> Floats:
-        mean_square = np.mean(x_TD * x_TD, axis=-1, keepdims=True)
-        normed: Floats = x_TD / np.sqrt(mean_square + self._dtype.type(eps))
-        return normed if weight is None else normed * self._arrays.get(weight)
+    def rms_norm(self, x: Floats, weight: Vector | None, eps: float, *, centred: bool = False) -> Floats:
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        normed: Floats = x / np.sqrt(mean_square + self._dtype.type(eps))
+        if weight is None:
+            return normed
+        values = self._arrays.get(weight)
+        return normed * (1 + values if centred else values)
 
     def heads(self, x: Floats, num_heads: int) -> Floats:
         return x.reshape(len(x), num_heads, -1)
 
     def merge_heads(self, x_TNH: Floats) -> Floats:
         return x_TNH.reshape(len(x_TNH), -1)
-
-    def rotary(self, positions_T: NDArray[np.int64], frequencies: Sequence[float], magnitude: float) -> Floats:
-        """cos and sin [2, T, width / 2]. Angles are float64 in any case: position times frequency loses digits quickly."""
-        angles = positions_T[:, None] * np.asarray(frequencies, np.float64)
-        return (np.stack([np.cos(angles), np.sin(angles)]) * magnitude).astype(self._dtype)
 
     def rotate(self, x_TNH: Floats, rotary_TH: Floats) -> Floats:
         cos, sin = rotary_TH[:, :, None, :]
@@ -76,23 +79,8 @@ class NumpyOps:
         y_TNH[..., 1:width:2] = even * sin + odd * cos
         return y_TNH
 
-    def attention(self, q_TNH: Floats, k_TKH: Floats, v_TKH: Floats, cache: LayerCache, scale: float) -> Floats:
-        cache.write(k_TKH, v_TKH)
-        y_TNH = np.empty_like(q_TNH)
-        for place in cache.places:
-            keys, values = (stored[place.slots].astype(self._dtype, copy=False) for stored in (cache.keys, cache.values))
-            y_TNH[place.rows] = _attend(q_TNH[place.rows], keys, values, place.start, scale)
-        return y_TNH
-
-    def silu_gate(self, gate_TF: Floats, up_TF: Floats) -> Floats:
-        y_TF: Floats = gate_TF / (1 + np.exp(-gate_TF)) * up_TF
-        return y_TF
-
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y
-
-    def select(self, x_TD: Floats, rows_R: NDArray[np.int64]) -> Floats:
-        return x_TD[rows_R]
 
     def _product(self, x: Floats, w: Dense | Blocks) -> Floats:
         """x w^T, with x as this storage format's rule wants it."""
@@ -110,28 +98,184 @@ class NumpyOps:
         return grouped.reshape(x_TD.shape)
 
 
-def _attend(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: float) -> Floats:
-    """One sequence: the token in row t is at position start + t and sees keys 0 .. start + t. A few rows at a time, so that
-    the scores of a long prompt stay within `SCORES_BYTES`; row by row when a value is not a number, which even a weight of
-    zero would carry to tokens before it."""
+class NumpyOps(PlainOps):
+    """`Ops` in numpy. `watch` is what the running step's plan wants to read or replace, `values` what was read; `names`, if it is
+    a list, collects the names of all values."""
+
+    watch: Watch | None = None
+    names: list[str] | None = None
+
+    def begin(self, watch: Watch | None) -> dict[str, Any]:
+        """Before a step; gives the dictionary that its values will be in."""
+        self.watch, self.values = watch, dict[str, Any]()
+        return self.values
+
+    def rotary(self, positions_T: NDArray[np.int64], frequencies: Sequence[float], magnitude: float) -> Floats:
+        """cos and sin [2, T, width / 2]. Angles are float64 in any case: position times frequency loses digits quickly."""
+        angles = positions_T[:, None] * np.asarray(frequencies, np.float64)
+        return (np.stack([np.cos(angles), np.sin(angles)]) * magnitude).astype(self._dtype)
+
+    def temper(self, x_TNH: Floats, positions_T: NDArray[np.int64], floor: float, scale: float) -> Floats:
+        factors_T = 1 + scale * np.log(np.floor((positions_T + 1) / floor) + 1)
+        y_TNH: Floats = x_TNH * factors_T[:, None, None].astype(self._dtype)
+        return y_TNH
+
+    def attention(
+        self,
+        q_TNH: Floats,
+        k_TKH: Floats,
+        v_TKH: Floats,
+        cache: LayerCache,
+        scale: float,
+        *,
+        window: Window | None = None,
+        name: str = "",
+    ) -> Floats:
+        cache.write(k_TKH, v_TKH)
+        y_TNH = np.empty_like(q_TNH)
+        keep: list[Floats] | None = None
+        if self.watch is not None and name in self.watch.read | self.watch.patch.keys():
+            keep = self.values[name] = []
+        self._note(name)
+        for place in cache.places:
+            keys, values = (stored[place.slots].astype(self._dtype, copy=False) for stored in (cache.keys, cache.values))
+            if keep is None:
+                y_TNH[place.rows] = _attend(q_TNH[place.rows], keys, values, place.start, scale, window)
+            else:
+                y_TNH[place.rows] = self._attend_openly(name, q_TNH[place.rows], keys, values, place.start, scale, window)
+        return y_TNH
+
+    def _note(self, name: str) -> None:
+        if self.names is not None and name:
+            self.names.append(name)
+
+    def _attend_openly(
+        self, name: str, q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: float, window: Window | None
+    ) -> Floats:
+        """As `_attend`, all rows at once, with the softmax to be read or replaced: [N, t, positions]."""
+        assert self.watch is not None
+        weights = _softmax(q_TNH, k_SKH, start, scale, window)
+        shape = weights.shape
+        weights_NTS = weights.reshape(-1, *shape[2:])
+        if name in self.watch.patch:
+            weights_NTS = _patched(name, self.watch, weights_NTS).astype(self._dtype)
+        self.values[name].append(weights_NTS.astype(np.float32))
+        return _read(weights_NTS.reshape(shape), v_SKH)
+
+    def cross_attention(self, q_TNH: Floats, memory: Memory, scale: float) -> Floats:
+        y_TNH = np.zeros_like(q_TNH)
+        for rows, keys, values in memory.pieces:
+            q_KGTH = _by_kv_head(q_TNH[rows], keys.shape[1])
+            scores = q_KGTH @ keys.transpose(1, 2, 0)[:, None] * self._dtype.type(scale)
+            y_TNH[rows] = _read(_exponentials(scores), values)
+        return y_TNH
+
+    def gated_add(self, x: Floats, y: Floats, gate: Vector, seen: NDArray[np.bool_] | None = None) -> Floats:
+        added: Floats = np.tanh(self._arrays.get(gate)) * y
+        return x + (added if seen is None else np.where(seen[:, None], added, 0))
+
+    def silu_gate(self, gate_TF: Floats, up_TF: Floats) -> Floats:
+        y_TF: Floats = gate_TF / (1 + np.exp(-gate_TF)) * up_TF
+        return y_TF
+
+    def sigmoid_gate(self, x: Floats, gate: Floats) -> Floats:
+        y: Floats = x / (1 + np.exp(-gate))
+        return y
+
+    def experts(self, x_TD: Floats, scores_TE: Floats, w: Experts, num_chosen: int) -> Floats:
+        chosen_TX = np.argsort(-scores_TE, axis=-1, kind="stable")[:, :num_chosen]
+        y_TD = np.zeros_like(x_TD)
+        for expert in np.unique(chosen_TX):
+            rows = np.flatnonzero((chosen_TX == expert).any(axis=-1))
+            x = x_TD[rows] / (1 + np.exp(-scores_TE[rows, expert, None]))
+            gate, up, down = (_matrix_of(leaf, int(expert)) for leaf in (w.gate, w.up, w.down))
+            y_TD[rows] += self._product(self.silu_gate(self._product(x, gate), self._product(x, up)), down)
+        return y_TD
+
+    def soft_cap(self, x: Floats, factor: float, cap: float) -> Floats:
+        y: Floats = self._dtype.type(cap) * np.tanh(x * self._dtype.type(factor) / self._dtype.type(cap))
+        return y
+
+    def overlay(self, x_TD: Floats, pictures: tuple[NDArray[np.int64], Floats] | None) -> Floats:
+        if pictures is None:
+            return x_TD
+        y_TD = x_TD.copy()
+        y_TD[pictures[0]] = pictures[1]
+        return y_TD
+
+    def select(self, x_TD: Floats, rows_R: NDArray[np.int64]) -> Floats:
+        return x_TD[rows_R]
+
+    def tap(self, name: str, x: Floats) -> Floats:
+        self._note(name)
+        if self.watch is None:
+            return x
+        if name in self.watch.patch:
+            x = _patched(name, self.watch, x).astype(self._dtype)
+        if name in self.watch.read:
+            self.values[name] = x.astype(np.float32)
+        return x
+
+
+def _patched(name: str, watch: Watch, value: Floats) -> NDArray[np.float32]:
+    """What a researcher's function makes of a value. `UsageError` for another shape."""
+    made = np.asarray(watch.patch[name](value.astype(np.float32)), np.float32)
+    if made.shape != value.shape:
+        raise UsageError(f"The patch of {name} gave shape {list(made.shape)}; the value has {list(value.shape)}.")
+    return made
+
+
+def _matrix_of(leaf: Matrix, expert: int) -> Dense | Blocks:
+    """One expert's matrix of a stack, a leaf of its own."""
+    if isinstance(leaf, Adapted):
+        raise UsageError("Adapters over the stacked matrices of experts are not supported.")
+    _, rows, columns = leaf.shape
+    data = np.asarray(leaf.data).reshape(leaf.shape[0], -1)[expert]
+    return type(leaf)(leaf.dtype, (rows, columns), data)
+
+
+def _attend(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: float, window: Window | None = None) -> Floats:
+    """One sequence: the token in row t is at position start + t and sees keys 0 .. start + t as far as `window` reaches. A few
+    rows at a time, so that the scores of a long prompt stay within `SCORES_BYTES`; row by row when a value is not a number,
+    which even a weight of zero would carry to tokens before it."""
     length, heads, _ = q_TNH.shape
     rows = max(1, SCORES_BYTES // (heads * len(k_SKH) * q_TNH.itemsize)) if np.isfinite(v_SKH).all() else 1
     pieces = []
     for first in range(0, length, rows):
         q_tNH = q_TNH[first : first + rows]
         visible = start + first + len(q_tNH)
-        pieces.append(_attend_rows(q_tNH, k_SKH[:visible], v_SKH[:visible], start + first, scale))
+        weights = _softmax(q_tNH, k_SKH[:visible], start + first, scale, window)
+        pieces.append(_read(weights, v_SKH[:visible]))
     return np.concatenate(pieces)
 
 
-def _attend_rows(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: float) -> Floats:
-    length, num_heads, head_width = q_TNH.shape
-    num_kv_heads = k_SKH.shape[1]
-    q_KGTH = q_TNH.reshape(length, num_kv_heads, -1, head_width).transpose(1, 2, 0, 3)
-    scores = q_KGTH @ k_SKH.transpose(1, 2, 0)[:, None] * q_TNH.dtype.type(scale)
-    is_future = np.arange(len(k_SKH)) > start + np.arange(length)[:, None]
-    scores[..., is_future] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+def _softmax(q_TNH: Floats, k_SKH: Floats, start: int, scale: float, window: Window | None) -> Floats:
+    """How much each query takes of each position [K, G, T, S]."""
+    scores = _by_kv_head(q_TNH, k_SKH.shape[1]) @ k_SKH.transpose(1, 2, 0)[:, None] * q_TNH.dtype.type(scale)
+    keys_S, queries_T1 = np.arange(len(k_SKH)), start + np.arange(len(q_TNH))[:, None]
+    is_hidden = keys_S > queries_T1
+    match window:
+        case Chunks(tokens):
+            is_hidden |= keys_S // tokens != queries_T1 // tokens
+        case Sliding(tokens):
+            is_hidden |= keys_S <= queries_T1 - tokens
+    scores[..., is_hidden] = -np.inf
+    return _exponentials(scores)
+
+
+def _exponentials(scores: Floats) -> Floats:
+    weights: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _by_kv_head(q_TNH: Floats, num_kv_heads: int) -> Floats:
+    """[T, N, H] -> [K, G, T, H]."""
+    length, _, head_width = q_TNH.shape
+    return q_TNH.reshape(length, num_kv_heads, -1, head_width).transpose(1, 2, 0, 3)
+
+
+def _read(weights: Floats, v_SKH: Floats) -> Floats:
+    """[K, G, T, S] of values [S, K, H] -> [T, N, H]."""
     y_KGTH: Floats = weights @ v_SKH.transpose(1, 0, 2)[:, None]
-    return y_KGTH.transpose(2, 0, 1, 3).reshape(length, num_heads, -1)
+    return y_KGTH.transpose(2, 0, 1, 3).reshape(weights.shape[2], -1, v_SKH.shape[-1])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from herd.backends.base import PAGE_TOKENS, Plan, Span
 from herd.backends.reference.arrays import Floats
+from herd.models.architecture import CacheShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class LayerCache:
 class Pages:
     """The contents of all pages. A page is all zeros until it is written; what it held for another sequence is never read."""
 
-    def __init__(self, num_layers: int, num_kv_heads: int, head_width: int, dtype: np.dtype[Any]) -> None:
-        self._shape = (num_layers, 2, num_kv_heads, head_width)
+    def __init__(self, shapes: Sequence[CacheShape], dtype: np.dtype[Any]) -> None:
+        self._shapes = shapes
         self._dtype = dtype
         self._layers: list[tuple[Floats, Floats]] = []
         self.allocate(0)
@@ -55,15 +56,13 @@ class Pages:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers."""
-        layers, both, heads, width = self._shape
-        return layers * both * PAGE_TOKENS * heads * width * self._dtype.itemsize
+        return sum(2 * PAGE_TOKENS * shape.num_kv_heads * shape.head_width * self._dtype.itemsize for shape in self._shapes)
 
     def allocate(self, num_pages: int) -> None:
         """New, empty pages 0 .. num_pages-1. `MemoryError` (or `ValueError` for absurd sizes) leaves no pages at all."""
-        layers, _, heads, width = self._shape
         self._layers = []
-        shape = (num_pages * PAGE_TOKENS, heads, width)
-        self._layers = [(np.zeros(shape, self._dtype), np.zeros(shape, self._dtype)) for _ in range(layers)]
+        sizes = [(num_pages * PAGE_TOKENS, shape.num_kv_heads, shape.head_width) for shape in self._shapes]
+        self._layers = [(np.zeros(size, self._dtype), np.zeros(size, self._dtype)) for size in sizes]
 
     def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache]:
         """The caches of all layers, for one step."""
