@@ -35,7 +35,7 @@ _MIME_TYPES = {
     "image/x-ms-bmp": {"BMP"},
 }
 _16_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
-_COLOUR_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_16_BIT_MODES}
+_COLOUR_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_16_BIT_MODES}
 _DAMAGED = f"The picture cannot be decoded: it is damaged, cut short or not {_NAMES}. Save it again and send all of it."
 
 
@@ -88,7 +88,7 @@ def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 def _from_data_url(url: str) -> tuple[bytes, set[str]]:
     """The bytes of a data URL, and the formats that its media type allows."""
-    head, comma, body = url[:200].partition(",")
+    head, comma, _ = url[:200].partition(",")
     scheme, _, media = head.partition(":")
     if scheme.lower() != "data" or not comma:
         raise UsageError(
@@ -100,7 +100,6 @@ def _from_data_url(url: str) -> tuple[bytes, set[str]]:
         raise UsageError(f"The data URL says {kind[:40]!r}; expected one of {', '.join(_MIME_TYPES)}.")
     if options != ["base64"]:
         raise UsageError("The data URL is not base64; expected data:" + kind + ";base64,...")
-    del body
     if (len(url) - len(head)) // 4 * 3 > MAX_BYTES:
         raise UsageError(f"The picture has more than {MAX_BYTES:,} bytes. Send a smaller copy.")
     try:
