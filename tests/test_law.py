@@ -39,11 +39,11 @@ LAW = {
     "dtypes": part(0, "errors"),
     "quant": part(0, "errors dtypes", "numpy"),
     "version": part(0),
-    "files": part(0, "errors"),
+    "files": part(0, "errors core"),
     # level 1: a noun each
     "models": part(1, "errors dtypes"),
     "images": part(1, BASE, "numpy PIL"),
-    "text": part(1, f"{BASE} images", "tokenizers jinja2"),
+    "text": part(1, f"{BASE} images core", "tokenizers jinja2"),
     "sampling": part(1, BASE, "numpy llguidance"),
     # level 2: models on disk
     "family": part(2, f"{BASE} models", "huggingface_hub"),

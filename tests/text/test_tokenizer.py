@@ -224,7 +224,7 @@ def test_chunks_of_ordinary_long_text_change_no_id() -> None:
     text = "The end,\n of  the day 12\n\n日本 x's  " * 9_000
     assert "".join(chunks(text)) == text and len(list(chunks(text))) > 3
     for tokenizer in (vocabularies.tokenizer("smollm"), vocabularies.tokenizer("tekken"), SPACES):
-        whole = tokenizer._merger.encode(text if tokenizer is not SPACES else "▁" + text.replace(" ", "▁")).ids
+        whole = tokenizer._merger.ids(text if tokenizer is not SPACES else "▁" + text.replace(" ", "▁"))
         assert tokenizer.encode(text, bos=False) == whole
 
 

@@ -76,6 +76,13 @@ class Metadata(Mapping[str, Any]):
         value = self._entries[key]
         return value.count if isinstance(value, LongList) else len(value) if isinstance(value, list) else -1
 
+    def stored(self, key: str) -> tuple[int, int, memoryview] | None:
+        """The list `key` as the file stores it: element type, length, bytes. None if it is no list, or was decoded already."""
+        value = self._entries.get(key)
+        if not isinstance(value, LongList):
+            return None
+        return value.element, value.count, self._reader.view[value.start : value.end]
+
     def only(self, prefix: str) -> Metadata:
         """The keys that start with `prefix`."""
         return Metadata({key: value for key, value in self._entries.items() if key.startswith(prefix)}, self._reader)

@@ -12,6 +12,14 @@ from typing import NoReturn
 
 from herd.errors import FileProblem
 
+try:
+    from herd._core import skip_strings as _skip_strings
+except ImportError:  # without native code the loop below does the same
+
+    def _skip_strings(data: memoryview, start: int, count: int) -> int:
+        return -1
+
+
 MAX_STRING_BYTES = 16 << 20
 MAX_ARRAY_ITEMS = 1 << 24
 # Strings are walked one by one, 0.1 microseconds each: this many keep a hostile file under half a second.
@@ -110,6 +118,10 @@ class BoundedReader:
             self.fail(field, f"a list of {count} strings", f"at most {MAX_ARRAY_STRINGS}")
         if count > self.remaining // 8:
             self.fail(field, f"a list of {count} strings", f"at most {self.remaining // 8}, as many as the rest of the file holds")
+        end = _skip_strings(self.view, self.offset, count)
+        if end >= 0:
+            self.offset = end
+            return
         unpack, view, offset, last = _U64.unpack_from, self.view, self.offset, self.size - 8
         for index in range(count):
             if offset > last:

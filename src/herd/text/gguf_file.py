@@ -9,10 +9,11 @@ Every `tokenizer.*` key is used, or on the list of harmless ones below, or refus
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from herd.errors import FileProblem
 from herd.text.byte_level import to_bytes
+from herd.text.native_tokens import NativeTokens, read_native
 from herd.text.scores import check_scores, merges_from_scores
 from herd.text.splits import SPLITS, Split, split_by_name
 from herd.text.vocabulary import (
@@ -25,6 +26,9 @@ from herd.text.vocabulary import (
     check_byte_tokens,
     check_tokens,
 )
+
+if TYPE_CHECKING:
+    from herd import _core
 
 _AT = "tokenizer.ggml."
 _SOURCE = "the GGUF vocabulary"
@@ -63,19 +67,29 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary from a file's `tokenizer.*` keys; other keys of the file are not looked at."""
     _check_keys(metadata)
     model = _text(metadata, "model")
+    native = read_native(metadata) if model == "gpt2" else None
+    if native is not None:
+        named = {index: Kind(kind) for index, kind in native.exceptions}
+        return _byte_level(metadata, NativeTokens(native), named, (), native)
     tokens = _tokens(metadata)
     exceptions = _exceptions(metadata, len(tokens))
     if model == "gpt2":
-        return _byte_level(metadata, tokens, exceptions)
+        merges = _merges(_list(metadata, "merges"))
+        check_alphabet(tokens, exceptions, _SOURCE)
+        return _byte_level(metadata, tokens, exceptions, merges)
     if model == "llama":
         return _sentencepiece(metadata, tokens, exceptions)
     raise FileProblem(f"tokenizer.ggml.model is {model!r}; known are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE).")
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: list[str], exceptions: dict[int, Kind]) -> Vocabulary:
-    merges = _merges(_list(metadata, "merges"))
+def _byte_level(
+    metadata: Mapping[str, Any],
+    tokens: Sequence[str],
+    exceptions: Mapping[int, Kind],
+    merges: Sequence[tuple[str, str]],
+    native: _core.Vocabulary | None = None,
+) -> Vocabulary:
     split, how = _split(metadata, tokens, exceptions)
-    check_alphabet(tokens, exceptions, _SOURCE)
     return Vocabulary(
         tokens=tokens,
         merges=merges,
@@ -86,6 +100,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], exceptions: dict
         eos_ids=_ends(metadata),
         source=_SOURCE,
         extra_description=how,
+        native=native,
     )
 
 
@@ -127,7 +142,7 @@ def _mark_by_text(metadata: Mapping[str, Any], tokens: list[str], exceptions: di
             exceptions[index] = Kind.BYTE
 
 
-def _split(metadata: Mapping[str, Any], tokens: list[str], exceptions: Mapping[int, Kind]) -> tuple[Split, str]:
+def _split(metadata: Mapping[str, Any], tokens: Sequence[str], exceptions: Mapping[int, Kind]) -> tuple[Split, str]:
     """How text is split, and how that is known. Files before 2024 do not say; well-known vocabularies tell by content."""
     name = metadata.get(_AT + "pre")
     if name is not None and name != "default":
@@ -142,7 +157,7 @@ def _split(metadata: Mapping[str, Any], tokens: list[str], exceptions: Mapping[i
     return SPLITS[recognised], f"tokenizer.ggml.pre does not say how; recognised as {recognised} by content"
 
 
-def _recognise(tokens: list[str], exceptions: Mapping[int, Kind]) -> str | None:
+def _recognise(tokens: Sequence[str], exceptions: Mapping[int, Kind]) -> str | None:
     # The number of plain tokens and two of them, far apart: no other vocabulary has these.
     plain = len(tokens) - len(exceptions)
     if plain == 128_000 and to_bytes(tokens[1917]) == b" world" and to_bytes(tokens[101798]) == " Việt".encode():

@@ -4,8 +4,8 @@
     decode   ids -> text. Never fails for ids of the model; bytes that are no UTF-8 become U+FFFD
     stream   ids -> text as they arrive, in whole characters
 
-The merging is done by the `tokenizers` library; it knows plain text only. Control tokens are found, and bytes of tokens are
-told, by the table here. Files are read by the `*_file` modules; `load_tokenizer` picks one.
+Plain text is merged by what `merging.py` makes, which knows no control tokens: these are found, and bytes of tokens are told, by
+the table here. Files are read by the `*_file` modules; `load_tokenizer` picks one.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, SupportsIndex, final
+from typing import Any, SupportsIndex, final
 
 from herd.errors import FileProblem, UsageError
 from herd.text import byte_level
+from herd.text.merging import SPACE, make_merger
 from herd.text.slices import chunks, slices
 from herd.text.stream import StreamDecoder
 from herd.text.vocabulary import BYTES_MAX, ByteLevel, Kind, Spaces, Vocabulary, byte_of
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Merger
-
-SPACE = "▁"
 _WORD_START_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 _UNPRODUCED = frozenset({Kind.CONTROL, Kind.UNKNOWN, Kind.UNUSED})
 _ENDS = frozenset(
@@ -60,7 +57,7 @@ class Tokenizer:
         self._style = vocabulary.style
         self._exceptions = vocabulary.exceptions
         self._joins_words = any(_WORD_START_INSIDE.search(token) for token in self._tokens) if isinstance(self._style, Spaces) else False
-        self._merger = _merger(vocabulary, joins_words=self._joins_words)
+        self._merger = make_merger(vocabulary, joins_words=self._joins_words)
         self.vocab_size = len(vocabulary.tokens)
         self._num_ids = max(self.vocab_size, model_vocab or 0)
         self.bos_id, self.adds_bos = vocabulary.bos_id, vocabulary.adds_bos and vocabulary.bos_id is not None
@@ -172,7 +169,7 @@ class Tokenizer:
                 ids += self._spaced(part, prefix=self._style.prefix and (at_start or self._style.prefix_after_specials))
             else:
                 for piece in slices(part) if self._style.split.slices else chunks(part):
-                    ids += self._merge(piece)
+                    ids += self._merger.ids(piece)
             at_start = False
 
     def _spaced(self, text: str, *, prefix: bool) -> list[int]:
@@ -180,16 +177,12 @@ class Tokenizer:
         begins_with_space = text.startswith((" ", SPACE))
         lead = SPACE if prefix and (self._style.prefix_before_space or not begins_with_space) else ""
         if self._joins_words:
-            return self._merge(lead + text.replace(" ", SPACE))
+            return self._merger.ids(lead + text.replace(" ", SPACE))
         ids: list[int] = []
         for piece in chunks(text):
-            ids += self._merge(lead + piece.replace(" ", SPACE))
+            ids += self._merger.ids(lead + piece.replace(" ", SPACE))
             lead = ""
         return ids
-
-    def _merge(self, text: str) -> list[int]:
-        found: list[int] = self._merger.encode(text, add_special_tokens=False).ids
-        return found
 
 
 class _Finder:
@@ -259,54 +252,6 @@ def _check_model_knows(vocabulary: Vocabulary, model_vocab: int | None) -> None:
             f"{vocabulary.source}: the vocabulary has {len(vocabulary.tokens)} tokens and can produce the id {highest}"
             f" ({vocabulary.tokens[highest]!r:.80}); the model knows {model_vocab} ids. They belong to different models."
         )
-
-
-def _merger(vocabulary: Vocabulary, *, joins_words: bool) -> Merger:
-    """The `tokenizers` object: plain text in, ids out. It holds no control tokens."""
-    import tokenizers
-
-    exceptions = vocabulary.exceptions
-    ids: dict[str, int] = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
-    unknown = None
-    for index, kind in exceptions.items():
-        if kind is Kind.UNKNOWN:
-            unknown = vocabulary.tokens[index]
-        elif kind is not Kind.BYTE and kind is not Kind.NORMAL:
-            del ids[vocabulary.tokens[index]]
-    style = vocabulary.style
-    try:
-        if isinstance(style, ByteLevel):
-            model = tokenizers.models.BPE(ids, list(vocabulary.merges), ignore_merges=style.split.ignore_merges)
-        else:
-            model = tokenizers.models.BPE(ids, list(vocabulary.merges), unk_token=unknown, byte_fallback=True)
-    except Exception as error:
-        raise _merge_problem(vocabulary, ids) from error
-    merger = tokenizers.Tokenizer(model)
-    merger.pre_tokenizer = _pre_tokenizer(vocabulary, joins_words=joins_words)
-    return merger
-
-
-def _pre_tokenizer(vocabulary: Vocabulary, *, joins_words: bool) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    from herd.text.splits import pre_tokenizer
-
-    if isinstance(vocabulary.style, ByteLevel):
-        return pre_tokenizer(vocabulary.style.split)
-    if joins_words:
-        return None
-    # No token continues across the start of a word, so words are merged one by one: the same ids, and no work is quadratic.
-    return pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
-
-
-def _merge_problem(vocabulary: Vocabulary, ids: Mapping[str, int]) -> FileProblem:
-    for index, (left, right) in enumerate(vocabulary.merges):
-        for token in (left, right, left + right):
-            if token not in ids:
-                return FileProblem(
-                    f"{vocabulary.source}: merge {index} joins {left!r} and {right!r}, but {token!r} is not a token of the vocabulary."
-                )
-    return FileProblem(f"{vocabulary.source}: the vocabulary and its merges do not make a tokenizer.")
 
 
 def _describe(vocabulary: Vocabulary) -> str:

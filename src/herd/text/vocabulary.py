@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from herd.errors import FileProblem
 from herd.text.byte_level import first_foreign
 from herd.text.splits import Split
+
+if TYPE_CHECKING:
+    from herd import _core
 
 BYTES_MAX = 64 << 20
 """No vocabulary of the family is larger than 30 MB in any format."""
@@ -62,9 +66,12 @@ class Vocabulary:
     source: str = ""
     """Where it came from, for messages."""
     extra_description: str = field(default="")
+    native: _core.Vocabulary | None = None
+    """What native code has read and checked, if it has; then `merges` is empty here."""
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens, self.source)
+        if self.native is None:
+            check_tokens(self.tokens, self.source)
         for name, ids in (("bos", (self.bos_id,)), ("eos", self.eos_ids)):
             for value in ids:
                 if value is not None and not 0 <= value < len(self.tokens):
