@@ -6,6 +6,7 @@ anything that a file, a person or a program on the other side can cause is one o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -42,3 +43,11 @@ class ProviderError(HerdError):
 
     exit_code = 5
     http_status = 502
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name: the closest of the known ones, if any is close."""
+    import difflib
+
+    close = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fakes import FakeBackend, fake_logits
-from herd.backends.base import PAGE_TOKENS, Plan
+from herd.backends.base import PAGE_TOKENS, Placed, Plan, Watch
 from herd.engine.engine import Engine
 from herd.engine.request import Progress, Request
 from herd.errors import CapacityError, FileProblem, HerdError, UsageError
@@ -457,3 +459,52 @@ def test_the_default_number_of_pages_is_one_context() -> None:
 def test_impossible_settings_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         make(**options)
+
+
+def test_a_text_under_examination_runs_alone_and_gives_its_pages_back() -> None:
+    engine = make(num_pages=4)
+    seen: list[range] = []
+
+    def watch(positions: range) -> Watch:
+        seen.append(positions)
+        assert engine.backend.num_pages == 4
+        return Watch()
+
+    tokens = [5] * 150
+    steps = engine.examine(tokens, watch)
+    first, result = next(steps)
+    assert result.logits_RV is not None and np.array_equal(result.logits_RV[-1], fake_logits(tokens[: first.stop], VOCAB))
+    steps.close()
+    assert len(list(engine.examine(tokens, watch))) == 3 and seen[-1] == range(128, 150)
+    assert (engine.load.free_pages, engine.load.owned_pages) == (4, 0)
+    engine.check()
+
+
+def test_an_examination_that_finds_no_pages_is_refused() -> None:
+    engine = make(num_pages=4)
+    engine.submit(Request(tokens=[1] * 150, sampling=SamplingParams(temperature=0.0)))
+    engine.step()
+    with pytest.raises(CapacityError, match="3 pages of cache are needed and 1 are not in use"):
+        list(engine.examine([5] * 150, lambda positions: Watch()))
+
+
+def test_requests_with_other_pictures_share_no_pages() -> None:
+    engine = make()
+
+    def cached(digest: bytes) -> int:
+        placed = (Placed(FakePicture(digest), (0, 1)),)
+        request = Request(tokens=[3] * 130, max_tokens=1, sampling=SamplingParams(temperature=0.0), pictures=placed)
+        progress = list(engine.run(request))[-1]
+        return progress.sequence.cached_tokens or 0
+
+    assert [cached(b"a"), cached(b"b"), cached(b"a")] == [0, 0, 129]
+
+
+@dataclass(frozen=True)
+class FakePicture:
+    """A picture that nobody looks at."""
+
+    digest: bytes
+    pixels: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros((1, 3, 2, 2), np.float32))
+    rows: int = 1
+    columns: int = 1

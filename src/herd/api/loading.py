@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from herd.api.model import Model, Words, did_you_mean
-from herd.errors import CapacityError, UsageError
+from herd.api.model import Model, Words
+from herd.errors import CapacityError, UsageError, did_you_mean
 from herd.family.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from herd.errors import FileProblem, UsageError
+from herd.errors import FileProblem, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from herd.backends.base import MemoryUse
+    from herd.api.research import Change, Trace
+    from herd.backends.base import MemoryUse, Placed
     from herd.checkpoints.checkpoint import Checkpoint, Fact
     from herd.engine.engine import Engine
     from herd.family.finding import Found
-    from herd.models.llama import LlamaConfig
+    from herd.models.architecture import Config
     from herd.providers.base import ChatRequest, Event, ModelFacts, TokenLogprob, Usage
     from herd.providers.local import LocalProvider
     from herd.sampling.params import SamplingParams
@@ -75,12 +75,14 @@ class Model:
     """A loaded model: logits, answers and chats. Close it, or use it in a `with` block, to give its memory back."""
 
     def __init__(self, found: Found, checkpoint: Checkpoint, engine: Engine, words: Words) -> None:
+        from herd.api.pictures import Eyes
         from herd.providers.local import LocalProvider
 
         self._found = found
         self._checkpoint = checkpoint
         self._engine = engine
         self._words = words
+        self._eyes = Eyes(found.name, checkpoint.config)
         self._provider = LocalProvider(engine, words.tokenizer, words.chat_format, _model_facts(found, checkpoint, engine, words))
 
     @property
@@ -94,10 +96,9 @@ class Model:
         return self._found.path
 
     @property
-    def config(self) -> LlamaConfig:
+    def config(self) -> Config:
         """The facts of its architecture."""
-        config: LlamaConfig = self._checkpoint.config
-        return config
+        return self._checkpoint.config
 
     @property
     def facts(self) -> Mapping[str, Fact]:
@@ -131,12 +132,56 @@ class Model:
         """Everything that may change bits: backend, version, instruction set, number formats."""
         return self._engine.backend.fingerprint
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Token ids [T] -> logits_TV, float32: the whole model's output at every position."""
+    def logits(self, tokens: Sequence[int], images: Sequence[object] = ()) -> NDArray[np.float32]:
+        """Token ids [T] -> logits_TV, float32: the whole model's output at every position.
+
+        images: PIL images (or bytes of image files, or data URLs), one for each picture that the ids have placeholders for.
+        """
         import numpy as np
 
-        rows = list(self._provider.logits(_ids(tokens, "tokens")))
+        ids = _ids(tokens, "tokens")
+        rows = list(self._engine.score(ids, pictures=self._placed(ids, images)))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Names of all values on the way from tokens to logits that `trace` reads and `patch` replaces, in order."""
+        return self._engine.backend.value_names()
+
+    def trace(self, prompt: str | Sequence[int], taps: Iterable[str] = (), images: Sequence[object] = ()) -> Trace:
+        """One forward of a text or token ids, with the values that the patterns in `taps` name (`layers.*.out`) read.
+
+        `UsageError` for a name that no value has. Other requests of this model wait meanwhile.
+        """
+        return self.patch(prompt, {}, taps, images)
+
+    def patch(
+        self, prompt: str | Sequence[int], changes: Mapping[str, Change], taps: Iterable[str] = (), images: Sequence[object] = ()
+    ) -> Trace:
+        """As `trace`, with values replaced: by a number, by an array [T, ...], or by what a function makes of (rows, their
+        positions), called for a few tokens at a time. A softmax (`....weights`) is [N, T, T]."""
+        from herd.api.research import run
+
+        ids = self._prompt_ids(prompt)
+        return run(self._engine, ids, taps, changes, self._placed(ids, images))
+
+    def lens(self, prompt: str | Sequence[int], layers: Iterable[int] | None = None) -> dict[int, NDArray[np.float32]]:
+        """Logits [T, V] as if the model ended after each of `layers` (None: all): the logit lens of nostalgebraist (2020)."""
+        from herd.api.research import lens
+
+        count = self.config.num_layers
+        chosen = list(range(count)) if layers is None else list(layers)
+        for layer in chosen:
+            if not 0 <= layer < count:
+                raise UsageError(f"There is no layer {layer}; {self.name} has layers 0 to {count - 1}.")
+        return lens(self._engine, self._prompt_ids(prompt), chosen, count)
+
+    def embed(self, texts: str | Iterable[str]) -> NDArray[np.float32]:
+        """Texts -> [texts, D], float32: the mean over each text's tokens of the hidden states after the last norm, of length 1."""
+        from herd.api.research import embed
+
+        wanted = [texts] if isinstance(texts, str) else list(texts)
+        return embed(self._engine, [self.tokenizer.encode(text) for text in wanted])
 
     def generate(
         self, prompt: str | Sequence[int], *, max_tokens: int | None = None, stop: str | Iterable[str] = (), **sampling: Any
@@ -225,6 +270,10 @@ class Model:
     def __repr__(self) -> str:
         return f"<herd.Model {self.name} on {self._engine.backend.name}>"
 
+    def _placed(self, tokens: Sequence[int], images: Sequence[object]) -> tuple[Placed, ...]:
+        """Pictures and where they go; also finds placeholders without a picture."""
+        return self._eyes.place(tokens, self._eyes.prepare(images))
+
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
@@ -272,12 +321,6 @@ def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine, words: Wo
         chat_format=words.chat_format.name if words.chat_format is not None else None,
         sources={key: fact.source for key, fact in checkpoint.facts.items()},
     )
-
-
-def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """The end of a sentence about a wrong name."""
-    close = difflib.get_close_matches(str(value), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as List
+from hashlib import blake2b
 
 import numpy as np
 
+from herd.backends.base import Placed
 from herd.engine.request import Progress, Purpose, Request, Sequence
 from herd.errors import CapacityError, UsageError
 from herd.sampling.history import History
@@ -61,13 +64,14 @@ def new_answer(request: Request, tokens: list[int], room: int, stop_ids: frozens
         sampling=sampling,
         seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
         choice_index=request.choice_index,
-        salt=request.salt,
+        salt=_salt(request.salt, request.pictures),
+        pictures=request.pictures,
         history=History(tokens) if sampling.uses_history else None,
         news=news,
     )
 
 
-def new_scores(tokens: list[int], salt: bytes, news: deque[Progress]) -> Sequence:
+def new_scores(tokens: list[int], salt: bytes, pictures: tuple[Placed, ...], news: deque[Progress]) -> Sequence:
     """The life of a text whose logits are wanted begins."""
     return Sequence(
         purpose=Purpose.SCORES,
@@ -77,9 +81,20 @@ def new_scores(tokens: list[int], salt: bytes, news: deque[Progress]) -> Sequenc
         stop_ids=frozenset(),
         sampling=SamplingParams(),
         seed=0,
-        salt=salt,
+        salt=_salt(salt, pictures),
+        pictures=pictures,
         news=news,
     )
+
+
+def _salt(salt: bytes, pictures: tuple[Placed, ...]) -> bytes:
+    """The salt of a sequence with pictures: placeholders look alike, whatever picture they stand for."""
+    if not pictures:
+        return salt
+    mixed = blake2b(salt, digest_size=32)
+    for placed in pictures:
+        mixed.update(placed.picture.digest + array("q", placed.positions).tobytes())
+    return mixed.digest()
 
 
 def _check_ids(values: Iterable[object], what: str, vocab_size: int) -> list[int]:

@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from herd.backends.base import PAGE_TOKENS, Backend
+from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.forward import Outcome, forward
 from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Progress, Purpose, Request, Sequence, Status
 from herd.engine.scheduler import Limits, Part, Scheduler
-from herd.errors import HerdError, UsageError
+from herd.errors import CapacityError, HerdError, UsageError
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
@@ -136,13 +136,29 @@ class Engine:
         self.validate(request)
         return self._follow(lambda news: self._submit(request, news))
 
-    def score(self, tokens: List[int], *, salt: bytes = b"") -> Generator[NDArray[np.float32], None, None]:
+    def score(
+        self, tokens: List[int], *, salt: bytes = b"", pictures: tuple[Placed, ...] = ()
+    ) -> Generator[NDArray[np.float32], None, None]:
         """Logits rows [R, V] for all positions of `tokens`, in order, at most `max_step_outputs` rows at a time.
 
         Nothing is computed ahead of the reader. Raises what went wrong; closing early gives the pages back.
         """
         ids = check_tokens(tokens, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
-        return self._score(ids, salt)
+        return self._score(ids, salt, pictures)
+
+    def examine(
+        self, tokens: List[int], watch: Callable[[range], Watch], *, pictures: tuple[Placed, ...] = ()
+    ) -> Generator[tuple[range, StepResult], None, None]:
+        """Runs a text alone, a few tokens at a time, and gives each step's positions with its logits and what `watch(positions)`
+        asked to read. Nothing is taken from the cache or left in it; other requests wait. `CapacityError` if too many pages are
+        in use."""
+        ids = check_tokens(tokens, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
+        size = min(self.limits.max_step_tokens, self.limits.max_step_outputs)
+        with self._alone(self.limits.pages_for(len(ids))) as pages:
+            for start in range(0, len(ids), size):
+                positions = range(start, min(start + size, len(ids)))
+                span = Span(start, ids[start : positions.stop], pages, len(positions), pictures=pictures)
+                yield positions, self.backend.step(Plan((span,), want_logits=True, watch=watch(positions)))
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
         """Replaces weights by name and forgets what was cached under the old ones. `UsageError` while requests run."""
@@ -187,8 +203,33 @@ class Engine:
                 self._end(sequence, StopReason.LENGTH)
         return sequence
 
-    def _score(self, tokens: list[int], salt: bytes) -> Generator[NDArray[np.float32], None, None]:
-        for progress in self._follow(lambda news: self._enter(new_scores(tokens, salt, news))):
+    @contextmanager
+    def _alone(self, num_pages: int) -> Iterator[list[int]]:
+        """Pages for somebody who drives the backend by hand, while nobody else does."""
+        pages: list[int] = []
+        with self._exclusive():
+            while self._is_stepping:
+                self._changed.wait()
+            if self._is_closed:
+                raise UsageError("The engine is closed.")
+            books = self._scheduler.pages
+            if num_pages > books.num_available:
+                raise CapacityError(
+                    f"{num_pages} pages of cache are needed and {books.num_available} are not in use. Wait until other requests have ended."
+                )
+            pages += [page for _ in range(num_pages) if (page := books.take()) is not None]
+            self._is_stepping = True
+        try:
+            yield pages
+        finally:
+            with self._exclusive():
+                for page in pages:
+                    self._scheduler.pages.release(page)
+                self._is_stepping = False
+                self._changed.notify_all()
+
+    def _score(self, tokens: list[int], salt: bytes, pictures: tuple[Placed, ...]) -> Generator[NDArray[np.float32], None, None]:
+        for progress in self._follow(lambda news: self._enter(new_scores(tokens, salt, pictures, news))):
             if progress.error is not None:
                 raise progress.error
             if progress.stop_reason is StopReason.CANCELLED:

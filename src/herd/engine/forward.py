@@ -59,6 +59,7 @@ def _span(part: Part) -> Span:
         pages=sequence.pages,
         num_outputs=part.num_outputs,
         draw=_draw(sequence) if part.draws else None,
+        pictures=sequence.pictures,
     )
 
 

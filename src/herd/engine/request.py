@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from herd.backends.base import Placed
 from herd.errors import HerdError
 from herd.sampling.history import History
 from herd.sampling.params import SamplingParams
@@ -35,6 +36,7 @@ class Request:
     stop_ids        tokens that end the answer; None: the engine's own
     choice_index    which of several answers to the same prompt and seed this is
     salt            requests share cached pages only with requests of the same salt
+    pictures        where in the prompt which picture is; pages are shared only with requests that have the same ones there
     """
 
     tokens: List[int]
@@ -43,6 +45,7 @@ class Request:
     stop_ids: Collection[int] | None = None
     choice_index: int = 0
     salt: bytes = b""
+    pictures: tuple[Placed, ...] = ()
 
 
 class Status(Enum):
@@ -73,6 +76,7 @@ class Sequence:
     seed: int
     choice_index: int = 0
     salt: bytes = b""
+    pictures: tuple[Placed, ...] = ()
     history: History | None = None
 
     number: int = -1

@@ -7,7 +7,7 @@ architecture is adding a module with a config class and these functions; nothing
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -64,6 +64,10 @@ class Seeing(Architecture, Protocol):
 
     def has_pictures(self, cfg: Any) -> bool:
         """Whether this config has a vision part."""
+        ...
+
+    def preparation(self, cfg: Any) -> tuple[str, Mapping[str, int]]:
+        """How pictures are cut for this model: the name and the numbers that `herd.images.pixels.prepare` takes."""
         ...
 
     def num_crossing(self, cfg: Any) -> int:

@@ -76,8 +76,8 @@ class LlamaWeights:
 def forward(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
     """This step's tokens -> logits_RV of the rows in `step.outputs_R`.
 
-    Named values: embed, of each layer `middle` (after attention) and `out` (both of the residual stream), logits, and those of
-    its attention and feed-forward.
+    Named values: embed, of each layer `middle` (after attention) and `out` (both of the residual stream) and those of its
+    attention and feed-forward, final (after the last norm), logits.
     """
     ops = step.ops
     x_TD = ops.tap("embed", ops.embed(step.tokens_T, w.embed))
@@ -87,7 +87,7 @@ def forward(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
         x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, attention(normed_TD, layer.attention, rotary_TH, cache, cfg, step)))
         normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
         x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, ffn(normed_TD, layer.ffn, step)))
-    x_RD = ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps)
+    x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
     return ops.tap("logits", ops.linear(x_RD, w.head))
 
 

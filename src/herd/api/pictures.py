@@ -1,0 +1,49 @@
+"""Pictures on their way to a model: prepared as its release was trained, and put where the prompt has their placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from herd.backends.base import Picture, Placed
+from herd.errors import UsageError
+from herd.models.architecture import Config, PictureShape, seeing
+
+
+class Eyes:
+    """What one model does with pictures. Without a vision part it refuses them."""
+
+    def __init__(self, name: str, cfg: Config) -> None:
+        self._name = name
+        self._cfg = cfg
+        self._model = seeing(cfg)
+
+    @property
+    def can_see(self) -> bool:
+        return self._model is not None
+
+    def prepare(self, images: Sequence[object]) -> list[Picture]:
+        """PIL images, bytes of image files or data URLs -> pixels. `UsageError` for what is no picture, and for a model that
+        reads text only."""
+        if not images:
+            return []
+        if self._model is None:
+            raise UsageError(f"{self._name} reads text only; {len(images)} pictures were given.")
+        from herd.images.decode import open_image
+        from herd.images.pixels import prepare
+
+        kind, numbers = self._model.preparation(self._cfg)
+        return [prepare(cast(Any, kind), open_image(cast(Any, image)), **numbers) for image in images]
+
+    def place(self, tokens: Sequence[int], pictures: Sequence[Picture]) -> tuple[Placed, ...]:
+        """Each picture with the positions of its placeholders. `UsageError` when placeholders and pictures do not fit together."""
+        if self._model is None:
+            return ()
+        shapes = [_shape(picture) for picture in pictures]
+        positions = self._model.placeholders(self._cfg, tokens, shapes)
+        return tuple(Placed(picture, where) for picture, where in zip(pictures, positions, strict=True))
+
+
+def _shape(picture: Picture) -> PictureShape:
+    tiles, _, height, width = picture.pixels.shape
+    return PictureShape(tiles, height, width, picture.rows, picture.columns)
