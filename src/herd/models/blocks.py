@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from herd.models.ops import Step, Tensor
+from herd.models.ops import Step, Tensor, Window
 from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
 
 
@@ -56,15 +56,32 @@ class FfnWeights:
 
 
 def attention(x_TD: Tensor, w: AttentionWeights, rotary_TH: Tensor, cache: Tensor, cfg: AttentionShape, step: Step) -> Tensor:
-    """x_TD -> y_TD. Writes this step's keys and values into `cache`.
+    """x_TD -> y_TD, with rotary positions. Writes this step's keys and values into `cache`. Named values: those of `attend`."""
+    ops = step.ops
+    q_TNH, k_TKH, v_TKH = project(x_TD, w, cfg, step)
+    return attend((ops.rotate(q_TNH, rotary_TH), ops.rotate(k_TKH, rotary_TH), v_TKH), w, cache, cfg, step)
 
-    Named values: q, k (both rotated), v, weights (the softmax), heads (what each head read), out.
+
+def project(x_TD: Tensor, w: AttentionWeights, cfg: AttentionShape, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    """x_TD -> queries [T, N, H], keys and values [T, K, H], as the matrices give them."""
+    ops = step.ops
+    q_TNH = ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads)
+    k_TKH = ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads)
+    v_TKH = ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads)
+    return q_TNH, k_TKH, v_TKH
+
+
+def attend(
+    qkv: tuple[Tensor, Tensor, Tensor], w: AttentionWeights, cache: Tensor, cfg: AttentionShape, step: Step, window: Window | None = None
+) -> Tensor:
+    """Finished queries [T, N, H], keys and values [T, K, H] -> y_TD. Writes the keys and values into `cache`.
+
+    Named values: q, k, v, weights (the softmax), heads (what each head read), out.
     """
     ops = step.ops
-    q_TNH = ops.tap(f"{w.at}.q", ops.rotate(ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads), rotary_TH))
-    k_TKH = ops.tap(f"{w.at}.k", ops.rotate(ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads), rotary_TH))
-    v_TKH = ops.tap(f"{w.at}.v", ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads))
-    y_TNH = ops.tap(f"{w.at}.heads", ops.attention(q_TNH, k_TKH, v_TKH, cache, cfg.head_width**-0.5, name=f"{w.at}.weights"))
+    q_TNH, k_TKH, v_TKH = (ops.tap(f"{w.at}.{which}", x) for which, x in zip("qkv", qkv, strict=True))
+    y_TNH = ops.attention(q_TNH, k_TKH, v_TKH, cache, cfg.head_width**-0.5, window=window, name=f"{w.at}.weights")
+    y_TNH = ops.tap(f"{w.at}.heads", y_TNH)
     return ops.tap(f"{w.at}.out", ops.linear(ops.merge_heads(y_TNH), w.out, w.out_bias))
 
 
@@ -76,16 +93,17 @@ def ffn(x_TD: Tensor, w: FfnWeights, step: Step) -> Tensor:
     return ops.tap(f"{w.at}.out", ops.linear(ops.tap(f"{w.at}.hidden", ops.silu_gate(gate_TF, up_TF)), w.down, w.down_bias))
 
 
-def attention_tensors(at: str, cfg: AttentionShape) -> Iterator[TensorSpec]:
-    """The weights of one attention, under the name `at`."""
+def attention_tensors(at: str, cfg: AttentionShape, *, halved: bool = True) -> Iterator[TensorSpec]:
+    """The weights of one attention, under the name `at`. `halved`: Hugging Face files keep the two halves of a head apart."""
     q_width, kv_width = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
-    yield TensorSpec(f"{at}.q", (q_width, cfg.width), rotary_heads=cfg.num_heads)
-    yield TensorSpec(f"{at}.k", (kv_width, cfg.width), rotary_heads=cfg.num_kv_heads)
+    q_rotary, k_rotary = (cfg.num_heads, cfg.num_kv_heads) if halved else (0, 0)
+    yield TensorSpec(f"{at}.q", (q_width, cfg.width), rotary_heads=q_rotary)
+    yield TensorSpec(f"{at}.k", (kv_width, cfg.width), rotary_heads=k_rotary)
     yield TensorSpec(f"{at}.v", (kv_width, cfg.width))
     yield TensorSpec(f"{at}.out", (cfg.width, q_width))
     if cfg.qkv_bias:
-        yield TensorSpec(f"{at}.q_bias", (q_width,), Kind.BIAS, rotary_heads=cfg.num_heads)
-        yield TensorSpec(f"{at}.k_bias", (kv_width,), Kind.BIAS, rotary_heads=cfg.num_kv_heads)
+        yield TensorSpec(f"{at}.q_bias", (q_width,), Kind.BIAS, rotary_heads=q_rotary)
+        yield TensorSpec(f"{at}.k_bias", (kv_width,), Kind.BIAS, rotary_heads=k_rotary)
         yield TensorSpec(f"{at}.v_bias", (kv_width,), Kind.BIAS)
     if cfg.out_bias:
         yield TensorSpec(f"{at}.out_bias", (cfg.width,), Kind.BIAS)

@@ -19,11 +19,13 @@ from herd.dtypes import DType
 
 
 class Kind(Enum):
-    """What a weight is for. Quantisers, adapters and optimisers choose by kind and never by name."""
+    """What a weight is for. Quantisers, adapters and optimisers choose by kind and never by name. `ROUTER`: a small matrix whose
+    rounding would send tokens to other experts."""
 
     EMBEDDING = "embedding"
     MATRIX = "matrix"
     EXPERTS = "experts"
+    ROUTER = "router"
     HEAD = "head"
     NORM = "norm"
     BIAS = "bias"
