@@ -140,8 +140,9 @@ class Ops(Protocol):
 class PictureOps(Protocol):
     """What encoders need: everything is known at once, no cache, no positions but those that are given as numbers."""
 
-    def patches(self, pixels: Tensor, size: int) -> Tensor:
-        """Tiles [tiles, 3, height, width] -> [tiles * patches, 3 * size * size], patches row by row, channel outermost in each."""
+    def patches(self, pixels: Tensor, size: int, frames: int = 1) -> Tensor:
+        """Tiles [tiles, 3, height, width] -> [tiles * patches, 3 * size * size], patches row by row, channel outermost in each.
+        `frames`: so many consecutive tiles share a patch, one after another in it; a single tile stands for all of them."""
         ...
 
     def embed(self, tokens: Sequence[int], table: Matrix) -> Tensor:

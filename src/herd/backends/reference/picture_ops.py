@@ -18,10 +18,12 @@ from herd.models.weights import Matrix, Vector
 class NumpyPictureOps(PlainOps):
     """The plainest code that means what `models.ops.PictureOps` says."""
 
-    def patches(self, pixels: Floats, size: int) -> Floats:
+    def patches(self, pixels: Floats, size: int, frames: int = 1) -> Floats:
+        if len(pixels) == 1:
+            pixels = np.repeat(pixels, frames, axis=0)
         tiles, channels, height, width = pixels.shape
-        cut = pixels.reshape(tiles, channels, height // size, size, width // size, size)
-        return np.ascontiguousarray(cut.transpose(0, 2, 4, 1, 3, 5)).reshape(-1, channels * size * size)
+        cut = pixels.reshape(tiles // frames, frames, channels, height // size, size, width // size, size)
+        return np.ascontiguousarray(cut.transpose(0, 3, 5, 1, 2, 4, 6)).reshape(-1, frames * channels * size * size)
 
     def mix(self, table: Matrix, rows: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> Floats:
         index, share = np.asarray(rows, np.int64), np.asarray(shares, self._dtype)

@@ -1,0 +1,280 @@
+"""Muse-Glimmer (2026): the open successor of Llama 4's line, dense, with pictures and video.
+
+Against `llama.py`, these things are new:
+
+  local layers    attend to the last `window` tokens and have rotary positions; every fourth attends to everything and has none
+  q/k norm        of each head, before the rotation, without a weight; queries are then multiplied by `query_factor`
+  gate            what the heads read is multiplied by the sigmoid of one more projection of the layer's input
+  sandwich        a norm before and one after attention and feed-forward; their weights count from one
+  embedding       is normalised; placeholders get the rows of the vision encoder instead
+  logits          are capped softly: cap * tanh(factor * logits / cap)
+
+    tokens_T -> norm(embed) -> x_TD -> [ x + norm(attention(norm(x))) ; x + norm(ffn(norm(x))) ] * L -> norm -> logits_RV
+
+Source: `transformers` 5.23, `models/muse_glimmer/modeling_muse_glimmer.py` (Apache-2.0 release, no paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from herd.errors import UsageError
+from herd.models import muse_glimmer_vision as vision
+from herd.models.architecture import CacheShape, PictureShape
+from herd.models.blocks import FfnWeights, ffn, ffn_tensors, ffn_weights, vector
+from herd.models.muse_glimmer_vision import MuseGlimmerVisionConfig, VisionWeights
+from herd.models.ops import PictureStep, Sliding, Step, Tensor
+from herd.models.rope import Rope
+from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
+
+MAX_PICTURE_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What a layer's attention sees: the last `window` tokens (None: all), with or without rotary positions."""
+
+    window: int | None
+    has_positions: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MuseGlimmerConfig:
+    """The facts of one Muse-Glimmer. `layers` says for each layer what it attends to."""
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    ffn_width: int
+    vocab_size: int
+    context_length: int
+    norm_eps: float
+    post_norm_eps: float
+    rope: Rope
+    layers: tuple[LayerKind, ...]
+    query_factor: float
+    logit_factor: float
+    logit_cap: float
+    tied_embeddings: bool = False
+    attention_bias: bool = False
+    image_token: int = 200092
+    video_token: int = 200091
+    vision: MuseGlimmerVisionConfig | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    at: str
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    gate: Matrix
+    out: Matrix
+    q_bias: Vector | None
+    k_bias: Vector | None
+    v_bias: Vector | None
+    out_bias: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    at: str
+    attention_norm: Vector
+    attention: AttentionWeights
+    after_attention_norm: Vector
+    ffn_norm: Vector
+    ffn: FfnWeights
+    after_ffn_norm: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class MuseGlimmerWeights:
+    embed: Matrix
+    layers: tuple[LayerWeights, ...]
+    norm: Vector
+    head: Matrix
+    vision: VisionWeights | None
+
+
+def forward(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: Step) -> Tensor:
+    """This step's tokens -> logits_RV of the rows in `step.outputs_R`. Named values as in `llama.py`."""
+    ops = step.ops
+    x_TD = ops.rms_norm(ops.embed(step.tokens_T, w.embed), None, cfg.norm_eps)
+    if cfg.vision is not None:
+        x_TD = ops.overlay(x_TD, step.pictures)
+    x_TD = ops.tap("embed", x_TD)
+    rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
+    for layer, kind, cache in zip(w.layers, cfg.layers, step.cache, strict=True):
+        normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps, centred=True)
+        y_TD = attention(normed_TD, layer.attention, rotary_TH if kind.has_positions else None, kind.window, cache, cfg, step)
+        y_TD = ops.rms_norm(y_TD, layer.after_attention_norm, cfg.post_norm_eps, centred=True)
+        x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, y_TD))
+        normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps, centred=True)
+        y_TD = ops.rms_norm(ffn(normed_TD, layer.ffn, step), layer.after_ffn_norm, cfg.post_norm_eps, centred=True)
+        x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, y_TD))
+    x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
+    return ops.tap("logits", ops.soft_cap(ops.linear(x_RD, w.head), cfg.logit_factor, cfg.logit_cap))
+
+
+def attention(
+    x_TD: Tensor,
+    w: AttentionWeights,
+    rotary_TH: Tensor | None,
+    window: int | None,
+    cache: Tensor,
+    cfg: MuseGlimmerConfig,
+    step: Step,
+) -> Tensor:
+    """x_TD -> y_TD. Writes this step's keys and values into `cache`. Named values as in `blocks.attention`, and gate."""
+    ops = step.ops
+    q_TNH = ops.rms_norm(ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads), None, cfg.norm_eps)
+    k_TKH = ops.rms_norm(ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads), None, cfg.norm_eps)
+    if rotary_TH is not None:
+        q_TNH, k_TKH = ops.rotate(q_TNH, rotary_TH), ops.rotate(k_TKH, rotary_TH)
+    q_TNH, k_TKH = ops.tap(f"{w.at}.q", q_TNH), ops.tap(f"{w.at}.k", k_TKH)
+    v_TKH = ops.tap(f"{w.at}.v", ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads))
+    y_TNH = ops.attention(
+        q_TNH,
+        k_TKH,
+        v_TKH,
+        cache,
+        cfg.query_factor * cfg.head_width**-0.5,
+        window=None if window is None else Sliding(window),
+        name=f"{w.at}.weights",
+    )
+    gate = ops.tap(f"{w.at}.gate", ops.linear(x_TD, w.gate))
+    y = ops.sigmoid_gate(ops.merge_heads(ops.tap(f"{w.at}.heads", y_TNH)), gate)
+    return ops.tap(f"{w.at}.out", ops.linear(y, w.out, w.out_bias))
+
+
+def caches(cfg: MuseGlimmerConfig) -> tuple[CacheShape, ...]:
+    """One place per layer; local layers look back at most their window."""
+    return tuple(CacheShape(cfg.num_heads, cfg.num_kv_heads, cfg.head_width, kind.window) for kind in cfg.layers)
+
+
+def tensors(cfg: MuseGlimmerConfig) -> Iterator[TensorSpec]:
+    """Every weight of this model, once."""
+    yield TensorSpec("embed", (cfg.vocab_size, cfg.width), Kind.EMBEDDING)
+    for index in range(cfg.num_layers):
+        at = f"layers.{index}"
+        yield TensorSpec(f"{at}.attention_norm", (cfg.width,), Kind.NORM)
+        yield from _attention_tensors(f"{at}.attention", cfg)
+        yield TensorSpec(f"{at}.after_attention_norm", (cfg.width,), Kind.NORM)
+        yield TensorSpec(f"{at}.ffn_norm", (cfg.width,), Kind.NORM)
+        yield from ffn_tensors(f"{at}.ffn", cfg.width, cfg.ffn_width, False)
+        yield TensorSpec(f"{at}.after_ffn_norm", (cfg.width,), Kind.NORM)
+    yield TensorSpec("norm", (cfg.width,), Kind.NORM)
+    if not cfg.tied_embeddings:
+        yield TensorSpec("head", (cfg.vocab_size, cfg.width), Kind.HEAD)
+    if cfg.vision is not None:
+        yield from vision.tensors(cfg.vision, cfg.width)
+
+
+def weights(cfg: MuseGlimmerConfig, leaf: Leaf) -> MuseGlimmerWeights:
+    """The tree that `forward` and `encode` read."""
+
+    def layer(at: str) -> LayerWeights:
+        return LayerWeights(
+            at=at,
+            attention_norm=vector(leaf, f"{at}.attention_norm"),
+            attention=_attention_weights(f"{at}.attention", cfg, leaf),
+            after_attention_norm=vector(leaf, f"{at}.after_attention_norm"),
+            ffn_norm=vector(leaf, f"{at}.ffn_norm"),
+            ffn=ffn_weights(f"{at}.ffn", False, leaf),
+            after_ffn_norm=vector(leaf, f"{at}.after_ffn_norm"),
+        )
+
+    embed = leaf("embed")
+    return MuseGlimmerWeights(
+        embed=embed,
+        layers=tuple(layer(f"layers.{index}") for index in range(cfg.num_layers)),
+        norm=vector(leaf, "norm"),
+        head=embed if cfg.tied_embeddings else leaf("head"),
+        vision=None if cfg.vision is None else vision.weights(cfg.vision, leaf),
+    )
+
+
+def has_pictures(cfg: MuseGlimmerConfig) -> bool:
+    return cfg.vision is not None
+
+
+def num_crossing(cfg: MuseGlimmerConfig) -> int:
+    """None: pictures take the place of tokens."""
+    return 0
+
+
+def preparation(cfg: MuseGlimmerConfig) -> tuple[str, Mapping[str, int]]:
+    """As `herd.images.pixels.prepare` takes it."""
+    assert cfg.vision is not None
+    return "muse_glimmer", {"max_tokens": MAX_PICTURE_TOKENS, "patch": cfg.vision.patch, "merge": cfg.vision.merge}
+
+
+def encode(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: PictureStep) -> Sequence[Tensor]:
+    """A picture or a video -> rows_ID in place of its placeholders."""
+    assert w.vision is not None and cfg.vision is not None
+    return [vision.encode(w.vision, cfg.vision, cfg.norm_eps, step)]
+
+
+def placeholders(cfg: MuseGlimmerConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
+    """A picture stands where `image_token` is, a video (two or more frames) where `video_token` is; each has a token per cell
+    and pair of frames. `UsageError` when tokens and pictures do not fit together."""
+    kinds = {cfg.image_token: "picture", cfg.video_token: "video"}
+    wanted = [position for position, token in enumerate(tokens) if token in kinds]
+    found: list[tuple[int, ...]] = []
+    first = 0
+    for number, shape in enumerate(shapes):
+        count = shape.rows * shape.columns * max(1, shape.tiles // 2)
+        positions = tuple(wanted[first : first + count])
+        token = cfg.image_token if shape.tiles == 1 else cfg.video_token
+        if len(positions) < count or any(tokens[position] != token for position in positions):
+            there = sum(tokens[position] == token for position in positions)
+            raise UsageError(
+                f"{kinds[token]} {number + 1} is {shape.rows} x {shape.columns} cells and needs {count} tokens {token} in its place; "
+                f"the prompt has {there} there."
+            )
+        found.append(positions)
+        first += count
+    if first < len(wanted):
+        raise UsageError(
+            f"The prompt has {len(wanted)} placeholder tokens ({cfg.image_token} or {cfg.video_token}); "
+            f"the {len(shapes)} pictures given fill {first} of them."
+        )
+    return found
+
+
+def _attention_tensors(at: str, cfg: MuseGlimmerConfig) -> Iterator[TensorSpec]:
+    q_width, kv_width = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
+    yield TensorSpec(f"{at}.q", (q_width, cfg.width), rotary_heads=cfg.num_heads)
+    yield TensorSpec(f"{at}.k", (kv_width, cfg.width), rotary_heads=cfg.num_kv_heads)
+    yield TensorSpec(f"{at}.v", (kv_width, cfg.width))
+    yield TensorSpec(f"{at}.gate", (q_width, cfg.width))
+    yield TensorSpec(f"{at}.out", (cfg.width, q_width))
+    if cfg.attention_bias:
+        yield TensorSpec(f"{at}.q_bias", (q_width,), Kind.BIAS, rotary_heads=cfg.num_heads)
+        yield TensorSpec(f"{at}.k_bias", (kv_width,), Kind.BIAS, rotary_heads=cfg.num_kv_heads)
+        yield TensorSpec(f"{at}.v_bias", (kv_width,), Kind.BIAS)
+        yield TensorSpec(f"{at}.out_bias", (cfg.width,), Kind.BIAS)
+
+
+def _attention_weights(at: str, cfg: MuseGlimmerConfig, leaf: Leaf) -> AttentionWeights:
+    def bias(name: str) -> Vector | None:
+        return vector(leaf, f"{at}.{name}_bias") if cfg.attention_bias else None
+
+    return AttentionWeights(
+        at=at,
+        q=leaf(f"{at}.q"),
+        k=leaf(f"{at}.k"),
+        v=leaf(f"{at}.v"),
+        gate=leaf(f"{at}.gate"),
+        out=leaf(f"{at}.out"),
+        q_bias=bias("q"),
+        k_bias=bias("k"),
+        v_bias=bias("v"),
+        out_bias=bias("out"),
+    )
