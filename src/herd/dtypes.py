@@ -58,3 +58,7 @@ BY_NAME = {dtype.name: dtype for dtype in ALL}
 BY_GGML_ID = {dtype.ggml_id: dtype for dtype in ALL}
 PLAIN = tuple(dtype for dtype in ALL if not dtype.is_block)
 BLOCK = tuple(dtype for dtype in ALL if dtype.is_block)
+
+# Numbers that mean something only with their scales, as some files keep them. Never the format of a leaf.
+F8_E4M3 = DType("f8_e4m3", -1, 1, 1)
+I8 = DType("i8", 24, 1, 1)

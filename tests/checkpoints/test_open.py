@@ -23,6 +23,8 @@ class _Trap:
     ("name", "data", "message"),
     [
         ("model.safetensors", b"12345678{}", "Open the folder that it is in"),
+        ("model.pte", b"", "is a program for ExecuTorch"),
+        ("consolidated.00.pth", b"PK\x03\x04", "Open the folder that it is in"),
         ("model.pth", b"PK\x03\x04", "is a PyTorch pickle, which is not read: it can run code"),
         ("pytorch_model.bin", pickle.dumps(_Trap()), "is a PyTorch pickle"),
         ("pytorch_model.bin", b"PK\x03\x04", "is a PyTorch pickle"),
@@ -45,8 +47,9 @@ def test_a_file_that_is_no_checkpoint_says_what_to_do(tmp_path: Path, name: str,
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "it has no config.json"),
-        (["params.json", "consolidated.00.pth"], "is a model in Meta's own layout"),
+        ([], "it has neither config.json nor params.json"),
+        (["params.json", "consolidated.00.pth"], "params.json: is not valid JSON"),
+        (["consolidated.00.pth"], "but no params.json"),
         (["a.gguf", "b.gguf"], "Open one of its GGUF files: a.gguf, b.gguf"),
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """What each layout calls our weights. `{}` stands for the number of the layer.
 
-Sources: GGUF specification (tensor names), transformers `modeling_llama.py`; the order of llama2.c files is in `llama2c.py`.
+Sources: GGUF specification (tensor names), transformers `modeling_llama.py`, Meta's `llama_models/llama3/model.py`. The order of
+llama2.c files is in `llama2c.py`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,52 @@ HUGGING_FACE = {
     "layers.{}.ffn.up_bias": "model.layers.{}.mlp.up_proj.bias",
     "layers.{}.ffn.down_bias": "model.layers.{}.mlp.down_proj.bias",
 }
+
+META = {
+    "embed": "tok_embeddings.weight",
+    "norm": "norm.weight",
+    "head": "output.weight",
+    "layers.{}.attention_norm": "layers.{}.attention_norm.weight",
+    "layers.{}.attention.q": "layers.{}.attention.wq.weight",
+    "layers.{}.attention.k": "layers.{}.attention.wk.weight",
+    "layers.{}.attention.v": "layers.{}.attention.wv.weight",
+    "layers.{}.attention.out": "layers.{}.attention.wo.weight",
+    "layers.{}.attention.q_bias": "layers.{}.attention.wq.bias",
+    "layers.{}.attention.k_bias": "layers.{}.attention.wk.bias",
+    "layers.{}.attention.v_bias": "layers.{}.attention.wv.bias",
+    "layers.{}.attention.out_bias": "layers.{}.attention.wo.bias",
+    "layers.{}.ffn_norm": "layers.{}.ffn_norm.weight",
+    "layers.{}.ffn.gate": "layers.{}.feed_forward.w1.weight",
+    "layers.{}.ffn.up": "layers.{}.feed_forward.w3.weight",
+    "layers.{}.ffn.down": "layers.{}.feed_forward.w2.weight",
+    "layers.{}.ffn.gate_bias": "layers.{}.feed_forward.w1.bias",
+    "layers.{}.ffn.up_bias": "layers.{}.feed_forward.w3.bias",
+    "layers.{}.ffn.down_bias": "layers.{}.feed_forward.w2.bias",
+}
+
+# Along which axis Meta's shards divide a weight; those that are not here, every shard has whole.
+META_SPLIT = {
+    "head": 0,
+    "layers.{}.attention.q": 0,
+    "layers.{}.attention.k": 0,
+    "layers.{}.attention.v": 0,
+    "layers.{}.attention.out": 1,
+    "layers.{}.attention.q_bias": 0,
+    "layers.{}.attention.k_bias": 0,
+    "layers.{}.attention.v_bias": 0,
+    "layers.{}.ffn.gate": 0,
+    "layers.{}.ffn.up": 0,
+    "layers.{}.ffn.down": 1,
+    "layers.{}.ffn.gate_bias": 0,
+    "layers.{}.ffn.up_bias": 0,
+}
+
+
+def pattern(name: str) -> str:
+    """Our name with `{}` for the number of its layer."""
+    if not name.startswith("layers."):
+        return name
+    return "layers.{}." + name.split(".", 2)[2]
 
 
 def in_file(table: dict[str, str], name: str) -> str:

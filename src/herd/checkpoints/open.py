@@ -9,7 +9,7 @@ from herd.errors import FileProblem
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`: a .gguf file, or a folder in Hugging Face layout, or a llama2.c .bin file.
+    """The checkpoint at `path`: a .gguf file, a folder in Hugging Face's or Meta's layout, or a llama2.c .bin file.
 
     Checks every key and tensor, touches no weight. `FileProblem` says what is wrong, where, and what to do.
     """
@@ -28,13 +28,14 @@ def _open_folder(folder: Path) -> Checkpoint:
 
         return open_huggingface(folder)
     if (folder / "params.json").exists():
-        raise FileProblem(
-            f"{folder}: is a model in Meta's own layout (params.json, *.pth), which this release does not read. "
-            "Take the same model as a Hugging Face folder with safetensors, or as a GGUF file."
-        )
+        from herd.checkpoints.meta import open_meta
+
+        return open_meta(folder)
+    if (folder / "consolidated.00.pth").exists():
+        raise FileProblem(f"{folder}: has consolidated.00.pth but no params.json, which says what model it is. Fetch it too.")
     files = sorted(file.name for file in folder.glob("*.gguf"))
     hint = f" Open one of its GGUF files: {', '.join(files[:5])}." if files else ""
-    raise FileProblem(f"{folder}: is no model folder: it has no config.json.{hint}")
+    raise FileProblem(f"{folder}: is no model folder: it has neither config.json nor params.json.{hint}")
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -46,10 +47,19 @@ def _open_file(path: Path) -> Checkpoint:
         return open_gguf(path)
     if path.suffix == ".safetensors":
         raise FileProblem(f"{path}: holds weights alone. Open the folder that it is in, {path.parent}, which has config.json too.")
+    if path.name.startswith("consolidated.") and path.suffix == ".pth":
+        raise FileProblem(
+            f"{path}: is a shard of a model in Meta's layout. Open the folder that it is in, {path.parent}, which has params.json too."
+        )
+    if path.suffix == ".pte":
+        raise FileProblem(
+            f"{path}: is a program for ExecuTorch, which is not read. Take the model as safetensors, GGUF, or in Meta's layout."
+        )
     if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt", ".pkl"):
         raise FileProblem(
-            f"{path}: is a PyTorch pickle, which is not read: it can run code. Take the model as safetensors or GGUF, or save it "
-            "again as safetensors in a program that you trust it with."
+            f"{path}: is a PyTorch pickle, which is not read: it can run code. Only Meta's own layout is (params.json and "
+            "consolidated.00.pth), by a reader that runs none. Take the model as safetensors or GGUF, or save it again as safetensors "
+            "in a program that you trust it with."
         )
     if path.suffix == ".bin":
         from herd.checkpoints.llama2c import open_llama2c

@@ -25,6 +25,19 @@ IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 CHUNK_ELEMENTS = 1 << 18
 
 
+def _e4m3() -> Floats:
+    """All values of e4m3fn: sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, 0x7f and 0xff are NaN."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, (code & 7).astype(np.float32)
+    values = np.where(exponent == 0, mantissa * np.float32(2.0**-9), (8 + mantissa) * np.exp2(exponent - np.float32(10)))
+    values = np.where(code & 127 == 127, np.float32(np.nan), values)
+    return np.where(code >> 7, -values, values).astype(np.float32)
+
+
+# The value of every byte of the e4m3fn format (arXiv 2209.05433).
+E4M3_VALUES = _e4m3()
+
+
 def dequantize(dtype: DType, data: Any, shape: tuple[int, ...]) -> Floats:
     """float32 [shape] from the stored bytes `data` (any uint8 buffer of exactly that many). `ValueError` on another size."""
     flat = (np.ascontiguousarray(data) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)).reshape(-1).view(np.uint8)
@@ -37,6 +50,10 @@ def dequantize(dtype: DType, data: Any, shape: tuple[int, ...]) -> Floats:
         return flat.view(np.float16).astype(np.float32).reshape(shape)
     if dtype is dtypes.BF16:
         return (flat.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    if dtype is dtypes.I8:
+        return flat.view(np.int8).astype(np.float32).reshape(shape)
+    if dtype is dtypes.F8_E4M3:
+        return E4M3_VALUES[flat].reshape(shape)
     blocks, meaning = flat.reshape(-1, dtype.block_bytes), _DEQUANTIZE[dtype.name]
     out = np.empty((len(blocks), dtype.block), dtype=np.float32)
     step = max(1, CHUNK_ELEMENTS // dtype.block)
