@@ -1,186 +1,108 @@
-"""What is known about each release of the family: the strict reader of `family.toml` and the lookup by name.
+"""What is known about each release of the family: `data/*.toml`, read when it is asked for, and the lookup by name.
 
 find("llama-3.2-1b-instruct") -> Release       find("lama-3.2-1b") -> UsageError that suggests the right name
 """
 
 from __future__ import annotations
 
-import datetime
 import difflib
-import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from herd.errors import FileProblem, UsageError
-from herd.models.llama import LlamaConfig
-from herd.models.rope import Llama3, Rope
+from herd.errors import UsageError
+from herd.family.reading import read_catalogue, read_shapes, read_tables
+from herd.family.release import Release, Shape, Wheel
+
+__all__ = ["DEFAULT_NAME", "Release", "Shape", "Wheel", "find", "known", "read_catalogue", "releases", "suggestion"]
 
 DEFAULT_NAME = "smollm2-135m-instruct"
 """What `herd chat` talks to when it is not told."""
 
-_TABLES = {"shapes", "generations", "releases"}
-_LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR, _ORIGINAL_CONTEXT = 1.0, 4.0, 8192
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The numbers of an architecture, as in `LlamaConfig`."""
-
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    ffn_width: int
-    vocab_size: int
-    tied_embeddings: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wheel:
-    """A model file that travels inside a Python wheel: which wheel, which member, and what the member must be."""
-
-    requirement: str
-    member: str
-    num_bytes: int
-    sha256: str
-
-    @property
-    def file_name(self) -> str:
-        """The name of the member without its folders: the name it gets in the models folder."""
-        return self.member.rpartition("/")[2]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """One published model. `sampling` are its publisher's recommended values; `knowledge_cutoff` is year-month.
-
-    `unavailable` says why it cannot be pulled, where that is so. `repository` is its id on the hub.
-    """
-
-    name: str
-    generation: str
-    title: str
-    shape: Shape
-    parameters: int
-    context_length: int
-    rope_theta: float
-    norm_eps: float
-    licence: str
-    released: datetime.date
-    languages: tuple[str, ...]
-    gated: bool
-    rope_factor: float | None = None
-    knowledge_cutoff: str | None = None
-    repository: str | None = None
-    chat_format: str | None = None
-    sampling: Mapping[str, float] | None = None
-    wheel: Wheel | None = None
-    unavailable: str | None = None
-
-    def config(self) -> LlamaConfig:
-        """The architecture as published, for sums about a model that is not here."""
-        shape = self.shape
-        scaling = Llama3(self.rope_factor, _LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR, _ORIGINAL_CONTEXT) if self.rope_factor else None
-        return LlamaConfig(
-            width=shape.width,
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_width=shape.head_width,
-            ffn_width=shape.ffn_width,
-            vocab_size=shape.vocab_size,
-            context_length=self.context_length,
-            norm_eps=self.norm_eps,
-            rope=Rope(self.rope_theta, shape.head_width, scaling),
-            tied_embeddings=shape.tied_embeddings,
-        )
+_DATA = Path(__file__).with_name("data")
+_FILES = (
+    "community",
+    "llama-1",
+    "llama-2",
+    "code-llama",
+    "llama-3",
+    "llama-3.1",
+    "llama-3.2",
+    "llama-3.3",
+    "llama-4",
+    "muse-glimmer",
+)
+_ENTRY = re.compile(r'^\[releases\."(?P<name>[^"]+)"\]|^repository = "(?P<repository>[^"]+)"', re.MULTILINE)
 
 
 @cache
 def releases() -> Mapping[str, Release]:
-    """All releases by name, in the order of the file."""
-    return read_catalogue(Path(__file__).with_name("family.toml").read_text(encoding="utf-8"))
+    """All releases by name, in the order in which they are shown."""
+    return {name: release for file in _FILES for name, release in _releases_of(file).items()}
+
+
+def known(name: str) -> Release | None:
+    """The release of exactly this name or hub id, whatever its case, or None. Reads only the file that it is in."""
+    place = _places().get(name.strip().lower())
+    return None if place is None else _releases_of(place[0])[place[1]]
 
 
 def find(name: str) -> Release:
     """The release of this name or hub id, whatever its case. `UsageError` with suggestions for an unknown one."""
-    known = releases()
-    wanted = name.strip().lower()
-    if wanted in known:
-        return known[wanted]
-    for release in known.values():
-        if release.repository is not None and wanted in (release.repository.lower(), release.repository.rpartition("/")[2].lower()):
-            return release
+    found = known(name)
+    if found is not None:
+        return found
     raise UsageError(
-        f"No model is known as {name!r:.80}{_suggestion(wanted, known)} `herd models` lists what is known; "
+        f"No model is known as {name!r:.80}{suggestion(name.strip().lower(), releases())} `herd models` lists what is known; "
         "a .gguf file or a folder works too."
     )
 
 
-def _suggestion(wanted: str, known: Mapping[str, Release]) -> str:
-    close = difflib.get_close_matches(wanted[:80], known, n=3, cutoff=0.6)
+def suggestion(wanted: str, names: Iterable[str]) -> str:
+    """The end of a sentence about a name that is none: up to three that are meant. Those that hold it (whatever stands between its
+    letters) come first, shortest first, then those that hold all of its words, then near spellings."""
+    known_names = sorted(set(names), key=lambda name: (len(name), name))
+    bare = wanted.rpartition("/")[2][:80]
+    squashed, words = _squashed(bare), [word for word in re.split(r"[^a-z0-9.]+", bare) if word]
+    holding = [name for name in known_names if squashed and squashed in _squashed(name)]
+    wordy = [name for name in known_names if words and all(word in name for word in words)]
+    near = difflib.get_close_matches(bare, known_names, n=3, cutoff=0.7)
+    close = list(dict.fromkeys([*holding, *wordy, *near]))[:3]
     return f"; did you mean {' or '.join(close)}?" if close else "."
 
 
-def read_catalogue(text: str) -> dict[str, Release]:
-    """Releases from the text of a catalogue. `FileProblem` names the entry and key that is unknown, missing or wrong."""
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FileProblem(f"The catalogue is not valid TOML: {error}.") from error
-    unknown = sorted(set(tables) - _TABLES)
-    if unknown:
-        raise FileProblem(f"The catalogue has the table {unknown[0]!r}; expected {', '.join(sorted(_TABLES))}.")
-    shapes = {name: _read(Shape, f"shapes.{name}", entry) for name, entry in tables.get("shapes", {}).items()}
-    generations = tables.get("generations", {})
-    return {name: _release(name, entry, generations, shapes) for name, entry in tables.get("releases", {}).items()}
+def _squashed(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "", name)
 
 
-def _release(name: str, entry: Mapping[str, Any], generations: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Release:
-    at = f"releases.{name}"
-    for key, known in (("generation", generations), ("shape", shapes)):
-        if entry.get(key) not in known:
-            raise FileProblem(f"{at}.{key} is {entry.get(key)!r}; the catalogue has {', '.join(known) or 'none'}.")
-    values = {**generations[entry["generation"]], **entry, "shape": shapes[entry["shape"]], "name": name}
-    if "wheel" in values:
-        values["wheel"] = _read(Wheel, f"{at}.wheel", values["wheel"])
-    values["languages"] = tuple(values.get("languages", ()))
-    release: Release = _read(Release, at, values)
-    return release
+@cache
+def _places() -> Mapping[str, tuple[str, str]]:
+    """For each name and hub id, in lower case: the file it is in, and the release's name. A scan, since parsing all takes ten times as
+    long."""
+    places: dict[str, tuple[str, str]] = {}
+    for file in _FILES:
+        name = ""
+        for entry in _ENTRY.finditer(_text_of(file)):
+            if entry["name"]:
+                name = entry["name"]
+                places[name] = (file, name)
+            else:
+                repository = entry["repository"].lower()
+                places.setdefault(repository, (file, name))
+                places.setdefault(repository.rpartition("/")[2], (file, name))
+    return places
 
 
-def _read(kind: type[Any], at: str, values: Mapping[str, Any]) -> Any:
-    """A dataclass from a table: no unknown key, none missing, the types as declared."""
-    declared = {field.name: field for field in fields(kind)}
-    for key, value in values.items():
-        if key not in declared:
-            close = difflib.get_close_matches(key, declared, n=1)
-            raise FileProblem(f"{at} has the unknown key {key!r}{f'; did you mean {close[0]!r}' if close else ''}.")
-        _check_type(f"{at}.{key}", str(declared[key].type), value)
-    missing = [name for name, field in declared.items() if field.default is MISSING and name not in values]
-    if missing:
-        raise FileProblem(f"{at} lacks {', '.join(missing)}.")
-    return kind(**values)
+@cache
+def _releases_of(file: str) -> Mapping[str, Release]:
+    return read_catalogue(_text_of(file), _shapes())
 
 
-_PYTHON_TYPES: Mapping[str, type[Any]] = {
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "str": str,
-    "Shape": Shape,
-    "Wheel": Wheel,
-    "datetime.date": datetime.date,
-    "tuple[str, ...]": tuple,
-    "Mapping[str, float]": dict,
-}
+@cache
+def _shapes() -> Mapping[str, Shape]:
+    return read_shapes(read_tables(_text_of("shapes"), "The table of shapes"))
 
 
-def _check_type(at: str, declared: str, value: Any) -> None:
-    expected = _PYTHON_TYPES[declared.removesuffix(" | None")]
-    if type(value) is not expected:
-        raise FileProblem(f"{at} is {value!r}; expected {declared}.")
+def _text_of(file: str) -> str:
+    return (_DATA / f"{file}.toml").read_text(encoding="utf-8")

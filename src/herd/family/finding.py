@@ -8,7 +8,7 @@ from pathlib import Path
 
 from herd.errors import FileProblem, UsageError
 from herd.family import store
-from herd.family.catalogue import Release, find, releases
+from herd.family.catalogue import Release, find, known
 from herd.family.progress import Progress, silent
 from herd.family.pull import nobody_told, pull
 
@@ -38,8 +38,8 @@ def find_model(model: str | os.PathLike[str], *, progress: Progress = silent, is
         return _at_path(Path(text))
     here = store.locate(text) or store.locate(text.lower())
     if here is not None:
-        return Found(here.name, here.path, releases().get(here.name))
-    if os.path.exists(text) and text.lower() not in releases():
+        return Found(here.name, here.path, known(here.name))
+    if os.path.exists(text) and known(text) is None:
         return _at_path(Path(text))
     release = find(text)
     here = store.locate(release.name)
@@ -55,7 +55,7 @@ def _looks_like_a_path(text: str) -> bool:
         return True
     if "/" not in text and os.sep not in text:
         return False
-    is_hub_id = any(release.repository is not None and release.repository.lower() == text.lower() for release in releases().values())
+    is_hub_id = known(text) is not None
     return not is_hub_id or os.path.exists(text)
 
 
