@@ -103,6 +103,7 @@ void bind_matrix(nb::module_& m) {
         .def_prop_ro("packed", &packed_of, nb::sig("def packed(self) -> memoryview"), "Its panels as bytes: a view. Their layout is that of PACKED_LAYOUT.")
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.rows; })
         .def_prop_ro("columns", [](const Matrix& matrix) { return matrix.columns; })
+        .def_prop_ro("storage", [](const Matrix& matrix) { return static_cast<int>(matrix.storage); })
         .def_prop_ro("num_bytes", [](const Matrix& matrix) { return matrix.data.size(); })
         .def(
             "row",

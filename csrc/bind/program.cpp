@@ -58,7 +58,7 @@ std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tupl
     return self.program.run(spans);
 }
 
-nb::ndarray<nb::numpy, float> logits(nb::handle self) {
+nb::ndarray<nb::memview, float> logits(nb::handle self) {
     const auto& program = nb::cast<BoundProgram&>(self).program;
     const size_t shape[2] = {static_cast<size_t>(program.outputs()), static_cast<size_t>(program.logits_width())};
     const int64_t strides[2] = {round_up(program.logits_width(), 16), 1};
@@ -139,8 +139,8 @@ void bind_program(nb::module_& m) {
         .def("cache_changed", [](BoundProgram& self) { self.program.cache_changed(); }, "To be called after the cache was given other pages.")
         .def("step", &step, "spans"_a,
              "One forward of spans (start, tokens, pages, num_outputs). Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
-        .def("logits", [](nb::handle self) { return logits(self); }, nb::sig("def logits(self) -> numpy.typing.NDArray"),
-             "The logits [R, V] of the last step: a view that the next step overwrites.")
+        .def("logits", [](nb::handle self) { return logits(self); }, nb::sig("def logits(self) -> memoryview"),
+             "The logits [R, V] of the last step, float32: a view that the next step overwrites.")
         .def_prop_ro("buffer_bytes", [](const BoundProgram& self) { return self.program.buffer_bytes(); })
         .def_prop_ro("num_instructions", [](const BoundProgram& self) { return self.program.num_instructions(); })
         .def("profile", [](BoundProgram& self, bool on) { self.program.profile(on); }, "on"_a, "Switches timing of instructions on (from zero) or off.")

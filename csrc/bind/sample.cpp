@@ -44,7 +44,7 @@ void read_history(nb::handle source, int64_t vocabulary, HeldDraw& held) {
     for (const int32_t id : held.draw.seen_ids) check_id(id, vocabulary, "seen_ids");
 }
 
-// From a herd.sampling.chain.Draw.
+// From a herd.sampling.draw.Draw.
 HeldDraw read_draw(nb::handle source, int64_t vocabulary) {
     HeldDraw held;
     Draw& draw = held.draw;
@@ -86,7 +86,7 @@ struct BoundChooser {
     nb::object choice_type;
 
     BoundChooser(std::shared_ptr<Machine> owner, int64_t vocabulary_size)
-        : machine(std::move(owner)), vocabulary(vocabulary_size), choice_type(nb::module_::import_("herd.sampling.chain").attr("Choice")) {
+        : machine(std::move(owner)), vocabulary(vocabulary_size), choice_type(nb::module_::import_("herd.sampling.draw").attr("Choice")) {
         for (int worker = 0; worker < machine->pool.workers(); ++worker) choosers.emplace_back(machine->isa, vocabulary);
     }
     BoundChooser(const BoundChooser&) = delete;
@@ -145,8 +145,8 @@ void bind_sample(nb::module_& m) {
                  return std::make_shared<BoundChooser>(std::move(machine), vocabulary);
              }),
              "machine"_a, "vocab_size"_a)
-        .def("choose", &choose, "logits"_a, "rows"_a, "draws"_a, nb::sig("def choose(self, logits: numpy.typing.NDArray, rows: list[int], draws: list) -> list"),
-             "One herd.sampling.chain.Choice per (row of `logits` [R, V] float32, Draw); None where the row has NaN or +inf, or nothing but -inf.");
+        .def("choose", &choose, "logits"_a, "rows"_a, "draws"_a, nb::sig("def choose(self, logits: memoryview, rows: list[int], draws: list) -> list"),
+             "One herd.sampling.draw.Choice per (row of `logits` [R, V] float32, Draw); None where the row has NaN or +inf, or nothing but -inf.");
     m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> counter, std::tuple<uint32_t, uint32_t> key) {
         const auto [a, b, c, d] = counter;
         const Words words = philox({{a, b, c, d}}, std::get<0>(key), std::get<1>(key));

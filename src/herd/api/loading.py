@@ -163,11 +163,12 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
 
         return ReferenceBackend(checkpoint.config, leaf, options)
     try:
-        from herd.backends.cpu import CpuBackend
+        from herd.backends.cpu import CpuBackend, Origin
     except ImportError as error:
         advice = "Install herd with a C++ compiler or from a wheel, or use backend='reference', which is slow."
         raise UsageError(f"The native core of herd cannot be loaded here ({error}). {advice}") from error
-    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages)
+    origin = Origin(checkpoint.digest(), checkpoint.path) if choices.adapter is None else None
+    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin)
 
 
 def _check_choices(backend: str, device: str, dtype: str | None, activations: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from herd.models.weights import Matrix
-    from herd.sampling.chain import Choice, Draw
+    from herd.sampling.draw import Choice, Draw
 
 PAGE_TOKENS = 64
 

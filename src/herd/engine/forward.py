@@ -10,7 +10,7 @@ from herd.backends.base import Backend, Plan, Span
 from herd.engine.request import Purpose, Sequence
 from herd.engine.scheduler import Part
 from herd.errors import CapacityError, HerdError
-from herd.sampling.chain import Choice, Draw
+from herd.sampling.draw import Choice, Draw
 
 if TYPE_CHECKING:
     import numpy as np

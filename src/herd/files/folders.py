@@ -27,6 +27,11 @@ def models_folder() -> Path:
     return home() / "models"
 
 
+def cache_folder() -> Path:
+    """The folder of what can be worked out again (see `kept.py`). It need not exist yet."""
+    return home() / "cache"
+
+
 def _from(variable: str) -> Path:
     value = os.environ.get(variable, "")
     if not os.path.isabs(value):

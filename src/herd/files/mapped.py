@@ -46,6 +46,13 @@ class MappedFile:
         if getattr(self, "_descriptor", None) is not None:
             self.close()
 
+    def identity(self) -> tuple[int, int, int, int]:
+        """Size, time of the last change in ns, inode and device: another value means another file, or other contents."""
+        if self._descriptor is None:
+            return self.size, 0, 0, 0
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
     def check_unchanged(self) -> None:
         """`FileProblem` if the file has another size than when it was opened."""
         if self._descriptor is not None and (size := os.fstat(self._descriptor).st_size) != self.size:

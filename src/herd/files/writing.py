@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     The bytes go to a temporary name in the same folder; at the end of the block the file is synced, renamed over `path`, and the
     folder is synced. Whatever goes wrong before leaves `path` as it was and removes the temporary file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         try:

@@ -20,12 +20,12 @@ natively; tests/sampling/test_native_sample.py holds the two together.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from herd.errors import FileProblem, UsageError
+from herd.sampling.draw import Choice, Draw
 from herd.sampling.params import SamplingParams
 from herd.sampling.random import uniform
 
@@ -34,37 +34,6 @@ if TYPE_CHECKING:
 
 SMALLEST_EXPONENT = -700.0
 LARGEST_FACTOR = 1e300
-
-
-def _no_tokens() -> NDArray[np.int32]:
-    return np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """Everything besides the logits that decides one token.
-
-    position        index of the token to be chosen, counted from the first token of the prompt
-    choice_index    which of several answers to one prompt this is
-    seen_ids        distinct tokens of prompt and answer so far, int32 [n]; may be empty when no penalty is used
-    answer_counts   how often each of them occurs in the answer so far, int32 [n]
-    """
-
-    params: SamplingParams
-    seed: int
-    position: int
-    choice_index: int = 0
-    seen_ids: NDArray[np.int32] = field(default_factory=_no_tokens)
-    answer_counts: NDArray[np.int32] = field(default_factory=_no_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The token, its natural-log probability before any adjustment, and the asked-for most likely ones as (id, logprob)."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
 
 
 def choose(logits_V: NDArray[np.float32], draw: Draw) -> Choice:

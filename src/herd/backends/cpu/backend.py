@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from herd import _core
 from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult
+from herd.backends.cpu.kept import KeptWeights, Origin
 from herd.backends.cpu.lower import lower
 from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, Packer
 from herd.backends.cpu.trace import OUTPUT_ROWS, POSITIONS, TOKENS, TracingOps
@@ -27,7 +27,7 @@ from herd.sampling.chain import choose
 from herd.version import __version__
 
 if TYPE_CHECKING:
-    from herd.sampling.chain import Choice
+    from herd.sampling.draw import Choice
 
 # After so many bytes were packed the pages of the file that they came from are given back.
 _RELEASE_BYTES = 256 << 20
@@ -35,11 +35,21 @@ _RELEASE_BYTES = 256 << 20
 
 class CpuBackend:
     """A model on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
-    holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself."""
+    holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself. With `origin`, packed weights are
+    kept for the next start."""
 
     name = "cpu"
 
-    def __init__(self, cfg: Config, leaf: Leaf, options: BackendOptions, release: Callable[[], None], *, fuse: bool = True) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        leaf: Leaf,
+        options: BackendOptions,
+        release: Callable[[], None],
+        *,
+        fuse: bool = True,
+        origin: Origin | None = None,
+    ) -> None:
         _check_options(options)
         self._cfg = cfg
         self._options = options
@@ -48,8 +58,9 @@ class CpuBackend:
         self._packer = Packer(self._machine, options.activations, PLAIN_DTYPES[options.dtype])
         self._model = architecture_of(cfg)
         self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in self._model.tensors(cfg)}
+        self._kept = None if origin is None else KeptWeights(origin, self._machine, options)
         try:
-            self._packed = self._pack(leaf, release)
+            self._packed = self._load_or_pack(leaf, release)
             caches = self._model.caches(cfg)
             self._shape = caches[0]
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) == 1, "one cache shape for all layers"
@@ -99,7 +110,9 @@ class CpuBackend:
         if bad_rows:
             raise FileProblem(_not_finite(plan, bad_rows[0]))
         choices = self._choose(plan)
-        logits_RV = self._program.logits().copy() if plan.want_logits else None
+        logits_RV = np.array(self._program.logits()) if plan.want_logits else None
+        if self._kept is not None:
+            self._kept.start()  # nobody waits for the first answer any more
         return StepResult(choices, logits_RV)
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
@@ -130,9 +143,19 @@ class CpuBackend:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._kept is not None:
+            self._kept.close()
         self.allocate(0)
         del self._program
         self._packed.clear()
+
+    def _load_or_pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
+        packed = None if self._kept is None else self._kept.load(self._specs)
+        if packed is None:
+            packed = self._pack(leaf, release)
+            if self._kept is not None:
+                self._kept.keep_later(packed)
+        return packed
 
     def _pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
         packer = replace(self._packer, memory=_core.Chunks())
@@ -177,10 +200,10 @@ class CpuBackend:
                 rows.append(row - 1)
                 draws.append(span.draw)
                 where.append(index)
-        logits_RV: NDArray[np.float32] = self._program.logits()
+        logits_RV = self._program.logits()
         choices: list[Choice | None] = [None] * len(plan.spans)
         for index, at, draw, choice in zip(where, rows, draws, self._chooser.choose(logits_RV, rows, draws), strict=True):
-            choices[index] = choice if choice is not None else choose(logits_RV[at], draw)
+            choices[index] = choice if choice is not None else choose(np.asarray(logits_RV)[at], draw)
         return tuple(choices)
 
 

@@ -64,9 +64,9 @@ class PackedAdapted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedVector:
-    """A norm's weight or a bias, float32."""
+    """A norm's weight or a bias, float32 (a view of format "f" where it is mapped)."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float32] | memoryview[float]
     is_int8: ClassVar[bool] = False
 
     @property

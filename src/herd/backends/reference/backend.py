@@ -28,7 +28,7 @@ from herd.models.ops import PictureStep, Step
 from herd.models.weights import Adapted, Blocks, Leaf, Matrix
 
 if TYPE_CHECKING:
-    from herd.sampling.chain import Choice, Draw
+    from herd.sampling.draw import Choice, Draw
 
 _COMPUTE: Mapping[str | None, tuple[type[np.floating[Any]], DType | None]] = {
     None: (np.float32, None),

@@ -1,0 +1,106 @@
+"""Packed weights from one start to the next: written once beside no answer, mapped at the next start, multiplied in place.
+
+A kept file belongs to the exact files that the weights came from (`Origin`), to what was done with them (instruction set,
+activations, dtype) and to the layout of packed bytes. Anything else is another file, and the old one goes when room is needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd import _core
+from herd.backends.base import BackendOptions
+from herd.backends.cpu.packed import Packed, PackedMatrix, PackedVector
+from herd.dtypes import BY_GGML_ID
+from herd.files.kept import Kept, keep, open_kept
+from herd.models.weights import TensorSpec
+from herd.version import __version__
+
+MIN_BYTES = 16 << 20
+"""Smaller models pack in a few milliseconds and are not kept."""
+_WAIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which files weights come from: a digest of everything that identifies them, and the path that was opened."""
+
+    digest: str
+    path: Path
+
+
+class KeptWeights:
+    """The kept file of one model as one machine packs it."""
+
+    def __init__(self, origin: Origin, machine: _core.Machine, options: BackendOptions) -> None:
+        import hashlib
+
+        how = (machine.isa, options.activations, options.dtype, _core.PACKED_LAYOUT, __version__, origin.digest)
+        self._name = f"weights-{hashlib.sha256(repr(how).encode()).hexdigest()[:40]}"
+        self._origin = origin
+        self._machine = machine
+        self._options = options
+        self._unwritten: Mapping[str, Packed] | None = None
+        self._writer: threading.Thread | None = None
+        self._is_cancelled = threading.Event()
+
+    def load(self, specs: Mapping[str, TensorSpec]) -> dict[str, Packed] | None:
+        """Every weight, without a copy; None if they are not kept."""
+        kept = open_kept(self._name)
+        if kept is None or set(kept.names) != set(specs):
+            return None
+        try:
+            return {name: self._packed(kept, spec) for name, spec in specs.items()}
+        except (LookupError, TypeError, ValueError):
+            return None  # not as we write it: packed again, and replaced
+
+    def keep_later(self, packed: Mapping[str, Packed]) -> None:
+        """These weights are to be written when `start` says that nobody waits."""
+        if sum(each.num_bytes for each in packed.values()) >= MIN_BYTES:
+            self._unwritten = dict(packed)
+
+    def start(self) -> None:
+        """Begins to write, in a thread of its own, if there is something to write."""
+        if self._unwritten is None:
+            return
+        packed, self._unwritten = self._unwritten, None
+        self._writer = threading.Thread(target=self._write, args=(packed,), name="herd-keep", daemon=True)
+        self._writer.start()
+
+    def close(self) -> None:
+        """Waits a moment for the writer, then tells it to give up. Nothing half written stays."""
+        self._unwritten = None
+        if self._writer is not None:
+            self._writer.join(_WAIT_S)
+            self._is_cancelled.set()
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, packed: Mapping[str, Packed]) -> None:
+        matrices: dict[str, tuple[int, int, int]] = {}
+        parts: dict[str, memoryview] = {}
+        for name, each in packed.items():
+            if isinstance(each, PackedMatrix):
+                matrices[name] = (each.native.storage, *each.shape)
+                parts[name] = each.native.packed
+            elif isinstance(each, PackedVector):
+                parts[name] = (each.values if isinstance(each.values, memoryview) else each.values.data).cast("B")
+            else:
+                return  # adapters are laid over weights anew
+        about = {"source": str(self._origin.path.absolute()), "matrices": matrices}
+        keep(self._name, about, parts, self._is_cancelled.is_set)
+
+    def _packed(self, kept: Kept, spec: TensorSpec) -> Packed:
+        part = kept.part(spec.name)
+        matrix = kept.about["matrices"].get(spec.name)
+        count = len(part) // 4 if matrix is None else matrix[1] * matrix[2]
+        if count != spec.count:
+            raise ValueError(f"{spec.name} has {count} values; the model's has {spec.count}")
+        if matrix is None:
+            return PackedVector(part.cast("f"))
+        storage, rows, columns = matrix
+        native = _core.Matrix.over(self._machine, storage, self._options.activations, rows, columns, part)
+        return PackedMatrix(native, is_int8=BY_GGML_ID[storage].is_block and self._options.activations == "int8")

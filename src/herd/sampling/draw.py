@@ -1,0 +1,45 @@
+"""What one choice of a token needs besides the logits (`Draw`), and what was chosen (`Choice`). `chain.py` says how."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from herd.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def _no_tokens() -> NDArray[np.int32]:
+    # Empty, and read by nobody who does not ask for its length first: a draw without penalties needs no numpy.
+    return cast("NDArray[np.int32]", array("i"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Everything besides the logits that decides one token.
+
+    position        index of the token to be chosen, counted from the first token of the prompt
+    choice_index    which of several answers to one prompt this is
+    seen_ids        distinct tokens of prompt and answer so far, int32 [n]; may be empty when no penalty is used
+    answer_counts   how often each of them occurs in the answer so far, int32 [n]
+    """
+
+    params: SamplingParams
+    seed: int
+    position: int
+    choice_index: int = 0
+    seen_ids: NDArray[np.int32] = field(default_factory=_no_tokens)
+    answer_counts: NDArray[np.int32] = field(default_factory=_no_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The token, its natural-log probability before any adjustment, and the asked-for most likely ones as (id, logprob)."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
