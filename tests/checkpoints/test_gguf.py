@@ -224,7 +224,7 @@ def test_a_tensor_too_many_and_a_quantised_vector_are_refused(tmp_path: Path, sm
     leaves = random_leaves(small)
     more = dataclasses.replace(small, num_layers=3)
     path = write_gguf(tmp_path / "model.gguf", more, random_leaves(more), {"llama.block_count": 2})
-    assert "'blk.2.attn_norm.weight' [64] belongs to no part of a llama model" in refusal(path)
+    assert "'blk.2.attn_norm.weight' [64] belongs to no part of this model" in refusal(path)
     norm = random_leaves(tiny_llama(), dtype=dtypes.Q8_0)["layers.0.attention.k"]
     leaves["norm"] = dataclasses.replace(norm, shape=(64,), data=norm.data[:1, :68])
     assert "output_norm.weight is stored as q8_0; a vector must be f32" in refusal(write_gguf(tmp_path / "b.gguf", small, leaves))

@@ -189,7 +189,7 @@ def test_old_rotary_tables_are_harmless_and_other_tensors_are_not(written: Write
     tensors["model.norm.weight"] = ("F8_E4M3", (64,), bytes(64))
     (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     message = refusal(folder)
-    assert "'model.layers.0.adapter' [8] belongs to no part of a llama model" in message
+    assert "'model.layers.0.adapter' [8] belongs to no part of this model" in message
     assert "'model.norm.weight' is stored as F8_E4M3; F32, F16 and BF16 are read" in message
 
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from herd.checkpoints import names
 from herd.checkpoints.sources import StoredTensor
 from herd.errors import FileProblem
-from herd.models.llama import LlamaConfig
+from herd.models.architecture import Config
+from herd.models.rope import Rope
 from herd.models.weights import Kind, TensorSpec
 
 MAX_LISTED = 40
+
+
+class Rotating(Config, Protocol):
+    """What the configs of all architectures with rotary positions have."""
+
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def rope(self) -> Rope: ...
 
 
 def account(
@@ -41,7 +56,7 @@ def account(
         else:
             found[spec.name] = tensor
     extra = [tensor for tensor in tensors.values() if tensor.name not in wanted]
-    problems += [f"{tensor.name!a} {list(tensor.shape)} belongs to no part of a llama model" for tensor in extra]
+    problems += [f"{tensor.name!a} {list(tensor.shape)} belongs to no part of this model" for tensor in extra]
     if problems:
         refuse(where, problems, "The config and the weights are from different models, or the file is of a kind that is not known.")
     return found
@@ -55,8 +70,8 @@ def refuse(where: str, problems: Sequence[str], conclusion: str) -> None:
     raise FileProblem(f"{where}: {len(problems)} things are wrong. {conclusion}\n" + "\n".join(f"  - {problem}" for problem in shown))
 
 
-def check_config(cfg: LlamaConfig, where: str, num_tensors: int) -> None:
-    """Refuse numbers that no llama can have, all at once, before a list of tensors is made from them."""
+def check_config(cfg: Rotating, where: str, num_tensors: int) -> None:
+    """Refuse numbers that no model can have, all at once, before a list of tensors is made from them."""
     problems: list[str] = []
     if cfg.num_layers > num_tensors:
         problems.append(f"{cfg.num_layers} layers are declared and the file has {num_tensors} tensors in all")
@@ -67,4 +82,4 @@ def check_config(cfg: LlamaConfig, where: str, num_tensors: int) -> None:
     if cfg.rope.width % 2 or cfg.rope.width > cfg.head_width:
         problems.append(f"the rotary width {cfg.rope.width} must be even and at most the head width {cfg.head_width}")
     if problems:
-        refuse(where, problems, "These are not the numbers of a llama model.")
+        refuse(where, problems, "These are not the numbers of a model.")

@@ -28,7 +28,7 @@ class ConfigReader:
         self._values = values
         self._where = where
         self._unread = dict.fromkeys(values)
-        self._prefix = prefix
+        self.prefix = prefix
         self.facts: dict[str, Fact] = {} if facts is None else facts
         self.problems: list[str] = []
 
@@ -45,12 +45,18 @@ class ConfigReader:
         """The keys that nobody has asked for yet."""
         return list(self._unread)
 
+    def within(self, key: str, values: Mapping[str, Any]) -> ConfigReader:
+        """A reader of the object under `key`, whose problems are ours."""
+        inner = ConfigReader(values, self._where, self.facts, prefix=f"{self.prefix}{key}.")
+        inner.problems = self.problems
+        return inner
+
     def problem(self, text: str) -> None:
         self.problems.append(text)
 
     def note(self, fact: str, value: object, key: str) -> None:
         """Record where a fact came from."""
-        self.facts[fact] = Fact(value, f"{self._prefix}{key} in {self._where}")
+        self.facts[fact] = Fact(value, f"{self.prefix}{key} in {self._where}")
 
     def integer(self, key: str, fact: str = "", *, lowest: int = 1, highest: int, default: int | None = None) -> int:
         """A whole number in [lowest, highest]; required unless there is a default."""
@@ -58,7 +64,7 @@ class ConfigReader:
         if value is None:
             return lowest
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            self.problem(f"{self._prefix}{key} is {shown(value)}; allowed is a whole number from {lowest} to {highest}")
+            self.problem(f"{self.prefix}{key} is {shown(value)}; allowed is a whole number from {lowest} to {highest}")
             return lowest
         self._known(fact, value, key)
         return value
@@ -69,7 +75,7 @@ class ConfigReader:
         if value is None:
             return lowest
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not lowest <= value <= highest:
-            self.problem(f"{self._prefix}{key} is {shown(value)}; allowed is a number from {lowest:g} to {highest:g}")
+            self.problem(f"{self.prefix}{key} is {shown(value)}; allowed is a number from {lowest:g} to {highest:g}")
             return lowest
         self._known(fact, value, key)
         return float(value)
@@ -77,7 +83,7 @@ class ConfigReader:
     def boolean(self, key: str, fact: str = "", *, default: bool) -> bool:
         value = self._get(key, default, "true or false")
         if not isinstance(value, bool):
-            self.problem(f"{self._prefix}{key} is {shown(value)}; allowed is true or false")
+            self.problem(f"{self.prefix}{key} is {shown(value)}; allowed is true or false")
             return default
         self._known(fact, value, key)
         return value
@@ -87,7 +93,7 @@ class ConfigReader:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.problem(f"{self._prefix}{key} is {shown(value)}; allowed is a text")
+            self.problem(f"{self.prefix}{key} is {shown(value)}; allowed is a text")
             return ""
         self._known(fact, value, key)
         return value
@@ -101,7 +107,7 @@ class ConfigReader:
         same = len(value) == count and all(isinstance(each, int) and each == value[0] for each in value)
         if not same or not 1 <= value[0] <= highest:
             self.problem(
-                f"{self._prefix}{key} is {shown(value)}; allowed is one whole number from 1 to {highest}, or a list of {count} equal ones: "
+                f"{self.prefix}{key} is {shown(value)}; allowed is one whole number from 1 to {highest}, or a list of {count} equal ones: "
                 "layers with different numbers of heads are not supported"
             )
             return 1
@@ -112,28 +118,32 @@ class ConfigReader:
         """If the key is there, it must have one of these values; null counts as absent."""
         value = self.raw(key)
         if value is not None and not any(_same(value, each) for each in allowed):
-            self.problem(f"{self._prefix}{key} is {shown(value)}; allowed is {' or '.join(map(shown, allowed))}: {because}")
+            self.problem(f"{self.prefix}{key} is {shown(value)}; allowed is {' or '.join(map(shown, allowed))}: {because}")
 
     def finish(self, conclusion: str, harmless: Mapping[str, str] = {}, harmless_prefixes: Iterable[str] = ()) -> None:
         """Refuse if there was a problem or if a key was not read. `harmless` maps keys to why they may be ignored."""
-        prefixes = tuple(harmless_prefixes)
-        left = [key for key in self._unread if key not in harmless and not (prefixes and key.startswith(prefixes))]
-        self.problems += [f"{shown(self._prefix + key)[1:-1]} is not a key that is known here ({shown(self._values[key])})" for key in left]
+        self.settle(harmless, harmless_prefixes)
         if self.problems:
             refuse(self._where, self.problems, conclusion)
+
+    def settle(self, harmless: Mapping[str, str] = {}, harmless_prefixes: Iterable[str] = ()) -> None:
+        """Record a problem for each key that was not read; what `finish` does first, and all that an object within needs."""
+        prefixes = tuple(harmless_prefixes)
+        left = [key for key in self._unread if key not in harmless and not (prefixes and key.startswith(prefixes))]
+        self.problems += [f"{shown(self.prefix + key)[1:-1]} is not a key that is known here ({shown(self._values[key])})" for key in left]
 
     def _get(self, key: str, default: Any, what: str) -> Any:
         value = self.raw(key)
         if value is None:
             if default is None:
-                self.problem(f"{self._prefix}{key} is missing; it must be {what}")
+                self.problem(f"{self.prefix}{key} is missing; it must be {what}")
             return default
         return value
 
     def _known(self, fact: str, value: object, key: str) -> None:
         if not fact:
             return
-        source = f"{self._prefix}{key} in {self._where}" if self.has(key) else f"assumed: {self._where} has no {self._prefix}{key}"
+        source = f"{self.prefix}{key} in {self._where}" if self.has(key) else f"assumed: {self._where} has no {self.prefix}{key}"
         self.facts[fact] = Fact(value, source)
 
 

@@ -1,75 +1,129 @@
-"""Folders in Hugging Face layout: config.json, model.safetensors or its shards, and the files about text."""
+"""Folders in Hugging Face layout: config.json, model.safetensors or its shards, and the files about text.
+
+`config.json` names the architecture (`model_type`); what its config and tensors are called is a `Naming`, one for each.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from herd.checkpoints import names
-from herd.checkpoints.account import account, check_config
+from herd.checkpoints.account import Rotating, account, check_config
 from herd.checkpoints.checkpoint import Checkpoint, Fact
 from herd.checkpoints.config_reader import shown
 from herd.checkpoints.folder import inside
-from herd.checkpoints.huggingface_config import FILE, read_config
+from herd.checkpoints.huggingface_config import FILE
 from herd.checkpoints.huggingface_text import read_about
 from herd.checkpoints.safetensors import Entry, read_safetensors
 from herd.checkpoints.sources import Interleaved, SameBytes, Source, StoredTensor
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
-from herd.models import llama
+from herd.models.architecture import architecture_of
 from herd.models.weights import TensorSpec
 
 DTYPES: dict[str, DType] = {"F32": F32, "F16": F16, "BF16": BF16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-INV_FREQ = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+INV_FREQ = re.compile(r"(.*\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 TIED = "but config.json says tie_word_embeddings: true, so that both are one matrix. Set it to false if the stored head is meant."
+MODEL_TYPES = ("llama", "llama4", "llama4_text")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How the folders of one `model_type` name things.
+
+    read       the config, from the values of config.json, what they are called in messages, and the facts to fill
+    names      our name of a weight -> theirs
+    stored     a weight -> the tensors that hold it in files, or none where another weight's hold it too; here each is one alike
+    source     where a weight comes from, given the tensors that were found
+    """
+
+    read: Callable[[Mapping[str, Any], str, dict[str, Fact]], Rotating]
+    names: dict[str, str]
+    stored: Callable[[TensorSpec], tuple[TensorSpec, ...]]
+    source: Callable[[TensorSpec, Mapping[str, Source]], Source]
+
+
+def naming_of(model_type: object, where: str) -> Naming:
+    """The naming for a `model_type`. `FileProblem` for one that is not read."""
+    if model_type == "llama":
+        from herd.checkpoints.huggingface_config import read_config
+
+        return Naming(read_config, names.HUGGING_FACE, lambda spec: (spec,), _in_our_order)
+    if model_type in ("llama4", "llama4_text"):
+        import herd.checkpoints.huggingface_llama4 as llama4
+
+        table = llama4.NAMES if model_type == "llama4" else names.HUGGING_FACE_LLAMA4
+        return Naming(llama4.read_config, table, llama4.stored, llama4.source)
+    known = ", ".join(map(repr, MODEL_TYPES))
+    raise FileProblem(f"{where}: model_type is {shown(model_type)}; herd reads {known} from Hugging Face folders.")
 
 
 def open_huggingface(folder: Path) -> Checkpoint:
     """Open a folder with config.json."""
     values = read_json(inside(folder, FILE, folder.name))
     facts: dict[str, Fact] = {}
-    cfg = read_config(values, FILE, facts)
+    naming = naming_of(values.get("model_type"), FILE)
+    cfg = naming.read(values, FILE, facts)
     entries = _entries(folder)
-    specs, sources = match(cfg, entries, folder.name)
-    about = read_about(folder, values, cfg.vocab_size, facts)
+    specs, sources = match(cfg, entries, folder.name, naming)
+    about = read_about(folder, {**(values.get("text_config") or {}), **values}, cfg.vocab_size, facts)
     files = {id(entry.file): entry.file for entry in entries.values()}
     dtypes = sorted({entry.dtype.lower() for entry in entries.values()})
     facts["stored_as"] = Fact(", ".join(dtypes), f"the headers of {len(files)} safetensors file{'s' * (len(files) > 1)}")
-    return Checkpoint(path=folder, layout="huggingface", config=cfg, specs=specs, sources=sources, files=list(files.values()), about=about)
+    return Checkpoint(
+        path=folder,
+        layout="huggingface",
+        config=cfg,
+        specs=specs,
+        sources=sources,
+        files=list(files.values()),
+        about=about,
+        architecture=str(facts["architecture"].value),
+    )
 
 
-def match(cfg: llama.LlamaConfig, entries: Mapping[str, Entry], where: str) -> tuple[tuple[TensorSpec, ...], dict[str, Source]]:
-    """Every weight of the config against every tensor of the files: the weights, and where each one's bytes come from."""
+def match(
+    cfg: Rotating, entries: Mapping[str, Entry], where: str, naming: Naming | None = None
+) -> tuple[tuple[TensorSpec, ...], dict[str, Source]]:
+    """Every weight of the config against every tensor of the files: the weights, and where each one's bytes come from. `naming`
+    None: that of llama."""
+    naming = naming or naming_of("llama", where)
     check_config(cfg, FILE, len(entries))
-    specs = tuple(llama.tensors(cfg))
+    specs = tuple(architecture_of(cfg).tensors(cfg))
     harmless = {name: "a table of rotary frequencies, which follow from the config" for name in entries if INV_FREQ.fullmatch(name)}
-    if cfg.tied_embeddings and "lm_head.weight" in entries:
-        harmless["lm_head.weight"] = "compared with the embedding, which it must equal, when that is read"
+    head, embed = naming.names["head"], naming.names["embed"]
+    is_twice = all(spec.name != "head" for spec in specs) and head in entries
+    if is_twice:
+        harmless[head] = "compared with the embedding, which it must equal, when that is read"
     unreadable = [
         f"{shown(entry.name)} is stored as {entry.dtype}; F32, F16 and BF16 are read"
         for entry in entries.values()
         if entry.dtype not in DTYPES and entry.name not in harmless
     ]
     tensors = {entry.name: _stored(entry) for entry in entries.values() if entry.dtype in DTYPES}
-    found = account(specs, tensors, names.HUGGING_FACE, where, harmless, unreadable)
-    sources: dict[str, Source] = dict(found)
-    for spec in specs:
-        if spec.rotary_heads:
-            sources[spec.name] = Interleaved(found[spec.name], spec.rotary_heads)
-    if cfg.tied_embeddings and "lm_head.weight" in entries:
-        head, embed = entries["lm_head.weight"], entries["model.embed_tokens.weight"]
-        if (head.shape, head.dtype) != (embed.shape, embed.dtype):
+    stored = [each for spec in specs for each in naming.stored(spec)]
+    found = account(stored, tensors, naming.names, where, harmless, unreadable)
+    sources = {spec.name: naming.source(spec, found) for spec in specs}
+    if is_twice:
+        if (entries[head].shape, entries[head].dtype) != (entries[embed].shape, entries[embed].dtype):
             raise FileProblem(
-                f"{where}: lm_head.weight is {head.dtype} {list(head.shape)} and model.embed_tokens.weight is {embed.dtype} "
-                f"{list(embed.shape)}, but config.json says tie_word_embeddings: true, so that both are one matrix."
+                f"{where}: {head} is {entries[head].dtype} {list(entries[head].shape)} and {embed} is {entries[embed].dtype} "
+                f"{list(entries[embed].shape)}, but config.json says tie_word_embeddings: true, so that both are one matrix."
             )
-        sources["embed"] = SameBytes(found["embed"], (tensors["lm_head.weight"],), TIED)
+        sources["embed"] = SameBytes(sources["embed"], (tensors[head],), TIED)
     return specs, sources
+
+
+def _in_our_order(spec: TensorSpec, found: Mapping[str, Source]) -> Source:
+    """The tensor itself, with the halves of rotated heads interleaved."""
+    return Interleaved(found[spec.name], spec.rotary_heads) if spec.rotary_heads else found[spec.name]
 
 
 def _stored(entry: Entry) -> StoredTensor:

@@ -10,9 +10,8 @@ from typing import Any
 
 from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
-from herd.errors import FileProblem
+from herd.checkpoints.huggingface_rope import read_rope
 from herd.models.llama import LlamaConfig
-from herd.models.rope import Linear, Llama3, Rope, Scaling, Yarn, yarn_magnitude
 
 FILE = "config.json"
 TRAINING = "matters to training only"
@@ -57,19 +56,13 @@ HARMLESS = {
     "use_bfloat16": LOADING,
     "use_cache": LOADING,
 }
-DEPENDS_ON_HISTORY = (
-    "its frequencies change with the longest text seen so far, so that the same text would give other results depending on what came before"
-)
 CONCLUSION = "herd reads folders whose config.json it understands whole."
 
 
 def read_config(values: Mapping[str, Any], where: str, facts: dict[str, Fact]) -> LlamaConfig:
     """The config; `facts` collects where each number came from. One `FileProblem` for all that is wrong."""
-    model_type = values.get("model_type")
-    if model_type != "llama":
-        raise FileProblem(f"{where}: model_type is {shown(model_type)}; herd reads 'llama' from Hugging Face folders.")
     r = ConfigReader(values, where, facts)
-    r.raw("model_type")
+    r.expect("model_type", "llama", because="this is the reader of llamas")
     _expectations(r)
     width = r.integer("hidden_size", "width", highest=MAX_WIDTH)
     num_heads = r.integer("num_attention_heads", "num_heads", highest=MAX_HEADS)
@@ -88,7 +81,7 @@ def read_config(values: Mapping[str, Any], where: str, facts: dict[str, Fact]) -
         vocab_size=r.integer("vocab_size", "vocab_size", highest=MAX_VOCABULARY),
         context_length=context_length,
         norm_eps=r.number("rms_norm_eps", "norm_eps", lowest=1e-12, highest=0.1, default=1e-6),
-        rope=_rope(r, head_width, context_length),
+        rope=read_rope(r, head_width, context_length),
         tied_embeddings=r.boolean("tie_word_embeddings", "tied_embeddings", default=False),
         qkv_bias=attention_bias,
         out_bias=attention_bias,
@@ -116,82 +109,3 @@ def _expectations(r: ConfigReader) -> None:
     if layer_types is not None and (not isinstance(layer_types, list) or any(each != "full_attention" for each in layer_types)):
         r.problem(f"layer_types is {shown(layer_types)}; allowed is 'full_attention' for every layer")
     r.facts["architecture"] = Fact("llama", f"model_type in {FILE}")
-
-
-def _rope(r: ConfigReader, head_width: int, context_length: int) -> Rope:
-    """Both spellings: `rope_theta` with `rope_scaling` (transformers 4), all in `rope_parameters` (transformers 5)."""
-    old, new = r.raw("rope_scaling"), r.raw("rope_parameters")
-    for key, value in (("rope_scaling", old), ("rope_parameters", new)):
-        if value is not None and not isinstance(value, dict):
-            r.problem(f"{key} is {shown(value)}; allowed is an object")
-            return Rope(10000.0, head_width)
-    key = "rope_parameters" if new is not None else "rope_scaling"
-    values = dict(new if new is not None else old or {})
-    if new is not None and old is not None and any(old[each] != new.get(each, old[each]) for each in old):
-        r.problem("rope_scaling and rope_parameters contradict each other; leave one of them")
-    inner = ConfigReader(values, FILE, r.facts, prefix=f"{key}.")
-    theta = r.number("rope_theta", "rope_theta", lowest=1.0, highest=1e15, default=10000.0)
-    if inner.has("rope_theta"):
-        inner_theta = inner.number("rope_theta", "rope_theta", lowest=1.0, highest=1e15)
-        if r.has("rope_theta") and theta != inner_theta:
-            r.problem(f"rope_theta is {theta:g} and {key}.rope_theta is {inner_theta:g}; they must agree")
-        theta = inner_theta
-    inner.expect("partial_rotary_factor", 1, because="all of a head is rotated")
-    scaling = _scaling(inner, context_length)
-    if scaling is not None:
-        r.note("rope_scaling", scaling, key)
-    left = [each for each in inner.unread() if values[each] is not None]
-    r.problems += inner.problems + [f"{key}.{shown(each)[1:-1]} is not a key of this kind of scaling" for each in left]
-    return Rope(theta=theta, width=head_width, scaling=scaling)
-
-
-def _scaling(r: ConfigReader, context_length: int) -> Scaling | None:
-    kinds = {value for value in (r.raw("rope_type"), r.raw("type")) if isinstance(value, str)} or {"default"}
-    if len(kinds) > 1:
-        r.problem(f"rope_type and type name two kinds of scaling, {shown(sorted(kinds))}; leave one of them")
-    kind = min(kinds)
-    if kind == "default":
-        return None
-    if kind in ("dynamic", "longrope"):
-        r.problem(f"the rotary scaling {kind!r} is not supported: {DEPENDS_ON_HISTORY}")
-        for key in r.unread():
-            r.raw(key)
-        return None
-    if kind not in ("linear", "llama3", "yarn"):
-        r.problem(f"the rotary scaling {shown(kind)} is not known; known are 'default', 'linear', 'llama3' and 'yarn'")
-        for key in r.unread():
-            r.raw(key)
-        return None
-    factor = r.number("factor", lowest=1e-6, highest=1e6)
-    if kind == "linear":
-        return Linear(factor)
-    original = r.integer("original_max_position_embeddings", highest=MAX_CONTEXT, default=context_length)
-    return _llama3(r, factor, original) if kind == "llama3" else _yarn(r, factor, original)
-
-
-def _llama3(r: ConfigReader, factor: float, original: int) -> Llama3:
-    low = r.number("low_freq_factor", lowest=1e-6, highest=1e6)
-    high = r.number("high_freq_factor", lowest=1e-6, highest=1e6)
-    if high < low:
-        r.problem(f"low_freq_factor is {low:g} and high_freq_factor is {high:g}; the low one must not be the larger")
-    return Llama3(factor, low, high, original)
-
-
-def _yarn(r: ConfigReader, factor: float, original: int) -> Yarn:
-    """`attention_factor`, or the quotient of `mscale` and `mscale_all_dim`, replaces the magnitude of the paper."""
-    r.raw("finetuned")
-    magnitude: float | None = None
-    mscale = r.number("mscale", lowest=0, highest=1e6, default=0)
-    mscale_all = r.number("mscale_all_dim", lowest=0, highest=1e6, default=0)
-    if r.has("attention_factor"):
-        magnitude = r.number("attention_factor", lowest=1e-6, highest=1e6)
-    elif mscale and mscale_all:
-        magnitude = yarn_magnitude(factor, mscale, mscale_all)
-    return Yarn(
-        factor=factor,
-        original_context=original,
-        beta_fast=r.number("beta_fast", lowest=1e-3, highest=1e6, default=32.0),
-        beta_slow=r.number("beta_slow", lowest=1e-3, highest=1e6, default=1.0),
-        magnitude=magnitude,
-        truncate=r.boolean("truncate", default=True),
-    )

@@ -6,6 +6,10 @@ llama2.c files is in `llama2c.py`.
 
 from __future__ import annotations
 
+import re
+
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+
 GGUF = {
     "embed": "token_embd.weight",
     "norm": "output_norm.weight",
@@ -50,6 +54,50 @@ HUGGING_FACE = {
     "layers.{}.ffn.down_bias": "model.layers.{}.mlp.down_proj.bias",
 }
 
+# Text alone (`llama4_text`); with pictures these follow "language_model.", and the tables of vision are added (huggingface_llama4.py).
+# Gate and up of all experts are one tensor, and one row of a table has one axis less.
+HUGGING_FACE_LLAMA4 = {
+    **{name: theirs for name, theirs in HUGGING_FACE.items() if not name.startswith("layers.{}.ffn.")},
+    "layers.{}.ffn.gate": "model.layers.{}.feed_forward.gate_proj.weight",
+    "layers.{}.ffn.up": "model.layers.{}.feed_forward.up_proj.weight",
+    "layers.{}.ffn.down": "model.layers.{}.feed_forward.down_proj.weight",
+    "layers.{}.router": "model.layers.{}.feed_forward.router.weight",
+    "layers.{}.experts.gate_up": "model.layers.{}.feed_forward.experts.gate_up_proj",
+    "layers.{}.experts.down": "model.layers.{}.feed_forward.experts.down_proj",
+    "layers.{}.shared.gate": "model.layers.{}.feed_forward.shared_expert.gate_proj.weight",
+    "layers.{}.shared.up": "model.layers.{}.feed_forward.shared_expert.up_proj.weight",
+    "layers.{}.shared.down": "model.layers.{}.feed_forward.shared_expert.down_proj.weight",
+}
+
+HUGGING_FACE_LLAMA4_VISION = {
+    "vision.patches": "vision_model.patch_embedding.linear.weight",
+    "vision.class": "vision_model.class_embedding",
+    "vision.positions": "vision_model.positional_embedding_vlm",
+    "vision.first_norm": "vision_model.layernorm_pre.weight",
+    "vision.first_norm_bias": "vision_model.layernorm_pre.bias",
+    "vision.layers.{}.attention_norm": "vision_model.model.layers.{}.input_layernorm.weight",
+    "vision.layers.{}.attention_norm_bias": "vision_model.model.layers.{}.input_layernorm.bias",
+    "vision.layers.{}.attention.q": "vision_model.model.layers.{}.self_attn.q_proj.weight",
+    "vision.layers.{}.attention.q_bias": "vision_model.model.layers.{}.self_attn.q_proj.bias",
+    "vision.layers.{}.attention.k": "vision_model.model.layers.{}.self_attn.k_proj.weight",
+    "vision.layers.{}.attention.k_bias": "vision_model.model.layers.{}.self_attn.k_proj.bias",
+    "vision.layers.{}.attention.v": "vision_model.model.layers.{}.self_attn.v_proj.weight",
+    "vision.layers.{}.attention.v_bias": "vision_model.model.layers.{}.self_attn.v_proj.bias",
+    "vision.layers.{}.attention.out": "vision_model.model.layers.{}.self_attn.o_proj.weight",
+    "vision.layers.{}.attention.out_bias": "vision_model.model.layers.{}.self_attn.o_proj.bias",
+    "vision.layers.{}.ffn_norm": "vision_model.model.layers.{}.post_attention_layernorm.weight",
+    "vision.layers.{}.ffn_norm_bias": "vision_model.model.layers.{}.post_attention_layernorm.bias",
+    "vision.layers.{}.ffn.up": "vision_model.model.layers.{}.mlp.fc1.weight",
+    "vision.layers.{}.ffn.up_bias": "vision_model.model.layers.{}.mlp.fc1.bias",
+    "vision.layers.{}.ffn.down": "vision_model.model.layers.{}.mlp.fc2.weight",
+    "vision.layers.{}.ffn.down_bias": "vision_model.model.layers.{}.mlp.fc2.bias",
+    "vision.last_norm": "vision_model.layernorm_post.weight",
+    "vision.last_norm_bias": "vision_model.layernorm_post.bias",
+    "vision.adapter.in": "vision_model.vision_adapter.mlp.fc1.weight",
+    "vision.adapter.out": "vision_model.vision_adapter.mlp.fc2.weight",
+    "vision.projection": "multi_modal_projector.linear_1.weight",
+}
+
 META = {
     "embed": "tok_embeddings.weight",
     "norm": "norm.weight",
@@ -92,14 +140,10 @@ META_SPLIT = {
 
 def pattern(name: str) -> str:
     """Our name with `{}` for the number of its layer."""
-    if not name.startswith("layers."):
-        return name
-    return "layers.{}." + name.split(".", 2)[2]
+    return _LAYER.sub("layers.{}.", name, count=1)
 
 
 def in_file(table: dict[str, str], name: str) -> str:
     """What the layout of `table` calls our weight `name`."""
-    if not name.startswith("layers."):
-        return table[name]
-    _, layer, rest = name.split(".", 2)
-    return table["layers.{}." + rest].replace("{}", layer)
+    found = _LAYER.search(name)
+    return table[pattern(name)].replace("{}", found[1] if found else "")
