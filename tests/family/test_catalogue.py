@@ -67,9 +67,9 @@ EXACT = {
     "llama-3.1-405b-instruct-fp8": 405_853_388_800,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b-instruct-qlora": 3_212_749_824,
-    "llama-3.2-11b-vision": 10_642_941_475,
-    "llama-3.2-11b-vision-instruct": 10_670_220_835,
-    "llama-3.2-90b-vision": 88_593_355_323,
+    "llama-3.2-11b-vision": 10_616_650_275,
+    "llama-3.2-11b-vision-instruct": 10_629_184_035,
+    "llama-3.2-90b-vision": 88_552_318_523,
     "llama-4-scout": 108_641_793_536,
     "llama-4-maverick-instruct-fp8": 401_583_781_376,
     "llama-guard-1-7b": 6_738_415_616,
@@ -77,7 +77,7 @@ EXACT = {
     "llama-guard-3-8b": 8_030_261_248,
     "llama-guard-3-1b": 1_235_814_400,
     "llama-guard-3-1b-int4": 1_123_076_096,
-    "llama-guard-3-11b-vision": 10_670_220_835,
+    "llama-guard-3-11b-vision": 10_629_184_035,
     "llama-guard-4-12b": 12_001_097_216,
     "prompt-guard-86m": 278_811_651,
     "prompt-guard-2-86m": 278_810_882,
@@ -97,6 +97,22 @@ def test_the_catalogue_has_the_exact_number_of_parameters(name: str) -> None:
 @pytest.mark.parametrize("release", SHAPED, ids=lambda release: release.name)
 def test_parameters_are_the_sum_over_the_weights_of_the_model(release: Release) -> None:
     assert count_parameters(release.config()) == release.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("llama-3.2-11b-vision", 10_642_941_475),
+        ("llama-3.2-11b-vision-instruct", 10_670_220_835),
+        ("llama-3.2-90b-vision-instruct", 88_593_355_323),
+    ],
+)
+def test_the_hugging_face_layout_of_llama_3_2_vision_stores_its_tile_embeddings_for_each_aspect_ratio(name: str, stored: int) -> None:
+    """9 ratios of 4 tiles each where Meta has a grid of 4 x 4: twice a row per tile, once a row per patch of a tile."""
+    release = find(name)
+    vision = release.config().vision
+    more = (9 * 4 - 4 * 4) * vision.width * (2 + vision.tile_rows)
+    assert release.huggingface_parameters == stored == count_parameters(release.config()) + more
 
 
 @pytest.mark.parametrize("release", releases().values(), ids=lambda release: release.name)

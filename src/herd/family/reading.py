@@ -17,6 +17,7 @@ FIGURES = (
     "announced",
     "parameters",
     "active_parameters",
+    "huggingface_parameters",
     "shape",
     "context_length",
     "rope_theta",
@@ -54,13 +55,17 @@ def read_tables(text: str, at: str) -> dict[str, Any]:
 
 
 def read_shapes(tables: Mapping[str, Any]) -> dict[str, Shape]:
-    """The named shapes of a file."""
-    shapes = {}
+    """The named shapes of a file. A shape's `vision` becomes the numbers of the encoder that it names."""
+    shapes, encoders = {}, tables.get("encoders", {})
     for name, entry in tables.get("shapes", {}).items():
         numbers = dict(entry)
         architecture = numbers.pop("architecture", None)
         if not isinstance(architecture, str):
             raise FileProblem(f"shapes.{name}.architecture is {architecture!r}; expected the name of an architecture.")
+        if "vision" in numbers:
+            if numbers["vision"] not in encoders:
+                raise FileProblem(f"shapes.{name}.vision is {numbers['vision']!r}; the encoders are {', '.join(encoders) or 'none'}.")
+            numbers["vision"] = encoders[numbers["vision"]]
         shapes[name] = Shape(architecture=architecture, numbers=numbers)
     return shapes
 

@@ -40,7 +40,8 @@ class Release:
 
     kind        base, instruct, guard (a language model that gives verdicts) or classifier (a head over an encoder)
     base        the release that this one was made from
-    parameters  exact; `active_parameters` are those that one token meets, where that is fewer
+    parameters  exact; `active_parameters` are those that one token meets, where that is fewer; `huggingface_parameters` are what the
+                Hugging Face layout stores, where that is another number
     inputs, outputs, languages, image_languages   what it takes and gives; the last: languages for questions about images
     gpu_hours   of pretraining, on `gpu`; `knowledge_cutoff` is year-month
     layouts     in which files it is published: huggingface, meta (`meta_shards` of them), gguf, executorch, bitsandbytes
@@ -69,6 +70,7 @@ class Release:
     shape: Shape | None = None
     parameters: int | None = None
     active_parameters: int | None = None
+    huggingface_parameters: int | None = None
     context_length: int | None = None
     rope_theta: float | None = None
     rope_factor: float | None = None

@@ -39,6 +39,26 @@ def _llama(release: Release, numbers: Mapping[str, Any]) -> Config:
     )
 
 
+def _llama3_vision(release: Release, numbers: Mapping[str, Any]) -> Config:
+    """Crossing blocks stand before layers counted down from the last one, evenly."""
+    from herd.models.llama3_vision import Llama3VisionConfig
+    from herd.models.llama3_vision_encoder import EncoderConfig
+
+    given = dict(numbers)
+    num_layers, num_crossing, vision = given.get("num_layers", 0), given.pop("num_crossing", 0), dict(given.pop("vision", {}))
+    step = -(-num_layers // max(num_crossing, 1))
+    return _filled(
+        Llama3VisionConfig,
+        release,
+        given,
+        crossing=tuple(num_layers - 1 - step * place for place in reversed(range(num_crossing))),
+        context_length=release.context_length,
+        norm_eps=release.norm_eps,
+        rope=_rope(release, given.get("head_width", 0)),
+        vision=_filled(EncoderConfig, release, {**vision, "kept": tuple(vision.get("kept", ()))}),
+    )
+
+
 def _llama4(release: Release, numbers: Mapping[str, Any]) -> Config:
     """Intervals become lists of layers: experts in every so many (0: nowhere), a layer without positions in every so many."""
     from herd.models.llama4 import Llama4Config
@@ -50,14 +70,34 @@ def _llama4(release: Release, numbers: Mapping[str, Any]) -> Config:
     return _filled(
         Llama4Config,
         release,
-        given,
+        {**given, "vision": _filled(Llama4VisionConfig, release, given.get("vision", {}))},
         expert_layers=tuple(range(experts - 1, num_layers, experts)) if experts else (),
         rotary_layers=rotary,
         chunked_layers=rotary,
         context_length=release.context_length,
         norm_eps=release.norm_eps,
         rope=_rope(release, given.get("head_width", 0)),
-        vision=Llama4VisionConfig(**_LLAMA4_VISION),
+    )
+
+
+def _muse_glimmer(release: Release, numbers: Mapping[str, Any]) -> Config:
+    """Of the text model every so many layers, counted from the last, see everything and have no positions; of the encoder every so
+    many, counted from the first, and the last, see more than their window."""
+    from herd.models.muse_glimmer import LayerKind, MuseGlimmerConfig
+    from herd.models.muse_glimmer_vision import MuseGlimmerVisionConfig
+
+    given, encoder = dict(numbers), dict(numbers.get("vision", {}))
+    last, alone, window = given.pop("num_layers", 0) - 1, given.pop("global_interval", 1), given.pop("window", None)
+    depth, wide = encoder.pop("num_layers", 0), encoder.pop("global_interval", 1)
+    encoder["is_local"] = tuple((layer + 1) % wide != 0 and layer != depth - 1 for layer in range(depth))
+    return _filled(
+        MuseGlimmerConfig,
+        release,
+        {**given, "vision": _filled(MuseGlimmerVisionConfig, release, encoder)},
+        layers=tuple(LayerKind(None, False) if (last - layer) % alone == 0 else LayerKind(window, True) for layer in range(last + 1)),
+        context_length=release.context_length,
+        norm_eps=release.norm_eps,
+        rope=_rope(release, given.get("head_width", 0)),
     )
 
 
@@ -86,17 +126,10 @@ def _filled(kind: type[C], release: Release, numbers: Mapping[str, Any], **other
         raise FileProblem(f"The shape of {release.name} lacks some of {', '.join(sorted(known - given))}.") from None
 
 
-_LLAMA4_VISION = {
-    "width": 1408,
-    "num_layers": 34,
-    "num_heads": 16,
-    "ffn_width": 5632,
-    "tile": 336,
-    "patch": 14,
-    "merge": 2,
-    "adapter_width": 4096,
-    "picture_token": 200092,
+BUILDERS: Mapping[str, Callable[[Release, Mapping[str, Any]], Config]] = {
+    "llama": _llama,
+    "llama3_vision": _llama3_vision,
+    "llama4": _llama4,
+    "muse_glimmer": _muse_glimmer,
 }
-"""The encoder is one and the same in Scout, Maverick and Guard 4."""
-
-BUILDERS: Mapping[str, Callable[[Release, Mapping[str, Any]], Config]] = {"llama": _llama, "llama4": _llama4}
+"""One per architecture that the data names."""
