@@ -189,7 +189,7 @@ def _prompts(checkpoint: Checkpoint, tokenizer: Tokenizer, which: str) -> Iterat
         elif chat_format is None:
             yield tokenizer.encode(entry["chat"])
         else:
-            yield chat_format.render([Message(role=Role.USER, content=entry["chat"])], tokenizer)
+            yield chat_format.render([Message(role=Role.USER, content=entry["chat"])])
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

@@ -34,7 +34,7 @@ class FakeBackend:
         max_step_tokens: int = 512,
         max_step_outputs: int = 64,
     ) -> None:
-        self.vocab_size = vocab_size
+        self.vocab_size = self.num_embeddings = vocab_size
         self.num_pages = 0
         self.spoiled = spoiled
         self.max_pages = max_pages
@@ -172,14 +172,20 @@ class FakeFormat:
     """`<turn>` before each message."""
 
     name = "turns"
+    stop_ids = frozenset({258})
+    mark_ids: frozenset[int] = frozenset()
 
-    def render(
-        self, messages: Sequence[Any], tokenizer: FakeTokenizer, *, add_generation_prompt: bool = True, date: str | None = None
-    ) -> list[int]:
+    def render(self, messages: Sequence[Any], **choices: Any) -> list[int]:
+        tokenizer = FakeTokenizer()
         ids = [tokenizer.bos_id]
         for message in messages:
             ids += [258, *tokenizer.encode(f"{message.role.value}: {message.content}", bos=False)]
-        return [*ids, 258] if add_generation_prompt else ids
+        return [*ids, 258]
 
-    def stop_ids(self, tokenizer: FakeTokenizer) -> frozenset[int]:
-        return frozenset({258})
+    def images(self, messages: Sequence[Any]) -> list[Any]:
+        return [image for message in messages for image in message.images]
+
+    def parser(self, tools: Sequence[Any]) -> Any:
+        from herd.text.formats.parsing import Marks, StreamParser
+
+        return StreamParser(Marks(), frozenset(tool.name for tool in tools))

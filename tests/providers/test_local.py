@@ -129,7 +129,7 @@ def test_events_nobody_asked_for_cost_nothing() -> None:
 
 def test_chat_is_rendered_and_ends_at_the_formats_stop_token() -> None:
     message = Message(Role.USER, "hi")
-    rendered = FakeFormat().render([message], FakeTokenizer())
+    rendered = FakeFormat().render([message])
     provider, engine = parrot([*b"Hello", TURN], prompt="x" * (len(rendered) - 1))
     events = list(provider.chat(ChatRequest(messages=[message], sampling=GREEDY)))
     assert "".join(texts(events)) == "Hello" and isinstance(events[-1], Finished)

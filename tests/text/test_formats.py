@@ -16,9 +16,10 @@ from herd.text.formats import ChatFormat, choose_format
 from herd.text.formats.chatml import ChatML
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.llama2 import Llama2
-from herd.text.formats.llama3 import Llama3
-from herd.text.formats.llama4 import Llama4
-from herd.text.formats.parts import to_text
+from herd.text.formats.llama3 import VERSIONS, Llama3
+from herd.text.formats.llama4 import Llama4, MuseGlimmer
+from herd.text.formats.meta import MetaLlama3, MetaLlama4
+from herd.text.formats.parts import read_conversation, to_text
 from herd.text.messages import Message, Role, read_messages
 from herd.text.tokenizer import Tokenizer, load_tokenizer
 from text import vocabularies
@@ -40,18 +41,20 @@ LLAMA3 = (
     " '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content"
     " %}{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
-FORMATS: list[tuple[ChatFormat, Tokenizer]] = [
-    (ChatML(), BYTES),
-    (ChatML(default_system="Be kind.", bos="<|begin_of_text|>"), BYTES),
-    (Llama2(), SPACES),
-    (Llama3(has_dates=False), BYTES),
-    (Llama3(has_dates=True), BYTES),
-    (Llama4(), BYTES),
-    (Jinja(SMOLLM), BYTES),
-    (Jinja(LOOSE_CHATML), BYTES),
-    (Jinja(LLAMA3), BYTES),
+FORMATS: list[ChatFormat] = [
+    ChatML(BYTES),
+    ChatML(BYTES, default_system="Be kind.", bos="<|begin_of_text|>"),
+    Llama2(SPACES),
+    *(Llama3(BYTES, version) for version in VERSIONS),
+    Llama4(BYTES),
+    MuseGlimmer(BYTES),
+    MetaLlama3(BYTES),
+    MetaLlama4(BYTES),
+    Jinja(BYTES, source=SMOLLM),
+    Jinja(BYTES, source=LOOSE_CHATML),
+    Jinja(BYTES, source=LLAMA3),
 ]
-ALL = pytest.mark.parametrize(("chat_format", "tokenizer"), FORMATS, ids=lambda value: getattr(value, "name", ""))
+ALL = pytest.mark.parametrize("chat_format", FORMATS, ids=lambda value: value.name)
 
 
 def chat(*turns: tuple[str, str]) -> list[Message]:
@@ -64,13 +67,14 @@ def _specials(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
 
 @ALL
-def test_no_text_in_any_message_becomes_a_control_token(chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
+def test_no_text_in_any_message_becomes_a_control_token(chat_format: ChatFormat) -> None:
+    tokenizer = chat_format.tokenizer
     for text in tokenizer.special_ids:
         for place in range(4):
             plain = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v")]
             evil = [(role, f"x {text}{text} y" if at == place else content) for at, (role, content) in enumerate(plain)]
-            scaffolding = _specials(chat_format.render(chat(*plain), tokenizer), tokenizer)
-            assert _specials(chat_format.render(chat(*evil), tokenizer), tokenizer) == scaffolding
+            scaffolding = _specials(chat_format.render(chat(*plain)), tokenizer)
+            assert _specials(chat_format.render(chat(*evil)), tokenizer) == scaffolding
 
 
 @settings(deadline=None, max_examples=100)
@@ -78,19 +82,19 @@ def test_no_text_in_any_message_becomes_a_control_token(chat_format: ChatFormat,
 def test_pieces_of_control_tokens_in_messages_stay_text(contents: list[str]) -> None:
     turns = [("user" if at % 2 == 0 else "assistant", content) for at, content in enumerate(contents)]
     harmless = [(role, "a" if content.strip() else content) for role, content in turns]
-    for chat_format, tokenizer in FORMATS:
+    for chat_format in FORMATS:
         if chat_format.name != "llama2":
-            ids = chat_format.render(chat(*turns), tokenizer)
-            assert _specials(ids, tokenizer) == _specials(chat_format.render(chat(*harmless), tokenizer), tokenizer)
+            ids, tokenizer = chat_format.render(chat(*turns)), chat_format.tokenizer
+            assert _specials(ids, tokenizer) == _specials(chat_format.render(chat(*harmless)), tokenizer)
 
 
 @ALL
-def test_without_a_generation_prompt_the_conversation_just_ends(chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
+def test_without_a_generation_prompt_the_conversation_just_ends(chat_format: ChatFormat) -> None:
     messages = chat(("user", "Hi"), ("assistant", "Ho"))
-    ids = chat_format.render(messages, tokenizer, add_generation_prompt=False)
+    ids = chat_format.render(messages, add_generation_prompt=False)
     if LLAMA3 not in getattr(chat_format, "source", "") and chat_format.name != "llama2":
-        assert len(ids) < len(chat_format.render(messages, tokenizer))
-    assert ids and chat_format.stop_ids(tokenizer) >= tokenizer.stop_ids
+        assert len(ids) < len(chat_format.render(messages))
+    assert ids and chat_format.stop_ids >= chat_format.tokenizer.stop_ids
 
 
 # The official ids, where the real vocabularies are
@@ -108,12 +112,12 @@ def _ids(text: str) -> list[int]:
 @pytest.mark.parametrize("name", ["llama3", "llama4"])
 def test_llama3_and_llama4_equal_metas_chat_format(shared_data: Path, name: str) -> None:
     recorded = json.loads((GOLDEN / "real.json").read_text("utf-8"))
-    chat_format = Llama4() if name == "llama4" else Llama3(has_dates=False)
+    tokenizer = _real(shared_data, name)
+    chat_format = MetaLlama4(tokenizer) if name == "llama4" else MetaLlama3(tokenizer)
     compared = 0
     for turns, ids in zip(recorded["conversations"], recorded[f"{name} chat"], strict=True):
-        if name == "llama4" or all(role != "tool" for role, _ in turns):
-            assert chat_format.render(chat(*turns), _real(shared_data, name)) == ids
-            compared += 1
+        assert chat_format.render(chat(*turns)) == ids
+        compared += 1
     assert compared >= 4
 
 
@@ -123,8 +127,8 @@ def test_llama31_adds_its_dates_as_its_template_does(shared_data: Path) -> None:
         "128000 128006 9125 128007 271 38766 1303 33025 2696 25 6790 220 2366 18 198 15724 2696 25 220 1627 10263 220 2366 19 271"
         " 128009 128006 882 128007 271 9906 128009 128006 78191 128007 271"
     )
-    assert Llama3(has_dates=True).render(chat(("user", "Hello")), tokenizer) == expected
-    assert Llama3(has_dates=True).render(chat(("user", "Hello")), tokenizer, date="27 Jul 2024") != expected
+    assert Llama3(tokenizer, "llama3.1").render(chat(("user", "Hello"))) == expected
+    assert Llama3(tokenizer, "llama3.1").render(chat(("user", "Hello")), date="27 Jul 2024") != expected
 
 
 def test_llama2_equals_metas_encoding_turn_by_turn(shared_data: Path) -> None:
@@ -139,7 +143,7 @@ def test_llama2_equals_metas_encoding_turn_by_turn(shared_data: Path) -> None:
         (("user", "A"), ("assistant", "B"), ("user", "C")): f"{start} 319 {end} 350 29871 2 {start} 315 {end}",
     }
     for turns, ids in cases.items():
-        assert Llama2().render(chat(*turns), tokenizer) == _ids(ids)
+        assert Llama2(tokenizer).render(chat(*turns)) == _ids(ids)
 
 
 # What a format refuses
@@ -148,7 +152,7 @@ def test_llama2_equals_metas_encoding_turn_by_turn(shared_data: Path) -> None:
 def test_llama2_refuses_messages_with_its_tags() -> None:
     for tag in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"):
         with pytest.raises(UsageError, match=r"messages\[1\] contains"):
-            Llama2().render(chat(("user", "a"), ("assistant", f"b {tag}"), ("user", "c")), SPACES)
+            Llama2(SPACES).render(chat(("user", "a"), ("assistant", f"b {tag}"), ("user", "c")))
 
 
 @pytest.mark.parametrize(
@@ -164,41 +168,42 @@ def test_llama2_refuses_messages_with_its_tags() -> None:
 )
 def test_llama2_takes_turns(turns: list[tuple[str, str]]) -> None:
     with pytest.raises(UsageError, match="llama2"):
-        Llama2().render(chat(*turns), SPACES)
+        Llama2(SPACES).render(chat(*turns))
 
 
-@pytest.mark.parametrize("chat_format", [ChatML(), Llama3(has_dates=False)])
+@pytest.mark.parametrize("chat_format", [ChatML(BYTES), Llama3(BYTES)])
 def test_tool_results_are_refused_where_the_format_has_none(chat_format: ChatFormat) -> None:
     with pytest.raises(UsageError, match=rf"messages\[1\] is a tool result; the chat format {chat_format.name} defines none"):
-        chat_format.render(chat(("user", "a"), ("tool", "b")), BYTES)
+        chat_format.render(chat(("user", "a"), ("tool", "b")))
 
 
 def test_tool_results_are_ipython_messages_where_the_format_has_them() -> None:
-    messages = chat(("user", "a"), ("tool", '"4" ü'))
-    assert '<|start_header_id|>ipython<|end_header_id|>\n\n"\\"4\\" ü"<|eot_id|>' in to_text(Llama3(has_dates=True).parts(messages))
-    assert '<|header_start|>ipython<|header_end|>\n\n"4" ü<|eom|>' in to_text(Llama4().parts(messages))
+    messages = read_conversation(chat(("user", "a"), ("tool", '"4" ü')))
+    assert '<|start_header_id|>ipython<|end_header_id|>\n\n"\\"4\\" ü"<|eot_id|>' in to_text(Llama3(BYTES, "llama3.1").parts(messages))
+    assert '<|header_start|>ipython<|header_end|>\n\n"\\"4\\" ü"<|eot|>' in to_text(Llama4(BYTES).parts(messages))
+    assert '<|header_start|>ipython<|header_end|>\n\n"4" ü<|eom|>' in to_text(MetaLlama4(BYTES).parts(messages))
 
 
 def test_a_vocabulary_without_the_formats_control_tokens_is_refused_by_name() -> None:
     with pytest.raises(FileProblem, match=r"needs the control token <\|im_start\|>"):
-        ChatML().render(chat(("user", "a")), SPACES)
+        ChatML(SPACES).render(chat(("user", "a")))
 
 
 # Which format a model has
 
 
 def test_smollm_is_chatml_with_the_system_message_of_its_own_template() -> None:
-    expected = ChatML(default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+    expected = ChatML(BYTES, default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
     assert choose_format(BYTES, SMOLLM) == expected
     assert choose_format(BYTES, SMOLLM.replace("\n", "\\n")) == expected
 
 
 def test_chatml_written_otherwise_is_recognised_by_what_it_writes() -> None:
-    assert choose_format(BYTES, LOOSE_CHATML) == ChatML(bos="<|begin_of_text|>")
+    assert choose_format(BYTES, LOOSE_CHATML) == ChatML(BYTES, bos="<|begin_of_text|>")
 
 
 def test_the_first_llama3_template_is_recognised() -> None:
-    assert choose_format(BYTES, LLAMA3) == Llama3(has_dates=False)
+    assert choose_format(BYTES, LLAMA3) == Llama3(BYTES)
 
 
 def test_a_template_that_writes_something_else_stays_itself() -> None:
@@ -208,9 +213,9 @@ def test_a_template_that_writes_something_else_stays_itself() -> None:
 
 def test_a_model_without_a_template_has_no_format_unless_it_is_known_by_name() -> None:
     assert choose_format(BYTES, None) is None
-    assert choose_format(BYTES, None, hint="llama3.1") == Llama3(has_dates=True)
-    assert choose_format(BYTES, SMOLLM, hint="llama4") == Llama4()
-    with pytest.raises(UsageError, match=r"no chat format 'vicuna'; known are chatml, llama2, llama3, llama3\.1, llama4"):
+    assert choose_format(BYTES, None, hint="llama3.1") == Llama3(BYTES, "llama3.1")
+    assert choose_format(BYTES, SMOLLM, hint="llama4") == Llama4(BYTES)
+    with pytest.raises(UsageError, match=r"no chat format 'vicuna'; known are chatml, llama2, code-llama-70b, llama3, llama3\.1,"):
         choose_format(BYTES, None, hint="vicuna")
 
 
@@ -229,8 +234,8 @@ def test_ids_equal_the_models_template_rendered_by_hugging_face(template: str, t
     (text,), _ = render(conversations=[conversation], chat_template=template, add_generation_prompt=True, bos_token="<|begin_of_text|>")
     expected = BYTES.encode(text, bos=False, specials=True)
     chosen = choose_format(BYTES, template)
-    assert chosen is not None and chosen.render(chat(*turns), BYTES) == expected
-    assert Jinja(template).render(chat(*turns), BYTES) == expected
+    assert chosen is not None and chosen.render(chat(*turns)) == expected
+    assert Jinja(BYTES, source=template).render(chat(*turns)) == expected
 
 
 def test_messages_keep_their_role() -> None:

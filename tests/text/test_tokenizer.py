@@ -94,9 +94,10 @@ def test_empty_text_is_no_tokens(tokenizer: Tokenizer) -> None:
 
 
 @BOTH
-def test_an_unpaired_surrogate_is_refused_with_its_place(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="unpaired surrogate at index 2"):
-        tokenizer.encode("ab\ud800c")
+def test_an_unpaired_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
+    for broken, whole in (("ab\ud800c", "ab\ufffdc"), ("\udc00\udc00", "\ufffd\ufffd"), ("\ud83d\ude42\ud83d", "\U0001f642\ufffd")):
+        assert tokenizer.encode(broken) == tokenizer.encode(whole)
+        assert tokenizer.encode_parts([broken]) == tokenizer.encode(whole, bos=False)
 
 
 @BOTH

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 BACKENDS = ("cpu", "reference")
 DEVICES = ("cpu",)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-FORMATS = ("chatml", "llama2", "llama3", "llama3.1")
-"""Chat formats that can be chosen by name; those of other releases come from the template in their files."""
 ACTIVATIONS = ("int8", "float32")
 
 
@@ -140,13 +138,15 @@ def _words(found: Found, checkpoint: Checkpoint) -> Words:
     source = checkpoint.tokenizer
     if source is None:
         return Words()
-    from herd.text.formats import choose_format
+    from herd.text.formats import NAMES, choose_format, meta_format
     from herd.text.tokenizer import load_tokenizer
 
     known = checkpoint.config.vocab_size
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
-    hint = found.release.chat_format if found.release is not None and checkpoint.chat_template is None else None
-    return Words(tokenizer, choose_format(tokenizer, checkpoint.chat_template, hint if hint in FORMATS else None))
+    name = found.release.chat_format if found.release is not None else None
+    hint = name if name in NAMES and checkpoint.chat_template is None else None
+    chat_format = choose_format(tokenizer, checkpoint.chat_template, hint)
+    return Words(tokenizer, chat_format, None if chat_format is None else meta_format(chat_format, name))
 
 
 def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from herd.text.formats import ChatFormat
     from herd.text.messages import Message
     from herd.text.tokenizer import Tokenizer
+    from herd.text.tools import BuiltIn, Tool, ToolCall
 
 META_SAMPLING = {"temperature": 0.6, "top_p": 0.9}
 """What Meta's own programs sample with; used for a model that recommends nothing itself."""
@@ -41,6 +43,7 @@ class Output:
     top          per token the alternatives (id, log-probability) that `logprobs=N` asked for
     stop_reason  why no more tokens came; `stop_text` is the stop text that was met, if one was
     usage        counts and wall times
+    tool_calls   what a chat with tools asks for
     """
 
     token_ids: list[int]
@@ -53,6 +56,7 @@ class Output:
     usage: Usage
     model_name: str
     decoded: str | None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -68,6 +72,7 @@ class Words:
 
     tokenizer: Tokenizer | None = None
     chat_format: ChatFormat | None = None
+    meta_format: ChatFormat | None = None
 
 
 @final
@@ -83,7 +88,10 @@ class Model:
         self._engine = engine
         self._words = words
         self._eyes = Eyes(found.name, checkpoint.config)
-        self._provider = LocalProvider(engine, words.tokenizer, words.chat_format, _model_facts(found, checkpoint, engine, words))
+        facts = _model_facts(found, checkpoint, engine, words)
+        self._provider = LocalProvider(
+            engine, words.tokenizer, words.chat_format, facts, meta_format=words.meta_format, eyes=self._eyes
+        )
 
     @property
     def name(self) -> str:
@@ -121,6 +129,13 @@ class Model:
     def has_tokenizer(self) -> bool:
         """Whether the model came with a tokenizer; without one it has token ids and no texts."""
         return self._words.tokenizer is not None
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How this model reads conversations: `render(messages, tools=...)` gives token ids, `parse(ids)` an answer's message."""
+        if self._words.chat_format is None:
+            raise UsageError(f"{self.name} has no chat format: it is a base model, or its template is not known.")
+        return self._words.chat_format
 
     @property
     def provider(self) -> LocalProvider:
@@ -205,14 +220,21 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Iterable[str] = (),
         date: str | None = None,
+        tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
+        format: str = "template",
         **sampling: Any,
     ) -> Iterator[Event]:
-        """Answers a conversation with a stream of events: `text` pieces, then `finished` (or `failed`).
+        """Answers a conversation with a stream of events: `text` pieces and tool calls, then `finished` (or `failed`).
 
-        Messages are dictionaries with role and content. Closing the iterator early stops the answer. `date` is for formats
-        that tell the model what day it is. The rest as in `generate`.
+        messages  dictionaries in OpenAI's shape; pictures as `data:` URLs or PIL images
+        date      for formats that tell the model what day it is: a text, or "today"; None: the published fixed one
+        tools     functions in OpenAI's shape, or names of built-in tools
+        format    "template": as published with the model; "meta": as Meta's own code writes conversations
+
+        Closing the iterator early stops the answer. The rest as in `generate`.
         """
-        return self._provider.chat(self.chat_request(messages, max_tokens=max_tokens, stop=stop, date=date, **sampling))
+        asked = self.chat_request(messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format, **sampling)
+        return self._provider.chat(asked)
 
     def chat_request(
         self,
@@ -221,20 +243,27 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Iterable[str] = (),
         date: str | None = None,
+        tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
+        format: str = "template",
         **sampling: Any,
     ) -> ChatRequest:
         """What `chat` asks the provider, with this model's defaults filled in."""
         from herd.providers.base import ChatRequest
-        from herd.text.messages import read_messages
+        from herd.text.messages import read_messages, read_tools
 
-        params = self.sampling(sampling)
-        return ChatRequest(messages=read_messages(messages), sampling=params, max_tokens=max_tokens, stop=_stop_texts(stop), date=date)
+        return ChatRequest(
+            messages=read_messages(messages),
+            sampling=self.sampling(sampling),
+            max_tokens=max_tokens,
+            stop=_stop_texts(stop),
+            date=_today() if date == "today" else date,
+            tools=read_tools(tools),
+            format=format,
+        )
 
     def chat_token_ids(self, request: ChatRequest) -> list[int]:
         """The prompt that a chat request becomes. `UsageError` if the model has no chat format."""
-        if self._words.chat_format is None:
-            raise UsageError(f"{self.name} has no chat format: it is a base model, or its template is not known.")
-        return self._words.chat_format.render(request.messages, self.tokenizer, date=request.date)
+        return self._provider.prompt(request)[0]
 
     def sampling(self, given: Mapping[str, Any]) -> SamplingParams:
         """The model's recommended sampling with what was given put over it. `UsageError` for an unknown name."""
@@ -285,13 +314,14 @@ class Model:
 
         texts: list[str] = []
         tokens: list[TokenLogprob] = []
+        calls: list[ToolCall] = []
         for event in events:
             match event:
                 case Text(text, more):
                     texts.append(text)
                     tokens.extend(more)
-                case Called():
-                    raise AssertionError("no tools were offered")
+                case Called(call):
+                    calls.append(call)
                 case Failed(error):
                     raise error
                 case Finished() as end:
@@ -306,6 +336,7 @@ class Model:
                         usage=end.usage,
                         model_name=self.name,
                         decoded="".join(texts) if self.has_tokenizer else None,
+                        tool_calls=calls,
                     )
         raise AssertionError("an answer ended without saying how")
 
@@ -321,6 +352,13 @@ def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine, words: Wo
         chat_format=words.chat_format.name if words.chat_format is not None else None,
         sources={key: fact.source for key, fact in checkpoint.facts.items()},
     )
+
+
+def _today() -> str:
+    """Today as Meta's templates write dates, in English whatever the locale: `26 Jul 2024`."""
+    day = datetime.date.today()
+    month = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[day.month - 1]
+    return f"{day.day:02d} {month} {day.year}"
 
 
 def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from herd.errors import HerdError
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
-from herd.text.messages import Message, ToolCall
+from herd.text.messages import Message
+from herd.text.tools import BuiltIn, Tool, ToolCall
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,13 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """One question. `max_tokens` None: up to the end of the context. `stop` are texts at which the answer ends."""
+    """One question. `max_tokens` None: up to the end of the context. `stop` are texts at which the answer ends.
+
+    tools    what the model may call; calls come as `Called` events
+    format   "template": the chat format published with the model; "meta": that of Meta's own code
+    """
 
     messages: Sequence[Message]
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     date: str | None = None
+    tools: Sequence[Tool | BuiltIn] = ()
+    format: str = "template"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

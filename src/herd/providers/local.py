@@ -1,10 +1,11 @@
 """A model in this process as a provider: messages and texts go in, whole characters and log-probabilities come out.
 
-    messages -> chat format -> ids -> engine -> tokens -> characters -> stop texts -> events
+    messages -> chat format -> ids -> engine -> tokens -> characters -> stop texts -> (calls of tools) -> events
 
 The engine knows ids only; this file knows what they spell. Text is given out when it is certain: when its bytes make whole
 characters and it can no longer become a stop text. Each generated token, the one that ended the answer included, appears in
-exactly one `Text` event: the one that made its characters certain, or the last one.
+exactly one `Text` event: the one that made its characters certain, or the last one. When tools were offered, the chat format's
+parser stands between text and events; then the tokens of a call are in the `Text` that follows it, empty if need be.
 """
 
 from __future__ import annotations
@@ -12,20 +13,33 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from herd.engine.engine import Engine
 from herd.engine.request import Progress, Request
 from herd.errors import FileProblem, UsageError
-from herd.providers.base import ChatRequest, CompletionRequest, Event, Failed, Finished, ModelFacts, Text, TokenLogprob, Usage
+from herd.providers.base import Called, ChatRequest, CompletionRequest, Event, Failed, Finished, ModelFacts, Text, TokenLogprob, Usage
 from herd.sampling.stop import StopReason, StopTexts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.backends.base import Picture, Placed
     from herd.text.formats import ChatFormat
+    from herd.text.formats.parsing import Piece, StreamParser
     from herd.text.tokenizer import Tokenizer
+    from herd.text.tools import BuiltIn, Tool
+
+
+class Eyes(Protocol):
+    """What a model does with pictures."""
+
+    def prepare(self, images: Sequence[object]) -> list[Picture]:
+        """Pictures as they were given -> pixels. `UsageError` for what is no picture."""
+
+    def place(self, tokens: Sequence[int], pictures: Sequence[Picture]) -> tuple[Placed, ...]:
+        """Each picture with the positions of its ids in the prompt."""
 
 
 class LocalProvider:
@@ -45,11 +59,16 @@ class LocalProvider:
         chat_format: ChatFormat | None,
         facts: ModelFacts,
         *,
+        meta_format: ChatFormat | None = None,
+        eyes: Eyes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """meta_format: for requests with `format="meta"`. eyes: of a model that looks at pictures."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._chat_format = chat_format
+        self._meta_format = meta_format
+        self._eyes = eyes
         self._facts = facts
         self._clock = clock
 
@@ -59,18 +78,41 @@ class LocalProvider:
 
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         """As `Provider.chat`. `UsageError` for a model without a chat format."""
-        tokenizer, chat_format = self._tokenizer, self._chat_format
-        if chat_format is None:
+        chat_format = self._format(request)
+        ids, pictures = self.prompt(request)
+        stop_ids = frozenset(chat_format.stop_ids) | self._stop_ids()
+        answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids, pictures=pictures)
+        return self._events(answer, request.stop, chat_format if request.tools else None, request.tools)
+
+    def prompt(self, request: ChatRequest) -> tuple[list[int], tuple[Placed, ...]]:
+        """The token ids that a chat becomes, and its pictures with their places there. `UsageError` as `chat`."""
+        chat_format = self._format(request)
+        images = chat_format.images(request.messages)
+        if not images:
+            return chat_format.render(request.messages, tools=request.tools, date=request.date), ()
+        if self._eyes is None:
+            raise UsageError(f"{self._facts.name} reads text only; the conversation has {len(images)} pictures.")
+        pictures = self._eyes.prepare([image.source for image in images])
+        grids = iter([(picture.rows, picture.columns) for picture in pictures])
+        ids = chat_format.render(request.messages, tools=request.tools, date=request.date, tiles=lambda image: next(grids))
+        return ids, self._eyes.place(ids, pictures)
+
+    def _format(self, request: ChatRequest) -> ChatFormat:
+        """The chat format that a request asks for."""
+        if self._tokenizer is None and self._chat_format is not None:
+            raise self._no_tokenizer()
+        if self._chat_format is None:
             raise UsageError(
                 f"{self._facts.name} has no chat format: it is a base model, or its template is not known. "
                 'Continue a text with it instead: herd run MODEL "text".'
             )
-        if tokenizer is None:
-            raise self._no_tokenizer()
-        ids = chat_format.render(request.messages, tokenizer, date=request.date)
-        stop_ids = frozenset(chat_format.stop_ids(tokenizer)) | self._stop_ids()
-        answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids)
-        return self._events(answer, request.stop)
+        if request.format == "template":
+            return self._chat_format
+        if request.format != "meta":
+            raise UsageError(f"format is {request.format!r:.60}; it must be 'template' or 'meta'.")
+        if self._meta_format is None:
+            raise UsageError(f"format='meta' is not possible: the chat format {self._chat_format.name} is not one of Meta's.")
+        return self._meta_format
 
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """As `Provider.complete`. `FileProblem` for a text when there is no tokenizer."""
@@ -88,13 +130,16 @@ class LocalProvider:
         """Rows [t, V] for all positions of `tokens`, in pieces of bounded size."""
         return self._engine.score(tokens)
 
-    def _events(self, request: Request, stop: Sequence[str]) -> Iterator[Event]:
-        """Checks everything now; computes when the first event is asked for."""
+    def _events(
+        self, request: Request, stop: Sequence[str], parsed_by: ChatFormat | None = None, tools: Sequence[Tool | BuiltIn] = ()
+    ) -> Iterator[Event]:
+        """Checks everything now; computes when the first event is asked for. parsed_by: whose parser looks for calls."""
         stop_texts = StopTexts(stop)
         if stop and self._tokenizer is None:
             raise UsageError(f"{self._facts.name} has no tokenizer, so stop texts cannot be found. Use stop token ids, or max_tokens.")
-        spelling = _Spelling(self._tokenizer, stop_texts)
-        return _answer(self._engine.run(request), spelling, len(request.tokens), _Times(self._clock))
+        spelling = _Spelling(self._tokenizer, stop_texts, frozenset() if parsed_by is None else parsed_by.mark_ids)
+        events = _answer(self._engine.run(request), spelling, len(request.tokens), _Times(self._clock))
+        return events if parsed_by is None else _with_calls(events, parsed_by.parser(tools))
 
     def _stop_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else frozenset(self._tokenizer.eos_ids)
@@ -110,9 +155,10 @@ class LocalProvider:
 class _Spelling:
     """Turns tokens into certain text, and remembers which tokens that text does not cover yet."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop_texts: StopTexts) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stop_texts: StopTexts, shown: frozenset[int] = frozenset()) -> None:
+        """shown: control tokens whose names are part of the text, for a parser to find."""
         self._tokenizer = tokenizer
-        self._stream = None if tokenizer is None else tokenizer.stream()
+        self._stream = None if tokenizer is None else tokenizer.stream(shown) if shown else tokenizer.stream()
         self._stop_texts = stop_texts
         self._decoded = 0
         self._certain = 0
@@ -201,3 +247,29 @@ def _answer(steps: Generator[Progress, None, None], spelling: _Spelling, prompt_
     assert reason is not None
     sequence = progress.sequence
     yield Finished(reason, times.usage(prompt_tokens, sequence.cached_tokens or 0), sequence.seed, spelling.matched)
+
+
+def _with_calls(events: Generator[Event, None, None], parser: StreamParser) -> Generator[Event, None, None]:
+    """The same events with the calls found in the text."""
+    tokens: list[TokenLogprob] = []
+
+    def read(pieces: list[Piece]) -> Iterator[Event]:
+        for piece in pieces:
+            if piece.text:
+                yield Text(piece.text, tuple(tokens))
+                tokens.clear()
+            yield from map(Called, piece.calls)
+
+    try:
+        for event in events:
+            if isinstance(event, Text):
+                tokens.extend(event.tokens)
+                yield from read(parser.push(event.text))
+                continue
+            yield from read(parser.finish())
+            if tokens:
+                yield Text("", tuple(tokens))
+                tokens.clear()
+            yield event
+    finally:
+        events.close()

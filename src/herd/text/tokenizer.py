@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, SupportsIndex, final
@@ -74,9 +74,9 @@ class Tokenizer:
         """Token ids of `text`.
 
         bos: start with the BOS token; None: as the model was trained. specials: control tokens written in the text become
-        control tokens; for trusted text only. `UsageError` if it is no text, or has an unpaired surrogate.
+        control tokens; for trusted text only. An unpaired surrogate becomes U+FFFD. `UsageError` if it is no text.
         """
-        _check_text(text)
+        text = _whole_characters(text)
         if bos and self.bos_id is None:
             raise UsageError("bos=True, but this vocabulary has no BOS token.")
         ids = [self.bos_id] if bos or (bos is None and self.adds_bos) else []
@@ -92,8 +92,7 @@ class Tokenizer:
         after_special = False
         for part in _joined(_items(parts, "parts", "texts and token ids")):
             if isinstance(part, str):
-                _check_text(part)
-                self._append_text(ids, part, at_start=not after_special)
+                self._append_text(ids, _whole_characters(part), at_start=not after_special)
                 after_special = False
             else:
                 ids.append(self._checked_id(part, self.vocab_size))
@@ -108,9 +107,12 @@ class Tokenizer:
         text = data.decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self._adds_space else text
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for tokens as they are generated; control tokens give no text."""
-        return StreamDecoder(lambda i: b"" if self.is_special(i) else self.token_bytes(i), drop_leading_space=self._adds_space)
+    def stream(self, keep: Collection[int] = ()) -> StreamDecoder:
+        """A decoder for tokens as they are generated; control tokens give no text, but for those in `keep` their names."""
+        shown = frozenset(keep)
+        return StreamDecoder(
+            lambda i: b"" if self.is_special(i) and i not in shown else self.token_bytes(i), drop_leading_space=self._adds_space
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for: of a control token its name; none of an unused one or one that only the model has."""
@@ -131,8 +133,12 @@ class Tokenizer:
 
     def split_specials(self, text: str) -> Iterator[str | int]:
         """Trusted text as parts for `encode_parts`: the texts between control tokens, and the ids of these."""
-        _check_text(text)
-        return self._find_specials.parts(text)
+        return self._find_specials.parts(_whole_characters(text))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the token that is written so in the vocabulary, whatever kind it is of; None if there is none."""
+        found = self.special_ids.get(token, self._user_defined.get(token))
+        return found if found is not None else next((index for index, text in enumerate(self._tokens) if text == token), None)
 
     def special_text(self, token: int) -> str:
         """How a control token is written."""
@@ -234,13 +240,15 @@ def _items(items: object, name: str, expected: str) -> Iterable[Any]:
     return items
 
 
-def _check_text(text: object) -> None:
+def _whole_characters(text: object) -> str:
+    """The text with U+FFFD for unpaired surrogates; two that are a pair are their character, as `tiktoken` reads them."""
     if not isinstance(text, str):
         raise UsageError(f"text is {text!r:.80} ({type(text).__name__}); expected a str.")
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"text has an unpaired surrogate at index {error.start}; only whole Unicode characters have tokens.") from None
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _check_model_knows(vocabulary: Vocabulary, model_vocab: int | None) -> None:
@@ -276,10 +284,11 @@ def load_tokenizer(
     `tokenizer_config.json` says. model_vocab: how many ids the model knows; those beyond the vocabulary stand for no text.
     `FileProblem` says what is wrong with the vocabulary, or that it can produce ids that the model lacks.
     """
-    return Tokenizer(_read_vocabulary(kind, path, metadata or {}, config or {}), model_vocab=model_vocab)
+    return Tokenizer(read_vocabulary(kind, path, metadata or {}, config or {}), model_vocab=model_vocab)
 
 
-def _read_vocabulary(kind: str, path: Path | None, metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
+def read_vocabulary(kind: str, path: Path | None, metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a checkpoint as data; arguments as of `load_tokenizer`."""
     if kind == "gguf":
         from herd.text.gguf_file import read_gguf
 

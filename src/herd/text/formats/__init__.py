@@ -1,6 +1,6 @@
 """Chat formats: what a model was taught a conversation looks like, as ids. `choose_format` finds a model's own."""
 
-from herd.text.formats.choose import choose_format
+from herd.text.formats.choose import NAMES, choose_format, meta_format
 from herd.text.formats.parts import ChatFormat
 
-__all__ = ["ChatFormat", "choose_format"]
+__all__ = ["NAMES", "ChatFormat", "choose_format", "meta_format"]

@@ -4,6 +4,9 @@ A template gives one text, in which a message could fake a control token. So it 
 a mark in place of each. Where the marks come out is where contents are; if the real text is the marked one with every mark
 replaced by its content (as it is, stripped, or JSON-quoted), control tokens are looked for in the template's own pieces only.
 
+Contents are the texts of messages, and every text in tools, calls and their results that has a character of control tokens (the
+others are left as they are, since templates compare names and types).
+
 Templates that do other things with contents (cut them, look into them) cannot be told apart so. Then a conversation that
 contains the text of any control token is refused, and the control tokens must be those of the marked text, one for one.
 """
@@ -13,14 +16,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, final
 
 from herd.errors import FileProblem, UsageError
 from herd.text.formats.llama3 import DATE
-from herd.text.formats.parts import Control, Part, ends, to_ids
-from herd.text.messages import Message
+from herd.text.formats.parsing import Marks
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Part
+from herd.text.messages import Image, Message, Role
 from herd.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,90 +33,134 @@ if TYPE_CHECKING:
 
 SOURCE_MAX = 1 << 15
 _DATE_FORMATS = ("%d %b %Y", "%Y-%m-%d", "%d %B %Y")
+_IMAGE_TOKENS = ("<|image|>", "<image>", "<|patch|>", "<|image_pad|>")
+_MARKS = (Marks("<|python_tag|>"), Marks("<|python_start|>", "<|python_end|>"))
 # Private-use characters: no letters of any script, and no white space that a template could strip.
 _MARK = re.compile("\ue0f0([0-9]+)\ue0f1")
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a template is given: messages and tools, with `contents` (or marks for them) at their places."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None
+    built_ins: list[str] | None
+    contents: list[str]
+
+
 @final
-class Jinja:
-    """A chat format given by a template. Immutable but for the compiled template, which is made when first needed."""
+@dataclass(frozen=True)
+class Jinja(ChatFormat):
+    """A chat format given by a template. The compiled template is made when first needed."""
 
-    name = "jinja"
+    source: str = ""
+    _compiled: list[Template] = field(default_factory=list, compare=False, repr=False)
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._compiled: Template | None = None
+    @property
+    def name(self) -> str:
+        return "jinja"
+
+    @property
+    def image_token(self) -> str:  # type: ignore[override]
+        return next((name for name in _IMAGE_TOKENS if name in self.source and name in self.tokenizer.special_ids), "")
+
+    @property
+    def marks(self) -> Marks:  # type: ignore[override]
+        return next((marks for marks in _MARKS if marks.begin in self.tokenizer.special_ids), Marks())
 
     @property
     def label(self) -> str:
         """How messages call this template: its size and the beginning of its SHA-256."""
         return f"Jinja, {len(self.source)} characters, sha256 {hashlib.sha256(self.source.encode('utf-8', 'replace')).hexdigest()[:12]}"
 
-    def render(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True, date: str | None = None
-    ) -> list[int]:
-        """See `ChatFormat.render`. `FileProblem` for a template that is damaged or does too much; `UsageError` if it refuses."""
-        return to_ids(self.parts(messages, tokenizer, add_generation_prompt=add_generation_prompt, date=date), tokenizer)
-
-    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """What the tokenizer says."""
-        return ends(tokenizer, ())
-
-    def parts(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True, date: str | None = None
-    ) -> list[Part]:
-        """The prompt, scaffolding and content apart."""
-        contents = [message.content for message in messages]
-        marks = [_mark(index) if content.strip() else content for index, content in enumerate(contents)]
-        if any(_MARK.search(content) for content in contents):
+    def parts(self, conversation: Conversation) -> list[Part]:
+        """The prompt. `FileProblem` for a template that is damaged or does too much; `UsageError` if it refuses."""
+        inputs, texts = self._marked(conversation, lambda at, content: content), self._texts(conversation)
+        if any(_MARK.search(content) for content in texts):
             raise UsageError("a message contains the private-use characters U+E0F0 and U+E0F1 around a number, which are reserved here.")
-        names = _special_texts(tokenizer)
-        text = self.text(messages, contents, names, add_generation_prompt=add_generation_prompt, date=date)
+        text = self._rendered(inputs, conversation)
         try:
-            marked = self.text(messages, marks, names, add_generation_prompt=add_generation_prompt, date=date)
+            marked = self._rendered(self._marked(conversation, lambda at, content: f"\ue0f0{at}\ue0f1"), conversation)
         except (UsageError, FileProblem):
             marked = ""
-        pieces = _apart(text, marked, contents)
+        pieces = _apart(text, marked, inputs.contents)
         if pieces is not None:
-            return [part for piece, is_content in pieces for part in ([piece] if is_content else _found(piece, tokenizer))]
-        return _checked(text, marked, messages, tokenizer)
+            return [part for piece, is_content in pieces for part in ([piece] if is_content else _found(piece, self.tokenizer))]
+        return _checked(text, marked, texts, self.tokenizer)
 
-    def text(
-        self,
-        messages: Sequence[Message],
-        contents: Sequence[str],
-        specials: Mapping[str, str],
-        *,
-        add_generation_prompt: bool = True,
-        date: str | None = None,
-    ) -> str:
-        """What the template writes for these roles and contents; for people and for comparing, not for encoding.
+    def text(self, conversation: Conversation) -> str:
+        """What the template writes for a conversation; for people and for comparing, not for encoding."""
+        return self._rendered(self._marked(conversation, lambda at, content: content), conversation)
 
-        specials: `bos_token` and `eos_token` for templates that ask for them.
-        """
-        from herd.text.formats.budget import Budget, begin
-
-        given = {"date_string": date} if date is not None else {}
-        values = [{"role": message.role.value, "content": content} for message, content in zip(messages, contents, strict=True)]
-        with self._problems():
-            compiled = self._compiled = self._compiled or self._compile()
-            begin(Budget(len(messages), sum(map(len, contents))))
-            return compiled.render(
-                messages=values,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                strftime_now=_clock(date),
-                **specials,
-                **given,
-            )
-
-    def probe(self, messages: Sequence[Message], tokenizer: Tokenizer) -> str | None:
-        """`text` with the model's own names, or None if the template fails or refuses."""
+    def probe(self, conversation: Conversation) -> str | None:
+        """`text`, or None if the template fails or refuses."""
         try:
-            return self.text(messages, [message.content for message in messages], _special_texts(tokenizer))
+            return self.text(conversation)
         except (UsageError, FileProblem):
             return None
+
+    def _marked(self, conversation: Conversation, mark: Callable[[int, str], str]) -> _Inputs:
+        contents: list[str] = []
+
+        def placed(content: str) -> str:
+            contents.append(content)
+            return mark(len(contents) - 1, content) if content.strip() else content
+
+        risky = _risky_characters(self.tokenizer)
+
+        def nested(value: Any) -> Any:
+            if isinstance(value, str):
+                return placed(value) if risky & set(value) else value
+            if isinstance(value, list | tuple):
+                return [nested(item) for item in value]
+            if isinstance(value, Mapping):
+                return {nested(str(key)): nested(item) for key, item in value.items()}
+            return value
+
+        as_lists = bool(conversation.images)
+        messages = [_as_given(message, placed, nested, as_lists=as_lists) for message in conversation.messages]
+        tools = [nested(tool.written) for tool in conversation.tools] or None
+        return _Inputs(messages, tools, [tool.value for tool in conversation.built_ins] or None, contents)
+
+    def _texts(self, conversation: Conversation) -> list[str]:
+        """Every text that comes from outside."""
+        pending: list[Any] = [tool.written for tool in conversation.tools]
+        texts: list[str] = []
+        for message in conversation.messages:
+            texts += (message.text, message.name or "", message.tool_call_id or "")
+            pending += [(call.name, call.id, call.arguments) for call in message.tool_calls]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, str):
+                texts.append(value)
+            elif isinstance(value, Mapping):
+                pending += [*value.keys(), *value.values()]
+            elif isinstance(value, list | tuple):
+                pending += value
+        return texts
+
+    def _rendered(self, inputs: _Inputs, conversation: Conversation) -> str:
+        from herd.text.formats.budget import Budget, begin
+
+        date = conversation.date
+        given: dict[str, Any] = {"date_string": date} if date is not None else {}
+        if inputs.built_ins is not None:
+            given["builtin_tools"] = inputs.built_ins
+        with self._problems():
+            if not self._compiled:
+                self._compiled.append(self._compile())
+            size = sum(map(len, self._texts(conversation))) + sum(len(json.dumps(tool)) for tool in inputs.tools or ())
+            begin(Budget(len(inputs.messages), size))
+            return self._compiled[0].render(
+                messages=inputs.messages,
+                tools=inputs.tools,
+                documents=None,
+                add_generation_prompt=conversation.add_generation_prompt,
+                strftime_now=_clock(date),
+                **_special_texts(self.tokenizer),
+                **given,
+            )
 
     def _compile(self) -> Template:
         from herd.text.formats.sandbox import Sandbox
@@ -126,8 +175,28 @@ class Jinja:
         return template_problems(self.label)
 
 
-def _mark(index: int) -> str:
-    return f"\ue0f0{index}\ue0f1"
+def _as_given(message: Message, placed: Callable[[str], str], nested: Callable[[Any], Any], *, as_lists: bool) -> dict[str, Any]:
+    """A message in the shape that templates know. as_lists: contents that are lists stay so, as templates with pictures expect."""
+    value: dict[str, Any] = {"role": message.role.value}
+    if as_lists and not isinstance(message.content, str):
+        value["content"] = [
+            {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": placed(part.text)} for part in message.content
+        ]
+    else:
+        value["content"] = placed(message.text) if message.text or not message.tool_calls else None
+    if message.tool_calls:
+        value["tool_calls"] = [
+            {"id": nested(call.id), "type": "function", "function": {"name": nested(call.name), "arguments": nested(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.role is Role.TOOL:
+        value |= {key: nested(item) for key, item in (("tool_call_id", message.tool_call_id), ("name", message.name)) if item is not None}
+    return value
+
+
+def _risky_characters(tokenizer: Tokenizer) -> frozenset[str]:
+    """With which control tokens begin and end; a text without any of them is no part of one."""
+    return frozenset(character for text in tokenizer.special_ids for character in (text[0], text[-1]) if not character.isalnum())
 
 
 def _clock(date: str | None) -> Any:
@@ -195,14 +264,14 @@ def _as_written(text: str, at: int, content: str, after: str) -> str | None:
     return None
 
 
-def _checked(text: str, marked: str, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
+def _checked(text: str, marked: str, contents: Sequence[str], tokenizer: Tokenizer) -> list[Part]:
     """The text as the template wrote it, if no message can have brought a control token into it."""
-    for index, message in enumerate(messages):
-        found = next((part for part in tokenizer.split_specials(message.content) if not isinstance(part, str)), None)
+    for content in contents:
+        found = next((part for part in tokenizer.split_specials(content) if not isinstance(part, str)), None)
         if found is not None:
             raise UsageError(
-                f"messages[{index}] contains {tokenizer.special_text(found)}, a control token of this model, and its chat template"
-                " changes contents in a way that does not let them be told from its own text. Write it differently."
+                f"the conversation contains {tokenizer.special_text(found)} ({content!r:.60}), a control token of this model, and its"
+                " chat template changes contents in a way that does not let them be told from its own text. Write it differently."
             )
     parts = list(_found(text, tokenizer))
     expected = [part for part in _found(marked, tokenizer) if isinstance(part, Control)]

@@ -8,48 +8,52 @@ code does. The system message becomes part of the first user message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from herd.errors import FileProblem, UsageError
-from herd.text.formats.parts import ends
+from herd.text.formats.parts import ChatFormat, Conversation, Part, refuse_tools
 from herd.text.messages import Message, Role
-from herd.text.tokenizer import Tokenizer
 
 _TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Llama2:
+@dataclass(frozen=True)
+class Llama2(ChatFormat):
     """The format has nothing to choose."""
+
+    ends = ("</s>",)
 
     @property
     def name(self) -> str:
         return "llama2"
 
-    def render(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True, date: str | None = None
-    ) -> list[int]:
-        """See `ChatFormat.render`. The prompt for an answer is the end of the user's turn, so `add_generation_prompt` only asks
-        that the user speaks last; the format has no date."""
+    def parts(self, conversation: Conversation) -> Iterator[Part]:
+        """The texts of the turns, for people; each is encoded on its own (`token_ids`)."""
+        for user, answer in self._turns(conversation):
+            yield _turn(user, answer)
+
+    def token_ids(self, conversation: Conversation) -> list[int]:
+        """The prompt for an answer is the end of the user's turn, so `add_generation_prompt` only asks that the user speaks last;
+        the format has no date."""
+        tokenizer = self.tokenizer
         if tokenizer.bos_id is None or not tokenizer.eos_ids:
             raise FileProblem("the chat format llama2 needs BOS and EOS tokens, which this model's vocabulary does not name.")
-        turns = pairs(messages)
-        if add_generation_prompt and turns[-1][1] is not None:
-            raise UsageError("the last message is the assistant's; the chat format llama2 answers a user's message.")
         ids: list[int] = []
-        for user, answer in turns:
-            text = _turn(user, answer)
-            ids += [tokenizer.bos_id, *tokenizer.encode(text, bos=False)]
+        for user, answer in self._turns(conversation):
+            ids += [tokenizer.bos_id, *tokenizer.encode(_turn(user, answer), bos=False)]
             if answer is not None:
                 ids.append(tokenizer.eos_ids[0])
         return ids
 
-    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """EOS."""
-        return ends(tokenizer, ("</s>",))
+    def _turns(self, conversation: Conversation) -> list[tuple[str, str | None]]:
+        turns = pairs(conversation.messages)
+        refuse_tools(conversation, self.name)
+        if conversation.add_generation_prompt and turns[-1][1] is not None:
+            raise UsageError("the last message is the assistant's; the chat format llama2 answers a user's message.")
+        return turns
 
 
 def pairs(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
@@ -57,11 +61,8 @@ def pairs(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
 
     `UsageError` for another order of roles, and for messages that contain the format's tags.
     """
-    for index, message in enumerate(messages):
-        tag = next((tag for tag in _TAGS if tag in message.content), None)
-        if tag is not None:
-            raise UsageError(f"messages[{index}] contains {tag}, which would start or end a turn in the chat format llama2.")
-    system = messages[0].content if messages and messages[0].role is Role.SYSTEM else None
+    refuse_tags(messages, "llama2")
+    system = messages[0].text if messages and messages[0].role is Role.SYSTEM else None
     rest = list(messages[1:] if system is not None else messages)
     for index, message in enumerate(rest):
         expected = Role.ASSISTANT if index % 2 else Role.USER
@@ -73,11 +74,19 @@ def pairs(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
             )
     if not rest:
         raise UsageError("the conversation has no user message; the chat format llama2 needs one.")
-    users = [message.content for message in rest[::2]]
+    users = [message.text for message in rest[::2]]
     if system is not None:
         users[0] = f"<<SYS>>\n{system}\n<</SYS>>\n\n{users[0]}"
-    answers = [*(message.content for message in rest[1::2]), None]
+    answers = [*(message.text for message in rest[1::2]), None]
     return list(zip(users, answers, strict=False))
+
+
+def refuse_tags(messages: Sequence[Message], format_name: str) -> None:
+    """`UsageError` for messages that contain a tag of the format, which is text there and would start or end a turn."""
+    for index, message in enumerate(messages):
+        tag = next((tag for tag in _TAGS if tag in message.text), None)
+        if tag is not None:
+            raise UsageError(f"messages[{index}] contains {tag}, which would start or end a turn in the chat format {format_name}.")
 
 
 def _turn(user: str, answer: str | None) -> str:

@@ -1,18 +1,21 @@
 """What a chat format writes: scaffolding and content, kept apart until they are ids.
 
 A prompt is a list of parts: `Control` tokens by name, and texts. Texts are encoded as plain text whatever they say, so a message
-that contains `<|im_end|>` gives the ids of those characters, never the control token.
+that contains `<|im_end|>` gives the ids of those characters, never the control token. A picture is one control token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 from herd.errors import FileProblem, UsageError
-from herd.text.messages import Message, Role
+from herd.text.formats.parsing import Marks, StreamParser
+from herd.text.messages import Image, Message, Role, Text, read_messages
 from herd.text.tokenizer import Tokenizer
+from herd.text.tools import BuiltIn, Tool, ToolCall, read_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +26,171 @@ class Control:
 
 
 Part = str | Control
+Tiles = Callable[[Image], tuple[int, int]]
+"""How many rows and columns of tiles (for Muse-Glimmer: of patches) a picture becomes."""
 
 
-class ChatFormat(Protocol):
-    """How one family of models was taught to read conversations."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Everything that a prompt is made of, read and checked. `date` None: the format's own fixed date."""
+
+    messages: Sequence[Message]
+    tools: tuple[Tool, ...] = ()
+    built_ins: tuple[BuiltIn, ...] = ()
+    add_generation_prompt: bool = True
+    date: str | None = None
 
     @property
+    def images(self) -> list[Image]:
+        """The pictures of all messages, in order."""
+        return [image for message in self.messages for image in message.images]
+
+    @property
+    def has_tools(self) -> bool:
+        return bool(self.tools or self.built_ins)
+
+
+@dataclass(frozen=True)
+class ChatFormat(ABC):
+    """How one family of models was taught to read conversations and to write answers, with the vocabulary of one model.
+
+    A format says what it writes in `parts`; rendering, parsing and pictures follow from that and from the class's few facts.
+    """
+
+    tokenizer: Tokenizer
+
+    image_token = ""
+    """The control token that stands for a picture; empty in formats without pictures."""
+    marks = Marks()
+    """The control tokens of an answer that begin and end a call."""
+    ends: ClassVar[tuple[str, ...]] = ()
+    """Control tokens that end an answer, besides those that the tokenizer names."""
+    unfinished: ClassVar[tuple[str, ...]] = ("<|eom_id|>", "<|eom|>")
+    """Those of them after which the model expects to go on."""
+
+    @property
+    @abstractmethod
     def name(self) -> str:
         """As `herd show` prints it."""
 
+    @abstractmethod
+    def parts(self, conversation: Conversation) -> Iterable[Part]:
+        """The prompt, scaffolding and content apart. `UsageError` for what the format does not know."""
+
+    def header(self) -> Sequence[Part]:
+        """What stands before every answer; an answer that begins with it is read without it."""
+        return ()
+
     def render(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True, date: str | None = None
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] | None = (),
+        add_generation_prompt: bool = True,
+        date: str | None = None,
+        tiles: Tiles | None = None,
     ) -> list[int]:
-        """Ids of the whole conversation, with BOS where the format has one.
+        """Ids of the whole conversation, with BOS where the format has one. Each picture is one id.
 
-        add_generation_prompt: end with the header of the answer. date: today as the format writes it, such as `26 Jul 2024`,
-        for formats that tell the model; None: the format's own fixed date. Rendering never reads a clock.
-        `UsageError` for roles or an order that the format does not know.
+        tools: what the model may call. add_generation_prompt: end with the header of the answer. date: today as the format
+        writes it, such as `26 Jul 2024`, for formats that tell the model; None: the format's own fixed date. Rendering never
+        reads a clock. tiles: gives the rows and columns of each picture; then a picture becomes all of its ids, in formats
+        where it has several. `UsageError` for roles, an order, tools or pictures that the format does not know.
         """
+        conversation = read_conversation(messages, tools, add_generation_prompt=add_generation_prompt, date=date)
+        images = conversation.images
+        if images and not self.image_token:
+            raise UsageError(f"the conversation has a picture; the chat format {self.name} has none, as the model reads text only.")
+        ids = self.token_ids(conversation)
+        if images and ids.count(self.image_id) != len(images):
+            raise UsageError(
+                f"the conversation has {len(images)} pictures; the chat format {self.name} placed {ids.count(self.image_id)} in the prompt."
+            )
+        return self.expanded(ids, [tiles(image) for image in images]) if images and tiles is not None else ids
 
-    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Ids that end an answer."""
+    def token_ids(self, conversation: Conversation) -> list[int]:
+        """Ids of a conversation that was read already."""
+        return to_ids(self.parts(conversation), self.tokenizer)
+
+    def expanded(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+        """`ids` with all ids of each picture in place of its one; the same in formats where a picture is one id."""
+        return list(ids)
+
+    def images(self, messages: Iterable[Message | Mapping[str, Any]]) -> list[Image]:
+        """The pictures of a conversation, in the order in which their ids stand in the prompt."""
+        return [image for message in read_messages(messages) for image in message.images]
+
+    @property
+    def image_id(self) -> int:
+        """The id that stands for a picture. `FileProblem` if the vocabulary has none."""
+        return control_id(self.image_token, self.tokenizer)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the tokenizer's own stops and the format's that it has."""
+        known = self.tokenizer.special_ids
+        return self.tokenizer.stop_ids | {known[name] for name in self.ends if name in known}
+
+    @property
+    def mark_ids(self) -> frozenset[int]:
+        """Control tokens that the parser has to see."""
+        known = self.tokenizer.special_ids
+        return frozenset(known[name] for name in self.marks.names if name in known)
+
+    def parser(self, tools: Iterable[Tool | BuiltIn] | None = None) -> StreamParser:
+        """Reads an answer as it arrives. tools: what was offered; None: any well-formed call counts."""
+        names = None if tools is None else frozenset(tool.name if isinstance(tool, Tool) else tool.value for tool in tools)
+        return StreamParser(self.marks, names, self.tokenizer.stream(keep=self.mark_ids))
+
+    def parse(self, ids: Iterable[int]) -> Message:
+        """The assistant's message that an answer is: its text, and the calls in it. Never fails for ids of the model.
+
+        A header before it and the control token that ends it are no part of it; what comes after that token is read on.
+        """
+        answer = list(ids)
+        header = to_ids(self.header(), self.tokenizer)
+        if header and answer[: len(header)] == header:
+            answer = answer[len(header) :]
+        stops = self.stop_ids
+        kept = [token for token in answer if token not in stops]
+        ended = next((token for token in reversed(answer) if token in stops), None)
+        parser = self.parser()
+        pieces = [*parser.push(kept), *parser.finish()]
+        calls = tuple(call for piece in pieces for call in piece.calls)
+        text = "".join(piece.text for piece in pieces)
+        ends_turn = None if ended is None else self.tokenizer.special_text(ended) not in self.unfinished
+        return Message(Role.ASSISTANT, "" if calls and not text.strip() else text, calls, ends_turn=ends_turn)
+
+    def content(self, message: Message, *, strip: bool) -> list[Part]:
+        """A message's texts and pictures as parts. strip: without white space at both ends of each text."""
+        written: list[Part] = []
+        for part in message.parts:
+            if isinstance(part, Text):
+                written.append(part.text.strip() if strip else part.text)
+            elif self.image_token:
+                written.append(Control(self.image_token))
+        return written
+
+
+def read_conversation(
+    messages: Iterable[Message | Mapping[str, Any]],
+    tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] | None = (),
+    *,
+    add_generation_prompt: bool = True,
+    date: str | None = None,
+) -> Conversation:
+    """Messages and tools, read and checked. `UsageError` names what is wrong."""
+    offered = read_tools(tools)
+    given: object = date
+    if given is not None and (not isinstance(given, str) or len(given) > 100):
+        raise UsageError(f"date is {given!r:.120}; expected a short text such as '26 Jul 2024'.")
+    return Conversation(
+        messages=read_messages(messages),
+        tools=tuple(tool for tool in offered if isinstance(tool, Tool)),
+        built_ins=tuple(tool for tool in offered if isinstance(tool, BuiltIn)),
+        add_generation_prompt=add_generation_prompt,
+        date=date,
+    )
 
 
 def to_ids(parts: Iterable[Part], tokenizer: Tokenizer) -> list[int]:
@@ -64,13 +211,19 @@ def control_id(name: str, tokenizer: Tokenizer) -> int:
     return found
 
 
-def ends(tokenizer: Tokenizer, names: Iterable[str]) -> frozenset[int]:
-    """The tokenizer's own stops and the named control tokens that it has."""
-    return tokenizer.stop_ids | {tokenizer.special_ids[name] for name in names if name in tokenizer.special_ids}
+def only_call(index: int, message: Message, format_name: str) -> ToolCall:
+    """The one call of a message, for formats in which a message has one."""
+    if len(message.tool_calls) != 1:
+        raise UsageError(f"messages[{index}] calls {len(message.tool_calls)} tools; the chat format {format_name} has one call a message.")
+    return message.tool_calls[0]
 
 
-def refuse_tools(messages: Sequence[Message], format_name: str) -> None:
-    """For formats that define no tool results."""
-    for index, message in enumerate(messages):
+def refuse_tools(conversation: Conversation, format_name: str) -> None:
+    """For formats that define no tools."""
+    if conversation.has_tools:
+        raise UsageError(f"tools are offered; the chat format {format_name} defines none.")
+    for index, message in enumerate(conversation.messages):
         if message.role is Role.TOOL:
             raise UsageError(f"messages[{index}] is a tool result; the chat format {format_name} defines none.")
+        if message.tool_calls:
+            raise UsageError(f"messages[{index}] calls a tool; the chat format {format_name} defines none.")
