@@ -124,10 +124,12 @@ class MemoryUse:
 
 
 class Backend(Protocol):
-    """One loaded model on one device. Not safe to call from two threads at once; the engine does not."""
+    """One loaded model on one device. Not safe to call from two threads at once; the engine does not. `vocab_size`: the width of
+    its logits; `num_embeddings`: how many token ids it may be given, which may be more."""
 
     name: str
     vocab_size: int
+    num_embeddings: int
     num_pages: int
 
     @property

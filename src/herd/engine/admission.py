@@ -8,20 +8,22 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as List
 from hashlib import blake2b
+from numbers import Integral
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from herd.backends.base import Placed
+from herd.backends.base import Backend, Placed
 from herd.engine.request import Progress, Purpose, Request, Sequence
 from herd.errors import CapacityError, UsageError
-from herd.sampling.history import History
 from herd.sampling.params import SamplingParams
 
+if TYPE_CHECKING:
+    from herd.sampling.history import History
 
-def check_request(request: Request, vocab_size: int, context_length: int, cache_tokens: int) -> list[int]:
+
+def check_request(request: Request, backend: Backend, context_length: int, cache_tokens: int) -> list[int]:
     """The prompt's ids, or the error. An explicit `max_tokens` that fits the context must fit the pages as well; one that
     exceeds the context is cut to it, and then to the pages."""
-    tokens = check_tokens(request.tokens, vocab_size, context_length, cache_tokens)
+    tokens = check_tokens(request.tokens, backend.num_embeddings, context_length, cache_tokens)
     wanted: object = request.max_tokens
     if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
         raise UsageError(f"max_tokens is {wanted!r}; it must be a whole number from 0.")
@@ -30,14 +32,14 @@ def check_request(request: Request, vocab_size: int, context_length: int, cache_
             f"The prompt has {len(tokens)} tokens and the answer may have {wanted}; the cache holds {cache_tokens} tokens in all. "
             "Ask for a shorter answer, or give the cache more memory."
         )
-    _check_ids(request.stop_ids or (), "stop_ids", vocab_size)
-    _check_ids(request.sampling.logit_bias, "logit_bias", vocab_size)
+    _check_ids(request.stop_ids or (), "stop_ids", backend.vocab_size)
+    _check_ids(request.sampling.logit_bias, "logit_bias", backend.vocab_size)
     if not 0 <= request.choice_index < 2**32:
         raise UsageError(f"choice_index is {request.choice_index}; it must be from 0 to 2^32 - 1.")
     return tokens
 
 
-def check_tokens(tokens: List[int], vocab_size: int, context_length: int, cache_tokens: int) -> list[int]:
+def check_tokens(tokens: List[int], num_embeddings: int, context_length: int, cache_tokens: int) -> list[int]:
     """Token ids as plain integers. `UsageError` if there are none, too many or wrong ones; `CapacityError` if they exceed the pages."""
     if len(tokens) == 0:
         raise UsageError("The prompt is empty; a model needs at least one token to continue.")
@@ -49,11 +51,14 @@ def check_tokens(tokens: List[int], vocab_size: int, context_length: int, cache_
         raise CapacityError(
             f"The prompt has {len(tokens)} tokens; the cache holds {cache_tokens} in all. Shorten it, or give the cache more memory."
         )
-    return _check_ids(tokens, "The prompt", vocab_size)
+    return _check_ids(tokens, "The prompt", num_embeddings)
 
 
-def new_answer(request: Request, tokens: list[int], room: int, stop_ids: frozenset[int], news: deque[Progress] | None) -> Sequence:
-    """The life of a checked request begins. `room` is how many tokens its answer can have at most."""
+def new_answer(
+    request: Request, tokens: list[int], room: int, stop_ids: frozenset[int], vocab_size: int, news: deque[Progress] | None
+) -> Sequence:
+    """The life of a checked request begins. `room` is how many tokens its answer can have at most. Tokens of the prompt that no
+    answer can have (`vocab_size` and above) have no part in penalties."""
     sampling = request.sampling
     return Sequence(
         purpose=Purpose.ANSWER,
@@ -66,7 +71,7 @@ def new_answer(request: Request, tokens: list[int], room: int, stop_ids: frozens
         choice_index=request.choice_index,
         salt=_salt(request.salt, request.pictures),
         pictures=request.pictures,
-        history=History(tokens) if sampling.uses_history else None,
+        history=History(token for token in tokens if token < vocab_size) if sampling.uses_history else None,
         news=news,
     )
 
@@ -97,10 +102,16 @@ def _salt(salt: bytes, pictures: tuple[Placed, ...]) -> bytes:
     return mixed.digest()
 
 
+def _history(tokens: list[int]) -> History:
+    from herd.sampling.history import History
+
+    return History(tokens)
+
+
 def _check_ids(values: Iterable[object], what: str, vocab_size: int) -> list[int]:
     ids: list[int] = []
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise UsageError(f"{what} contains {value!r:.60}; token ids are whole numbers from 0 to {vocab_size - 1}.")
         if not 0 <= value < vocab_size:
             raise UsageError(f"{what} contains token {value}; the model's vocabulary is 0 to {vocab_size - 1}.")

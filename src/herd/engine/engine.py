@@ -143,7 +143,7 @@ class Engine:
 
         Nothing is computed ahead of the reader. Raises what went wrong; closing early gives the pages back.
         """
-        ids = check_tokens(tokens, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
+        ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
         return self._score(ids, salt, pictures)
 
     def examine(
@@ -152,7 +152,7 @@ class Engine:
         """Runs a text alone, a few tokens at a time, and gives each step's positions with its logits and what `watch(positions)`
         asked to read. Nothing is taken from the cache or left in it; other requests wait. `CapacityError` if too many pages are
         in use."""
-        ids = check_tokens(tokens, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
+        ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
         size = min(self.limits.max_step_tokens, self.limits.max_step_outputs)
         with self._alone(self.limits.pages_for(len(ids))) as pages:
             for start in range(0, len(ids), size):
@@ -187,10 +187,11 @@ class Engine:
 
     def _submit(self, request: Request, news: deque[Progress] | None) -> Sequence:
         tokens = self._validated(request)
-        return self._enter(new_answer(request, tokens, self.max_length - len(tokens), self.stop_ids, news))
+        room, vocab_size = self.max_length - len(tokens), self.backend.vocab_size
+        return self._enter(new_answer(request, tokens, room, self.stop_ids, vocab_size, news))
 
     def _validated(self, request: Request) -> list[int]:
-        return check_request(request, self.backend.vocab_size, self.context_length, self.limits.cache_tokens)
+        return check_request(request, self.backend, self.context_length, self.limits.cache_tokens)
 
     def _enter(self, sequence: Sequence) -> Sequence:
         with self._exclusive():

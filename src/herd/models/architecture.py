@@ -102,6 +102,11 @@ def architecture_of(cfg: Config) -> Architecture:
     return cast(Architecture, sys.modules[type(cfg).__module__])
 
 
+def num_embeddings(cfg: Config) -> int:
+    """How many token ids a model can be given: the rows of its embedding. `vocab_size` is the width of its logits, which may be less."""
+    return next(spec.shape[0] for spec in architecture_of(cfg).tensors(cfg) if spec.name == "embed")
+
+
 def seeing(cfg: Config) -> Seeing | None:
     """The same, if this model takes pictures."""
     module = cast(Any, architecture_of(cfg))

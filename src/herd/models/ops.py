@@ -13,13 +13,15 @@ their rows at once and have no cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from herd.models.weights import Matrix, Vector
 
 Tensor = Any
+NO_ALIASES: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Ops(Protocol):
     """The contract of a backend. Every function returns a new tensor and changes none of its arguments, except the
     cache that `attention` is told to write to."""
 
-    def embed(self, tokens_T: Tensor, table: Matrix) -> Tensor:
-        """Rows of `table` [V, D] at integer `tokens_T` -> [T, D]."""
+    def embed(self, tokens_T: Tensor, table: Matrix, *, aliases: Mapping[int, int] = NO_ALIASES) -> Tensor:
+        """Rows of `table` [V, D] at integer `tokens_T` -> [T, D]. A token in `aliases` reads the row that it is mapped to."""
         ...
 
     def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from herd.backends.cpu.lower import lower
 from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, Packer
 from herd.backends.cpu.trace import OUTPUT_ROWS, POSITIONS, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.models.architecture import Config, architecture_of
+from herd.models.architecture import Config, architecture_of, num_embeddings
 from herd.models.ops import Step
 from herd.models.weights import Leaf, Matrix, TensorSpec
 from herd.sampling.chain import choose
@@ -70,7 +70,7 @@ class CpuBackend:
         except MemoryError as problem:
             raise CapacityError(_NO_MEMORY) from problem
         self._is_closed = False
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
         self.num_pages = 0
 
     @property

@@ -23,7 +23,7 @@ from herd.backends.reference.pages import Pages, places
 from herd.backends.reference.picture_ops import NumpyPictureOps
 from herd.dtypes import BF16, F16, DType
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.models.architecture import Config, architecture_of, seeing
+from herd.models.architecture import Config, architecture_of, num_embeddings, seeing
 from herd.models.ops import PictureStep, Step
 from herd.models.weights import Adapted, Blocks, Leaf, Matrix
 
@@ -64,7 +64,7 @@ class ReferenceBackend:
         cached = np.dtype(np.float16) if is_int8 else self._dtype
         self._pages = Pages(self._model.caches(cfg), cached)
         self._is_closed = False
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
         self.num_pages = 0
 
     @property
@@ -184,9 +184,9 @@ class ReferenceBackend:
         assert plan.spans, "a step without spans"
         for span in plan.spans:
             for offset, token in enumerate(span.tokens):
-                if not 0 <= token < self.vocab_size:
+                if not 0 <= token < self.num_embeddings:
                     where = f"Token id {token} at position {span.start + offset}"
-                    raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {self.vocab_size - 1}.")
+                    raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {self.num_embeddings - 1}.")
             _check_span(span, self.num_pages)
 
 

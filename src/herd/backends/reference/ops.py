@@ -6,7 +6,7 @@ them, nothing is flushed; infinities and not-a-numbers travel on to the logits, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from herd.backends.reference.memory import Memory
 from herd.backends.reference.pages import LayerCache
 from herd.dtypes import DType
 from herd.errors import UsageError
-from herd.models.ops import Chunks, Experts, Sliding, Window
+from herd.models.ops import NO_ALIASES, Chunks, Experts, Sliding, Window
 from herd.models.weights import Adapted, Blocks, Dense, Matrix, Vector
 from herd.quant import quantize_activations
 
@@ -40,8 +40,10 @@ class PlainOps:
         self._int8 = int8
         self._plain_dtype = plain_dtype
 
-    def embed(self, tokens_T: Sequence[int] | NDArray[np.int64], table: Matrix) -> Floats:
+    def embed(self, tokens_T: Sequence[int] | NDArray[np.int64], table: Matrix, *, aliases: Mapping[int, int] = NO_ALIASES) -> Floats:
         tokens_T = np.asarray(tokens_T, np.int64)
+        for token, row in aliases.items():
+            tokens_T = np.where(tokens_T == token, row, tokens_T)
         if isinstance(table, Adapted):
             down, up = self._arrays.get(table.down), self._arrays.rows(table.up, tokens_T)
             y_TD: Floats = self._arrays.rows(table.base, tokens_T) + self._dtype.type(table.scale) * (up @ down)
