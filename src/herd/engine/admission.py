@@ -71,7 +71,7 @@ def new_answer(
         choice_index=request.choice_index,
         salt=_salt(request.salt, request.pictures),
         pictures=request.pictures,
-        history=History(token for token in tokens if token < vocab_size) if sampling.uses_history else None,
+        history=_history(token for token in tokens if token < vocab_size) if sampling.uses_history else None,
         news=news,
     )
 
@@ -102,7 +102,7 @@ def _salt(salt: bytes, pictures: tuple[Placed, ...]) -> bytes:
     return mixed.digest()
 
 
-def _history(tokens: list[int]) -> History:
+def _history(tokens: Iterable[int]) -> History:
     from herd.sampling.history import History
 
     return History(tokens)
