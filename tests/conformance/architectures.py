@@ -53,7 +53,7 @@ def transformers_model(cfg: LlamaConfig, leaves: Mapping[str, Matrix], dtype: st
         tie_word_embeddings=cfg.tied_embeddings,
         attention_bias=cfg.qkv_bias,
         mlp_bias=cfg.ffn_bias,
-        rope_parameters={"rope_theta": cfg.rope.theta, **_scaling(cfg)},
+        rope_parameters={"rope_theta": cfg.rope.theta, **rope_scaling(cfg.rope)},
         attn_implementation="sdpa",
     )
     assert cfg.qkv_bias == cfg.out_bias, "transformers has one switch for all four attention biases"
@@ -102,8 +102,9 @@ def _hugging_face_name(name: str) -> str:
     return f"model.{layers}.{index}.{where}.{projection}_proj.{'bias' if leaf.endswith('_bias') else 'weight'}"
 
 
-def _scaling(cfg: LlamaConfig) -> dict[str, Any]:
-    match cfg.rope.scaling:
+def rope_scaling(rope: Rope) -> dict[str, Any]:
+    """What `rope_parameters` of transformers say besides the base."""
+    match rope.scaling:
         case None:
             return {"rope_type": "default"}
         case Linear(factor):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from herd.backends.base import PAGE_TOKENS, Backend, BackendOptions, Plan, Span
 from herd.backends.reference import ReferenceBackend
-from herd.models.llama import LlamaConfig
+from herd.models.architecture import Config
 from herd.models.weights import Matrix
 
 BACKENDS = ["reference", "cpu"]
@@ -28,7 +28,7 @@ def cpu_is_built() -> bool:
     return True
 
 
-def make_backend(name: str, cfg: LlamaConfig, leaves: Mapping[str, Matrix], **options: Any) -> Backend:
+def make_backend(name: str, cfg: Config, leaves: Mapping[str, Matrix], **options: Any) -> Backend:
     """A backend with `NUM_PAGES` pages of cache, whose steps take all logits of any text here."""
     backend: Backend
     options = ROOM | options
@@ -42,7 +42,7 @@ def make_backend(name: str, cfg: LlamaConfig, leaves: Mapping[str, Matrix], **op
     return backend
 
 
-def oracle(cfg: LlamaConfig, leaves: Mapping[str, Matrix], tokens: Sequence[int], activations: str = "float32") -> NDArray[np.float64]:
+def oracle(cfg: Config, leaves: Mapping[str, Matrix], tokens: Sequence[int], activations: str = "float32") -> NDArray[np.float64]:
     """Logits [T, V] of the float64 reference."""
     backend = ReferenceBackend(cfg, leaves.__getitem__, BackendOptions(dtype="float64", activations=activations))
     backend.allocate(NUM_PAGES)
@@ -77,7 +77,7 @@ def in_chunks(backend: Backend, tokens: Sequence[int], chunk: int, first_page: i
     return np.concatenate(pieces)
 
 
-def prompt(cfg: LlamaConfig, length: int, seed: int = 0) -> list[int]:
+def prompt(cfg: Config, length: int, seed: int = 0) -> list[int]:
     """Random tokens."""
     return [int(token) for token in np.random.default_rng([7, seed]).integers(0, cfg.vocab_size, length)]
 

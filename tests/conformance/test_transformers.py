@@ -6,26 +6,26 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
 
-from conformance.architectures import ARCHITECTURES, transformers_logits, transformers_model
+from conformance.cases import CASES
 from conformance.running import error, logits_of, make_backend, oracle, prompt, whole
 from tiny import random_leaves
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_oracle_equals_transformers_in_float64(architecture: str) -> None:
-    cfg = ARCHITECTURES[architecture]
-    leaves, tokens = random_leaves(cfg), prompt(cfg, 150)
-    theirs = transformers_logits(transformers_model(cfg, leaves, "float64"), tokens)
-    ours = oracle(cfg, leaves, tokens)
+@pytest.mark.parametrize("name", CASES)
+def test_the_oracle_equals_transformers_in_float64(name: str) -> None:
+    case = CASES[name]
+    leaves, tokens = random_leaves(case.cfg), prompt(case.cfg, 150)
+    theirs = case.logits(case.cfg, leaves, tokens, "float64")
+    ours = oracle(case.cfg, leaves, tokens)
     assert ours.std() > 0.5, "logits that hardly differ prove nothing"
     assert abs(ours - theirs).max() < 1e-11
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_float32_reference_is_as_close_as_transformers_in_float32(architecture: str) -> None:
-    cfg = ARCHITECTURES[architecture]
-    leaves, tokens = random_leaves(cfg), prompt(cfg, 150)
-    exact = oracle(cfg, leaves, tokens)
-    theirs = error(transformers_logits(transformers_model(cfg, leaves), tokens), exact)
-    ours = error(logits_of(make_backend("reference", cfg, leaves, activations="float32"), whole(tokens)), exact)
+@pytest.mark.parametrize("name", CASES)
+def test_the_float32_reference_is_as_close_as_transformers_in_float32(name: str) -> None:
+    case = CASES[name]
+    leaves, tokens = random_leaves(case.cfg), prompt(case.cfg, 150)
+    exact = oracle(case.cfg, leaves, tokens)
+    theirs = error(case.logits(case.cfg, leaves, tokens, "float32"), exact)
+    ours = error(logits_of(make_backend("reference", case.cfg, leaves, activations="float32"), whole(tokens)), exact)
     assert 0 < ours <= 2 * theirs
