@@ -1,0 +1,302 @@
+"""`Backend` in torch: checks a plan, runs the model function as it stands on the device, chooses tokens.
+
+Options: `device` "cpu", "cuda" or "cuda:1". `dtype` is what is computed in and what the cache holds; None: what plain matrices are
+stored in, and for block-quantised models float32 on a CPU and bfloat16 on CUDA. Quantised weights lie on the device as stored and
+are multiplied exactly, so `activations` is "float32". `threads` are torch's, of the whole process; a GPU takes none. Closeness is
+promised, not equal bits, whatever else is in a step.
+
+On CUDA decoding steps are captured as CUDA graphs (`decoding.py`). With the environment variable HERD_TORCH_COMPILE=1 they are
+compiled first, which takes a minute for each new shape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult, check_tokens
+from herd.backends.torch.attention import is_fused
+from herd.backends.torch.choosing import choose, judge
+from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, uncaptured
+from herd.backends.torch.devices import compute_dtype, device_name, find_device, use_threads
+from herd.backends.torch.ops import TorchOps, as_numpy
+from herd.backends.torch.pages import Layout, Pages, Singles, layout_of
+from herd.backends.torch.picture_ops import TorchPictureOps
+from herd.backends.torch.pictures import Encoded, Memory, memories, overlays
+from herd.backends.torch.tensors import Tensors, parts
+from herd.errors import CapacityError, FileProblem, UsageError
+from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
+from herd.models.ops import PictureStep, Step
+from herd.models.weights import Kind, Leaf, Matrix
+from herd.version import __version__
+
+CPU_KEEP_BYTES = 4 << 30
+MAX_DECODED_ROWS = 256
+# Matrices of experts are gathered for each row; beyond this, going through the experts one by one moves less.
+MAX_DECODED_ROWS_WITH_EXPERTS = 8
+# After so many bytes were brought to the device the pages of the file that they came from are given back.
+_RELEASE_BYTES = 256 << 20
+_OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+
+
+class TorchBackend:
+    """A model in torch. `release` gives back pages of the file that were copied. `keep_bytes` bounds what decoded quantised
+    matrices may take; None: 4 GiB on a CPU, half of what is free on a GPU."""
+
+    name = "torch"
+
+    def __init__(
+        self, cfg: Config, leaf: Leaf, options: BackendOptions, release: Callable[[], None] = lambda: None, *, keep_bytes: int | None = None
+    ) -> None:
+        if options.activations != "float32":
+            raise UsageError(f'activations is {options.activations!r}; the torch backend multiplies exact values: take "float32".')
+        self._device = find_device(options.device)
+        use_threads(options.threads, self._device)
+        self._cfg = cfg
+        self._model, self._seeing = architecture_of(cfg), seeing(cfg)
+        self._crossing = 0 if self._seeing is None else self._seeing.num_crossing(cfg)
+        self._specs = {spec.name: spec for spec in self._model.tensors(cfg)}
+        self._leaves: dict[str, Matrix] = {name: leaf(name) for name in self._specs}
+        self._weights = self._model.weights(cfg, self._leaves.__getitem__)
+        self._dtype = compute_dtype(options.dtype, self._leaves.values(), self._device)
+        self._tensors = self._load(release, keep_bytes)
+        self._ops, self._picture_ops = TorchOps(self._tensors), TorchPictureOps(self._tensors)
+        self._decoding_ops = TorchOps(self._tensors, is_static=self._device.type == "cuda")
+        self._encoded = Encoded(self.encode)
+        self._pages = Pages(self._model.caches(cfg), self._dtype, self._device)
+        self._decoder = self._make_decoder()
+        self._is_closed = False
+        self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
+        self.num_pages = 0
+
+    @property
+    def fingerprint(self) -> str:
+        formats = "+".join(sorted({part.dtype.name for leaf in self._leaves.values() for part in parts(leaf)}))
+        attention = "fused" if is_fused(self._device, self._dtype) else "plain"
+        compiled = " compiled" if _is_compiling() and self._device.type == "cuda" else ""
+        dtype = str(self._dtype).removeprefix("torch.")
+        where = f"{device_name(self._device)} {dtype} attention-{attention}{compiled} weights-{formats}"
+        return f"torch-{torch.__version__} {where} herd-{__version__}"
+
+    def allocate(self, num_pages: int) -> None:
+        assert num_pages >= 0
+        self.num_pages = 0
+        self._decoder.clear()
+        try:
+            self._pages.allocate(num_pages)
+        except (*_OUT_OF_MEMORY, RuntimeError, ValueError) as problem:
+            self._pages.allocate(0)
+            raise CapacityError(
+                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self.page_bytes()} bytes and "
+                f"{device_name(self._device)} refused them. Ask for a shorter context or fewer sequences at once."
+            ) from problem
+        self.num_pages = num_pages
+
+    def page_bytes(self) -> int:
+        return self._pages.page_bytes
+
+    @torch.no_grad()
+    def step(self, plan: Plan) -> StepResult:
+        self._check(plan)
+        values = self._ops.begin(plan.watch)
+        try:
+            outcome = self._run(plan)
+            verdicts: list[list[float]] = outcome.verdict_R3.tolist()
+        except _OUT_OF_MEMORY as problem:
+            raise CapacityError(
+                f"{device_name(self._device)} has no memory left for a step of {plan.num_tokens} tokens. Ask for a shorter context."
+            ) from problem
+        finally:
+            self._ops.begin(None)
+        if not all(is_finite for is_finite, _, _ in verdicts):
+            raise FileProblem(self._not_finite(plan))
+        choices = choose(plan, outcome.logits_RV, verdicts)
+        return StepResult(choices, as_numpy(outcome.logits_RV) if plan.want_logits else None, values)
+
+    @torch.no_grad()
+    def value_names(self) -> tuple[str, ...]:
+        """Found by running one token through the page that is nobody's."""
+        self._ops.names = []
+        try:
+            self._forward(Plan((Span(0, (0,), (self._pages.scratch_page,), 1),)))
+            return tuple(self._ops.names)
+        finally:
+            self._ops.names = None
+
+    @torch.no_grad()
+    def classify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        classifier = classifying(self._cfg)
+        assert classifier is not None, "only for classifiers"
+        check_tokens(tokens, self.num_embeddings)
+        return as_numpy(classifier.classify(self._weights, self._cfg, self._picture_ops, tokens)[0])
+
+    @torch.no_grad()
+    def encode(self, picture: Picture) -> list[Tensor]:
+        """A picture through the model's encoder: the tensors that its `encode` gives."""
+        assert self._seeing is not None, "pictures only for models that see"
+        tiles, _, height, width = picture.pixels.shape
+        pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).to(self._device, self._dtype)
+        step = PictureStep(self._picture_ops, pixels, tiles, height, width, picture.rows, picture.columns)
+        return list(self._seeing.encode(self._weights, self._cfg, step))
+
+    def update(self, weights: Mapping[str, Matrix]) -> None:
+        for name, leaf in weights.items():
+            if name not in self._specs:
+                raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
+            if tuple(leaf.shape) != self._specs[name].shape:
+                raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(self._specs[name].shape)}.")
+        self._decoder.clear()
+        self._encoded.clear()
+        for name, leaf in weights.items():
+            self._tensors.forget(self._leaves[name])
+            self._leaves[name] = leaf
+        try:
+            for leaf in self._leaves.values():
+                self._tensors.place(leaf)
+        except _OUT_OF_MEMORY as problem:
+            raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
+        self._weights = self._model.weights(self._cfg, self._leaves.__getitem__)
+
+    def memory(self) -> MemoryUse:
+        """`weights` counts the stored bytes (a mapped file's too) and what is kept decoded; a step's own tensors come and go."""
+        decoded = self._tensors.decoded_bytes
+        other = {"converted weights": decoded, "pictures": self._encoded.num_bytes}
+        if self._device.type == "cuda":
+            other["reserved on the device, all told"] = torch.cuda.memory_reserved(self._device)
+        scratch = 0 if self._is_closed else self.page_bytes()
+        buffers = scratch + self._decoder.buffer_bytes
+        return MemoryUse(self._tensors.stored_bytes + decoded, self.num_pages * self.page_bytes(), buffers, other)
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self.allocate(0)
+            self._tensors.clear()
+            self._encoded.clear()
+            self._leaves.clear()
+            del self._weights
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _load(self, release: Callable[[], None], keep_bytes: int | None) -> Tensors:
+        """Brings all weights to the device."""
+        tensors = Tensors(self._device, self._dtype)
+        since_release = 0
+        try:
+            for leaf in self._leaves.values():
+                tensors.place(leaf)
+                since_release += leaf.num_bytes
+                if since_release >= _RELEASE_BYTES and self._device.type != "cpu":
+                    release()
+                    since_release = 0
+        except _OUT_OF_MEMORY as problem:
+            raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
+        if self._device.type != "cpu":
+            release()
+            keep_bytes = torch.cuda.mem_get_info(self._device)[0] // 2 if keep_bytes is None else keep_bytes
+        tensors.keep_bytes = CPU_KEEP_BYTES if keep_bytes is None else keep_bytes
+        return tensors
+
+    def _make_decoder(self) -> Decoder:
+        has_experts = any(spec.kind is Kind.EXPERTS for spec in self._specs.values())
+        most = MAX_DECODED_ROWS_WITH_EXPERTS if has_experts else MAX_DECODED_ROWS
+        if self._device.type != "cuda":
+            return Decoder(self._decode, self._device, uncaptured, rounds=False, max_rows=MAX_DECODED_ROWS)
+        run = self._decode
+        if _is_compiling():
+            run = cast(Any, torch.compile(run, dynamic=False, fullgraph=True))
+        return Decoder(run, self._device, CudaGraphs(self._device), rounds=True, max_rows=most)
+
+    def _run(self, plan: Plan) -> Outcome:
+        if self._decoder.takes(plan) and not any(self._looks(span) for span in plan.spans):
+            return self._decoder.step(plan.spans, self._pages.scratch_page)
+        logits_RV = self._forward(plan)
+        return Outcome(logits_RV, judge(logits_RV))
+
+    def _looks(self, span: Span) -> bool:
+        """Whether a span of one token needs its sequence's pictures."""
+        return bool(span.pictures) and (self._crossing > 0 or any(span.start in placed.positions for placed in span.pictures))
+
+    def _decode(self, table: Tensor) -> Outcome:
+        """One token of each sequence, without pictures; the columns of the table are its id, its position and the pages."""
+        singles = Singles(None, table[:, 1], table[:, 2:])
+        written = singles.slots(table[:, 1:2])[:, 0]
+        step = Step(
+            ops=self._decoding_ops,
+            tokens_T=table[:, 0],
+            positions_T=table[:, 1],
+            outputs_R=None,
+            cache=self._pages.layers(Layout(written, (), singles)),
+            memory=[Memory(())] * self._crossing,
+            seen=torch.zeros_like(table[:, 0], dtype=torch.bool) if self._crossing else None,
+        )
+        logits_RV: Tensor = self._model.forward(self._weights, self._cfg, step)
+        return Outcome(logits_RV, judge(logits_RV))
+
+    def _forward(self, plan: Plan) -> Tensor:
+        layout = layout_of(plan, self._device, one_by_one=plan.watch is not None)
+        positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
+        ends = np.cumsum([len(span.tokens) for span in plan.spans])
+        outputs = [np.arange(end - span.num_outputs, end) for span, end in zip(plan.spans, ends, strict=True)]
+        crossing = self._crossing
+        memory, seen = memories(plan, self._encoded, crossing, self._device) if crossing else ((), None)
+        step = Step(
+            ops=self._ops,
+            tokens_T=torch.tensor([token for span in plan.spans for token in span.tokens], device=self._device),
+            positions_T=torch.from_numpy(np.concatenate(positions)).to(self._device),
+            outputs_R=torch.from_numpy(np.concatenate(outputs)).to(self._device),
+            cache=self._pages.layers(layout),
+            pictures=None if crossing or self._seeing is None else overlays(plan, self._encoded, self._device),
+            memory=memory,
+            seen=seen,
+        )
+        logits_RV: Tensor = self._model.forward(self._weights, self._cfg, step)
+        return logits_RV
+
+    def _check(self, plan: Plan) -> None:
+        """Everything that can be wrong with a plan, before anything is written."""
+        if self._is_closed:
+            raise UsageError("This model has been closed; load it again.")
+        assert plan.spans, "a step without spans"
+        for span in plan.spans:
+            check_tokens(span.tokens, self.num_embeddings, span.start)
+            _check_span(span, self.num_pages)
+
+    def _not_finite(self, plan: Plan) -> str:
+        """What to say of logits that are not finite: where the first ones are. In a step of several tokens a later one spoils those
+        before it (zero times infinity is not a number), so the tokens are gone through again, one by one."""
+        for span in plan.spans:
+            for offset, token in enumerate(span.tokens):
+                alone = Span(span.start + offset, (token,), span.pages, 1, pictures=span.pictures)
+                logits_V = self._forward(Plan((alone,)))[0]
+                if offset < len(span.tokens) - span.num_outputs or bool(logits_V.isfinite().all()):
+                    continue
+                first = int((~logits_V.isfinite()).nonzero()[0])
+                return (
+                    f"The logit of token {first} at position {span.start + offset} is {float(logits_V[first])}, not a number to go on "
+                    "with. Weights that are damaged or too large for this number format do that: check the file against its published "
+                    "SHA-256, or compute in a wider type (dtype)."
+                )
+        return "The logits of a step were not finite, though those of each token alone are. Compute in a wider type (dtype)."
+
+
+_NO_MEMORY = "{} has no memory for the weights. Close other programs, or load a smaller or more quantised model."
+
+
+def _is_compiling() -> bool:
+    return os.environ.get("HERD_TORCH_COMPILE") == "1"
+
+
+def _check_span(span: Span, num_pages: int) -> None:
+    """The engine's side of the bargain."""
+    assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
+    assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
+    assert span.draw is None or span.num_outputs >= 1, "a draw needs the last token's logits"
+    assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
+    assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
