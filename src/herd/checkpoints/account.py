@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from herd.checkpoints import names
-from herd.checkpoints.sources import StoredTensor
+from herd.checkpoints.stored import StoredTensor
 from herd.errors import FileProblem
 from herd.models.architecture import Config
 from herd.models.rope import Rope

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from herd.checkpoints.sources import Source, StoredTensor
+from herd.checkpoints.stored import Source, StoredTensor
 from herd.dtypes import DType
 from herd.files import MappedFile
 from herd.models.weights import Blocks, Dense, TensorSpec, stored

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd import dtypes
-from herd.checkpoints.sources import StoredTensor
+from herd.checkpoints.stored import StoredTensor
 from herd.errors import FileProblem
 from herd.files import BoundedReader, MappedFile
 from herd.files.reader import MAX_ARRAY_ITEMS

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from herd.checkpoints import names
 from herd.checkpoints.account import account, check_config
@@ -15,7 +14,7 @@ from herd.checkpoints.advice import read_advice
 from herd.checkpoints.checkpoint import About, Checkpoint, Fact, TokenizerSource
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
 from herd.checkpoints.gguf import GgufFile, Metadata, read_gguf
-from herd.checkpoints.sources import StoredTensor
+from herd.checkpoints.stored import StoredTensor
 from herd.dtypes import F16, F32
 from herd.errors import FileProblem
 from herd.files import MappedFile
@@ -259,11 +258,11 @@ def _divisors(r: ConfigReader, tensor: StoredTensor, width: int) -> rope.Divisor
     if tensor.shape != (width // 2,) or tensor.dtype not in (F32, F16):
         r.problem(f"rope_freqs.weight is {tensor.dtype.name} {list(tensor.shape)}; allowed is f32 or f16 [{width // 2}], one per pair")
         return None
-    values = tensor.rows().view(np.float32 if tensor.dtype is F32 else np.float16).ravel().tolist()
+    values = struct.unpack_from(f"<{width // 2}{'f' if tensor.dtype is F32 else 'e'}", tensor.file.view, tensor.offset)
     if not all(1e-6 <= value <= 1e6 for value in values):
         r.problem("rope_freqs.weight holds a value outside of 1e-6 to 1e6; rotary frequencies are divided by these")
         return None
-    return rope.Divisors(tuple(float(value) for value in values))
+    return rope.Divisors(values)
 
 
 def _any_of(tensors: Mapping[str, StoredTensor], *endings: str) -> bool:

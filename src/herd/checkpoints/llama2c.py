@@ -17,7 +17,7 @@ import numpy as np
 from herd.checkpoints.account import check_config
 from herd.checkpoints.checkpoint import About, Checkpoint, Fact, TokenizerSource
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader
-from herd.checkpoints.sources import Source, StoredTensor
+from herd.checkpoints.stored import Source, StoredTensor
 from herd.dtypes import F32
 from herd.errors import FileProblem
 from herd.files import BoundedReader, MappedFile

@@ -12,73 +12,32 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
 from herd.dtypes import F32, DType
 from herd.errors import FileProblem
-from herd.files import MappedFile
-from herd.models.weights import stored_bytes
 from herd.quant import dequantize
 
-Bytes = NDArray[np.uint8]
+__all__ = [
+    "Bytes",
+    "Halved",
+    "Interleaved",
+    "Joined",
+    "Part",
+    "Reshaped",
+    "SameBytes",
+    "Scaled",
+    "Source",
+    "StoredTensor",
+    "Transposed",
+    "num_rows",
+    "tensor_of",
+]
+
 COMPARED_BYTES = 4 << 20
-
-
-class Source(Protocol):
-    """A weight that can be read in the format `dtype` with this shape."""
-
-    @property
-    def dtype(self) -> DType: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        """The tensors of files that it reads."""
-        ...
-
-    def read(self, first: int, last: int) -> Bytes:
-        """Rows `first` to `last`, uint8 [last - first, row bytes]."""
-        ...
-
-    def rows(self) -> Bytes:
-        """All rows, uint8 [rows, row bytes]."""
-        ...
-
-
-def num_rows(shape: tuple[int, ...]) -> int:
-    """Rows of a tensor: 1 for one axis."""
-    return math.prod(shape[:-1])
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor of a file, whose range was checked against the file's size. `shape` is row-major, rows first."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    file: MappedFile
-    offset: int
-
-    @property
-    def num_bytes(self) -> int:
-        return stored_bytes(self.dtype, self.shape)
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self,)
-
-    def read(self, first: int, last: int) -> Bytes:
-        return self.rows()[first:last]
-
-    def rows(self) -> Bytes:
-        """The bytes in place."""
-        count = self.num_bytes
-        flat = np.frombuffer(self.file.view, dtype=np.uint8, count=count, offset=self.offset)
-        return flat.reshape(num_rows(self.shape), self.dtype.row_bytes(self.shape[-1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 from herd.backends.base import Placed
 from herd.errors import HerdError
-from herd.sampling.history import History
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from herd.sampling.history import History
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from herd import _core
 from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult
 from herd.backends.cpu.kept import KeptWeights, Origin
@@ -23,11 +21,13 @@ from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import Config, architecture_of, num_embeddings
 from herd.models.ops import Step
 from herd.models.weights import Leaf, Matrix, TensorSpec
-from herd.sampling.chain import choose
 from herd.version import __version__
 
 if TYPE_CHECKING:
-    from herd.sampling.draw import Choice
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from herd.sampling.draw import Choice, Draw
 
 # After so many bytes were packed the pages of the file that they came from are given back.
 _RELEASE_BYTES = 256 << 20
@@ -110,7 +110,7 @@ class CpuBackend:
         if bad_rows:
             raise FileProblem(_not_finite(plan, bad_rows[0]))
         choices = self._choose(plan)
-        logits_RV = np.array(self._program.logits()) if plan.want_logits else None
+        logits_RV = _copied(self._program.logits()) if plan.want_logits else None
         if self._kept is not None:
             self._kept.start()  # nobody waits for the first answer any more
         return StepResult(choices, logits_RV)
@@ -203,8 +203,26 @@ class CpuBackend:
         logits_RV = self._program.logits()
         choices: list[Choice | None] = [None] * len(plan.spans)
         for index, at, draw, choice in zip(where, rows, draws, self._chooser.choose(logits_RV, rows, draws), strict=True):
-            choices[index] = choice if choice is not None else choose(np.asarray(logits_RV)[at], draw)
+            choices[index] = choice if choice is not None else _choose(logits_RV, at, draw)
         return tuple(choices)
+
+
+# numpy takes longer to load than a small model to answer, so it is loaded where an answer needs it.
+
+
+def _copied(logits_RV: memoryview) -> NDArray[np.float32]:
+    import numpy as np
+
+    return np.array(logits_RV)
+
+
+def _choose(logits_RV: memoryview, row: int, draw: Draw) -> Choice:
+    """The numpy definition says what is wrong with a row of which native code can choose nothing."""
+    import numpy as np
+
+    from herd.sampling.chain import choose
+
+    return choose(np.asarray(logits_RV)[row], draw)
 
 
 _NO_MEMORY = "The system refused memory for the weights or buffers. Close other programs, or load a smaller or more quantised model."

@@ -7,16 +7,16 @@ matrices are float32, with its scale inside `up`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from herd import _core
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import UsageError
 from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec
-from herd.quant import dequantize, quantize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PLAIN_DTYPES: dict[str | None, DType | None] = {None: None, "float32": F32, "float16": F16, "bfloat16": BF16}
 
@@ -95,6 +95,8 @@ class Packer:
         if spec.kind in (Kind.NORM, Kind.BIAS):
             return PackedVector(_values(leaf))
         if isinstance(leaf, Adapted):
+            import numpy as np
+
             down, up = _values(leaf.down), _values(leaf.up) * np.float32(leaf.scale)
             is_table = spec.kind is Kind.EMBEDDING
             return PackedAdapted(
@@ -109,6 +111,8 @@ class Packer:
         rows, columns = leaf.shape
         dtype, data = leaf.dtype, _bytes(leaf.data)
         if self.plain_dtype is not None and not dtype.is_block and dtype is not self.plain_dtype:
+            from herd.quant import dequantize, quantize
+
             data = _bytes(quantize(self.plain_dtype, dequantize(dtype, leaf.data, leaf.shape)))
             dtype = self.plain_dtype
         native = _core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data, self.memory)
@@ -122,10 +126,16 @@ class Packer:
 
 def _bytes(data: Any) -> NDArray[np.uint8]:
     """Any contiguous buffer as uint8 [bytes]; no copy unless it has holes."""
+    import numpy as np
+
     return np.ascontiguousarray(np.asarray(data)).reshape(-1).view(np.uint8)
 
 
 def _values(leaf: Matrix) -> NDArray[np.float32]:
     """A plain leaf in float32, in memory of its own."""
+    import numpy as np
+
+    from herd.quant import dequantize
+
     assert isinstance(leaf, Dense), "norms, biases and adapters are plain"
     return np.array(dequantize(leaf.dtype, leaf.data, leaf.shape), np.float32, order="C")
