@@ -19,12 +19,12 @@ from herd.family.progress import Progress, silent
 
 if TYPE_CHECKING:
     from herd.backends.base import Backend
+    from herd.backends.torch import TorchBackend
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.family.finding import Found
     from herd.models.weights import Leaf
 
-BACKENDS = ("cpu", "reference")
-DEVICES = ("cpu",)
+BACKENDS = ("cpu", "torch", "reference")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ACTIVATIONS = ("int8", "float32")
 
@@ -45,11 +45,13 @@ def load(
 
     model        a name that `herd models` lists (fetched if it is not here, unless offline), a .gguf file, a folder in
                  Hugging Face layout, or a llama2.c .bin file
-    backend      "cpu", or "reference" (numpy; slow, the definition of right)
-    threads      None: one per physical core that this process may use
-    dtype        convert plain weights to this; None: as stored
+    backend      "cpu", "torch" (CPUs and GPUs; needs the extra herd-llama[torch]), or "reference" (numpy; slow, the definition
+                 of right)
+    threads      None: one per physical core that this process may use ("torch": as torch itself decides)
+    device       for "torch": "cpu", "cuda", or one of several GPUs, "cuda:1"
+    dtype        convert plain weights to this; None: as stored. "torch" computes in it too
     activations  what block-quantised weights are multiplied with: "int8" (fast; the default of "cpu") or "float32" (exact; the
-                 default of "reference")
+                 default of the others, the only way of "torch")
     adapter      a LoRA adapter's folder, in PEFT's layout
     context      tokens of prompt and answer together; None: what the model was trained for, if memory allows
     progress     is told while the model is fetched
@@ -94,7 +96,8 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     config = checkpoint.config
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
-    _check_memory(found, checkpoint.num_bytes)
+    if choices.device == "cpu":
+        _check_memory(found, checkpoint.num_bytes)
     words = _words(found, checkpoint)
     backend = _backend(checkpoint, choices)
     try:
@@ -162,6 +165,8 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
         from herd.backends.reference import ReferenceBackend
 
         return ReferenceBackend(checkpoint.config, leaf, options)
+    if choices.backend == "torch":
+        return _torch_backend()(checkpoint.config, leaf, options, checkpoint.release_pages)
     try:
         from herd.backends.cpu import CpuBackend, Origin
     except ImportError as error:
@@ -171,13 +176,24 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
     return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin)
 
 
+def _torch_backend() -> type[TorchBackend]:
+    """The backend's class. `UsageError` where torch is not installed or does not load."""
+    try:
+        from herd.backends.torch import TorchBackend
+    except ImportError as error:
+        advice = "Install it: pip install 'herd-llama[torch]', or use backend='cpu', which needs none."
+        raise UsageError(f"backend 'torch' needs torch, which cannot be loaded here ({error}). {advice}") from error
+    return TorchBackend
+
+
 def _check_choices(backend: str, device: str, dtype: str | None, activations: str) -> None:
     """`UsageError` for a value that no backend has."""
-    if backend == "torch":
-        raise UsageError("backend 'torch' is not part of this version; use 'cpu' or 'reference'.")
     _check_choice("backend", backend, BACKENDS)
-    _check_choice("device", device, DEVICES)
     _check_choice("activations", activations, ACTIVATIONS)
+    if backend == "torch":
+        _torch_backend().check_device(device)
+    elif device != "cpu":
+        raise UsageError(f"device is {device!r:.60}; the {backend} backend runs on 'cpu' only. GPUs are for backend='torch'.")
     if dtype is not None:
         _check_choice("dtype", dtype, DTYPES)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.api.classification import Classification
     from herd.api.research import Change, Trace
     from herd.backends.base import MemoryUse, Placed
     from herd.checkpoints.checkpoint import Checkpoint, Fact
@@ -190,6 +191,20 @@ class Model:
             if not 0 <= layer < count:
                 raise UsageError(f"There is no layer {layer}; {self.name} has layers 0 to {count - 1}.")
         return lens(self._engine, self._prompt_ids(prompt), chosen, count)
+
+    def classify(self, text: str, *, temperature: float = 1.0) -> Classification:
+        """What a classifier such as Prompt Guard makes of a text: its likeliest label, and the probability of each.
+
+        A text longer than the context is cut into pieces and counts as its most suspicious one. `UsageError` for a model that
+        is no classifier.
+        """
+        from herd.api.classification import classify
+
+        labels = getattr(self.config, "labels", None)
+        if labels is None:
+            raise UsageError(f"{self.name} is a language model, not a classifier; ask it with generate or chat.")
+        context = self.config.context_length
+        return classify(self._engine.backend, self.tokenizer, labels, text, context_length=context, temperature=temperature)
 
     def embed(self, texts: str | Iterable[str]) -> NDArray[np.float32]:
         """Texts -> [texts, D], float32: the mean over each text's tokens of the hidden states after the last norm, of length 1."""

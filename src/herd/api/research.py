@@ -46,8 +46,9 @@ class Trace:
 def run(
     engine: Engine, tokens: Sequence[int], taps: Iterable[str], changes: Mapping[str, Change], pictures: tuple[Placed, ...] = ()
 ) -> Trace:
-    """The forward of `tokens`, with the values that match `taps` read and those that match `changes` replaced. A `*` in a
-    pattern stands for anything between two dots: `layers.*.out`. `UsageError` for a name that no value has and for a replacement of the wrong shape."""
+    """The forward of `tokens`, with the values that match `taps` read and those that match `changes` replaced. A `*` in a pattern
+    stands for anything between two dots: `layers.*.out`. `UsageError` for a name that no value has and for a replacement of
+    the wrong shape."""
     known = engine.backend.value_names()
     read = frozenset(name for pattern in taps for name in _matching(pattern, known))
     patch = {name: change for pattern, change in changes.items() for name in _matching(pattern, known)}

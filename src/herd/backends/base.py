@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from herd.errors import UsageError
+from herd.models.architecture import Config, classifying
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -88,6 +91,34 @@ class Plan:
         return sum(span.num_outputs for span in self.spans)
 
 
+def pictures_seen(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, list[Picture]]]:
+    """(first position, end, pictures seen there): a token sees the picture before it, and those of an unbroken run of picture
+    tokens together, up to its own."""
+    found: list[tuple[int, int, list[Picture]]] = []
+    run: list[Picture] = []
+    for index, placed in enumerate(pictures):
+        (position,) = placed.positions
+        follows = index > 0 and pictures[index - 1].positions[0] == position - 1
+        run = [*run, placed.picture] if follows else [placed.picture]
+        stop = pictures[index + 1].positions[0] if index + 1 < len(pictures) else end
+        found.append((position, min(stop, end), run))
+    return [each for each in found if each[0] < each[1]]
+
+
+def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> None:
+    """`UsageError` for an id that is not in the embedding."""
+    for offset, token in enumerate(tokens):
+        if not 0 <= token < num_embeddings:
+            where = f"Token id {token} at position {start + offset}"
+            raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {num_embeddings - 1}.")
+
+
+def refuse_classifier(cfg: Config) -> None:
+    """`UsageError` for a step of a model that has no next token."""
+    if classifying(cfg) is not None:
+        raise UsageError("This model is a classifier of whole texts and has no next token. Use model.classify(text).")
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """`logits_RV` float32, rows in the order of the spans, or None when not wanted; `choices` one per span, None where the
@@ -152,6 +183,10 @@ class Backend(Protocol):
 
     def value_names(self) -> tuple[str, ...]:
         """The values that a plan's `watch` may name, in the order in which they arise."""
+        ...
+
+    def classify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """A whole text -> one number per label, for a classifier. `UsageError` for a token id outside the vocabulary."""
         ...
 
     def update(self, weights: Mapping[str, Matrix]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
+from herd.checkpoints.huggingface_config import CONCLUSION, HARMLESS
 from herd.models.muse_glimmer import LayerKind, MuseGlimmerConfig
 from herd.models.muse_glimmer_vision import MuseGlimmerVisionConfig
 from herd.models.rope import Rope
@@ -63,21 +64,21 @@ NAMES = {
     "vision.adapter_out": "model.vision_adapter.fc2.weight",
     "vision.projection": "model.vision_projection.weight",
 }
-MODEL_TYPE = "muse_glimmer"
-# Windows and the table of positions, which must be square.
-_SIDE = ("pos_emb_height", "pos_emb_width")
+VISION_HARMLESS = HARMLESS | {"max_position_embeddings": "the table of positions has pos_emb_height x pos_emb_width entries"}
 
 
-def read(r: ConfigReader) -> MuseGlimmerConfig:
-    """The config. Problems are left in the reader, for its `finish`."""
+def read_config(values: Mapping[str, Any], where: str, facts: dict[str, Fact]) -> MuseGlimmerConfig:
+    """The config; `facts` collects where each number came from. One `FileProblem` for all that is wrong."""
+    r = ConfigReader(values, where, facts)
+    r.expect("model_type", "muse_glimmer", because="this is the reader of Muse-Glimmer")
     r.expect("architectures", ["MuseGlimmerForConditionalGeneration"], because="other heads are no language models")
     r.expect("projector_hidden_act", "gelu", because="the adapter's activation is GELU")
-    text = _inner(r, "text_config")
-    eyes = _inner(r, "vision_config")
-    vision = _vision(eyes, r)
-    cfg = _text(text, r, vision)
-    for inner in (text, eyes):
-        r.problems += inner.problems
+    facts["architecture"] = Fact("muse_glimmer", f"model_type in {where}")
+    text, eyes = _inner(r, "text_config"), _inner(r, "vision_config")
+    cfg = _text(text, r, _vision(eyes, r))
+    text.settle(HARMLESS)
+    eyes.settle(VISION_HARMLESS)
+    r.finish(CONCLUSION, HARMLESS)
     return cfg
 
 
@@ -86,7 +87,7 @@ def _inner(r: ConfigReader, key: str) -> ConfigReader:
     if not isinstance(values, dict):
         r.problem(f"{key} is {shown(values)}; it must be an object")
         values = {}
-    return ConfigReader(values, "config.json", r.facts, prefix=f"{key}.")
+    return r.within(key, values)
 
 
 def _text(r: ConfigReader, outer: ConfigReader, vision: MuseGlimmerVisionConfig) -> MuseGlimmerConfig:
@@ -123,12 +124,12 @@ def _text(r: ConfigReader, outer: ConfigReader, vision: MuseGlimmerVisionConfig)
 def _rope(r: ConfigReader, head_width: int) -> Rope:
     values = r.raw("rope_parameters")
     if not isinstance(values, dict):
-        r.problem(f"{'text_config.'}rope_parameters is {shown(values)}; it must be an object with rope_theta")
+        r.problem(f"text_config.rope_parameters is {shown(values)}; it must be an object with rope_theta")
         return Rope(10000.0, head_width)
-    inner = ConfigReader(values, "config.json", r.facts, prefix="text_config.rope_parameters.")
+    inner = r.within("rope_parameters", values)
     inner.expect("rope_type", "default", because="Muse-Glimmer's frequencies are not stretched")
     theta = inner.number("rope_theta", "rope_theta", lowest=1.0, highest=1e15)
-    r.problems += inner.problems + [f"text_config.rope_parameters.{shown(key)[1:-1]} is not known here" for key in inner.unread()]
+    inner.settle()
     return Rope(theta, head_width)
 
 
@@ -152,7 +153,7 @@ def _layers(r: ConfigReader, num_layers: int, rope: Rope) -> tuple[LayerKind, ..
 def _vision(r: ConfigReader, outer: ConfigReader) -> MuseGlimmerVisionConfig:
     r.expect("model_type", "muse_glimmer_vision", because="the eyes of a Muse-Glimmer are expected")
     r.expect("hidden_act", "gelu", because="the encoder's activation is GELU")
-    side, other = (r.integer(key, highest=4096, default=32) for key in _SIDE)
+    side, other = (r.integer(key, highest=4096, default=32) for key in ("pos_emb_height", "pos_emb_width"))
     if side != other:
         r.problem(f"vision_config.pos_emb_height is {side} and pos_emb_width {other}; the table of positions must be square")
     num_layers = r.integer("num_hidden_layers", "vision_layers", highest=MAX_LAYERS, default=50)
@@ -185,8 +186,8 @@ def _vision(r: ConfigReader, outer: ConfigReader) -> MuseGlimmerVisionConfig:
 
 def _vision_theta(r: ConfigReader) -> float:
     values: Mapping[str, Any] = r.raw("rope_parameters") or {}
-    inner = ConfigReader(values if isinstance(values, dict) else {}, "config.json", r.facts, prefix="vision_config.rope_parameters.")
+    inner = r.within("rope_parameters", values if isinstance(values, dict) else {})
     inner.expect("rope_type", "axial", because="a picture has two axes")
     theta = inner.number("rope_theta", lowest=1.0, highest=1e15, default=10000.0)
-    r.problems += inner.problems + [f"vision_config.rope_parameters.{shown(key)[1:-1]} is not known here" for key in inner.unread()]
+    inner.settle()
     return theta

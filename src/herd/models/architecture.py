@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from herd.models.ops import PictureStep, Step, Tensor
+from herd.models.ops import PictureOps, PictureStep, Step, Tensor
 from herd.models.weights import Leaf, TensorSpec
 
 
@@ -97,6 +97,14 @@ class PictureShape:
     columns: int
 
 
+class Classifying(Protocol):
+    """A module that reads whole texts and gives each a number per label; it has no next token."""
+
+    def classify(self, w: Any, cfg: Any, ops: PictureOps, tokens: Sequence[int]) -> Tensor:
+        """All tokens of a text -> logits [1, labels]."""
+        ...
+
+
 def architecture_of(cfg: Config) -> Architecture:
     """The module that defines the config's class."""
     return cast(Architecture, sys.modules[type(cfg).__module__])
@@ -105,6 +113,12 @@ def architecture_of(cfg: Config) -> Architecture:
 def num_embeddings(cfg: Config) -> int:
     """How many token ids a model can be given: the rows of its embedding. `vocab_size` is the width of its logits, which may be less."""
     return next(spec.shape[0] for spec in architecture_of(cfg).tensors(cfg) if spec.name == "embed")
+
+
+def classifying(cfg: Config) -> Classifying | None:
+    """The module, if this model is a classifier."""
+    module = cast(Any, architecture_of(cfg))
+    return cast(Classifying, module) if hasattr(module, "classify") else None
 
 
 def seeing(cfg: Config) -> Seeing | None:

@@ -9,13 +9,13 @@ it computed. Threads are numpy's own affair, so `threads` is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult, check_tokens, refuse_classifier
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
 from herd.backends.reference.memory import Encoded, memories, overlays
 from herd.backends.reference.ops import NumpyOps
@@ -23,7 +23,7 @@ from herd.backends.reference.pages import Pages, places
 from herd.backends.reference.picture_ops import NumpyPictureOps
 from herd.dtypes import BF16, F16, DType
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.models.architecture import Config, architecture_of, num_embeddings, seeing
+from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import PictureStep, Step
 from herd.models.weights import Adapted, Blocks, Leaf, Matrix
 
@@ -113,6 +113,15 @@ class ReferenceBackend:
         finally:
             self._pages, self._ops.names = pages, None
 
+    def classify(self, tokens: Sequence[int]) -> Floats:
+        """Logits of a classifier's labels, in the type computed in."""
+        classifier = classifying(self._cfg)
+        assert classifier is not None, "only for classifiers"
+        check_tokens(tokens, self.num_embeddings)
+        with np.errstate(all="ignore"):
+            logits_1C: Floats = classifier.classify(self._weights, self._cfg, self._picture_ops, tokens)
+        return logits_1C[0]
+
     def encode(self, picture: Picture) -> list[Floats]:
         """A picture through the model's encoder: the tensors that its `encode` gives."""
         assert self._seeing is not None, "pictures only for models that see"
@@ -181,12 +190,10 @@ class ReferenceBackend:
         """Everything that can be wrong with a plan, before anything is written."""
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
+        refuse_classifier(self._cfg)
         assert plan.spans, "a step without spans"
         for span in plan.spans:
-            for offset, token in enumerate(span.tokens):
-                if not 0 <= token < self.num_embeddings:
-                    where = f"Token id {token} at position {span.start + offset}"
-                    raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {self.num_embeddings - 1}.")
+            check_tokens(span.tokens, self.num_embeddings, span.start)
             _check_span(span, self.num_pages)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.backends.base import Picture, Placed, Plan
+from herd.backends.base import Picture, Plan, pictures_seen
 from herd.backends.reference.arrays import Floats
 
 KEPT_PICTURES = 8
@@ -70,27 +70,13 @@ def memories(plan: Plan, encoded: Encoded, num_layers: int) -> tuple[list[Memory
     seen = np.zeros(plan.num_tokens, bool)
     first = 0
     for span in plan.spans:
-        for begin, end, pictures in runs(span.pictures, span.start + len(span.tokens)):
+        for begin, end, pictures in pictures_seen(span.pictures, span.start + len(span.tokens)):
             rows = np.arange(max(begin, span.start), end) - span.start + first
             if len(rows):
                 groups.append((rows, [encoded.get(picture) for picture in pictures]))
                 seen[rows] = True
         first += len(span.tokens)
     return [Memory(tuple(_piece(rows, tensors, layer) for rows, tensors in groups)) for layer in range(num_layers)], seen
-
-
-def runs(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, list[Picture]]]:
-    """(first position, end, pictures seen there): a token sees the picture before it, and those of an unbroken run of picture
-    tokens together, up to its own."""
-    found: list[tuple[int, int, list[Picture]]] = []
-    run: list[Picture] = []
-    for index, placed in enumerate(pictures):
-        (position,) = placed.positions
-        follows = index > 0 and pictures[index - 1].positions[0] == position - 1
-        run = [*run, placed.picture] if follows else [placed.picture]
-        stop = pictures[index + 1].positions[0] if index + 1 < len(pictures) else end
-        found.append((position, min(stop, end), run))
-    return [each for each in found if each[0] < each[1]]
 
 
 def _piece(rows: NDArray[np.int64], tensors: list[Sequence[Floats]], layer: int) -> tuple[NDArray[np.int64], Floats, Floats]:
