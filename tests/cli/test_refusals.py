@@ -26,7 +26,6 @@ LONG = "word " * 5000
         (("run", "./missing.gguf", "x"), 3, "does not exist"),
         (("run", __file__, "x"), 3, "test_refusals.py"),
         (("run", ".", "x"), 3, ""),
-        (("run", STORIES, "x", "--backend", "torch"), 2, "backend 'torch' is not part of this version; use 'cpu' or 'reference'"),
         (("run", STORIES, "x", "--backend", "refrence"), 2, "did you mean 'reference'"),
         (("run", STORIES, "x", "--device", "cuda"), 2, "device is 'cuda'"),
         (("run", STORIES, "x", "--dtype", "int4"), 2, "dtype is 'int4'"),

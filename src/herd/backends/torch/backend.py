@@ -75,6 +75,11 @@ class TorchBackend:
         self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
         self.num_pages = 0
 
+    @staticmethod
+    def check_device(name: str) -> None:
+        """`UsageError` for a device that is not known or not here; before anything is opened."""
+        find_device(name)
+
     @property
     def fingerprint(self) -> str:
         formats = "+".join(sorted({part.dtype.name for leaf in self._leaves.values() for part in parts(leaf)}))

@@ -21,7 +21,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 def find_device(name: str) -> torch.device:
     """ "cpu", "cuda" (the current one) or "cuda:1". `UsageError` for another word, and for a device that is not there."""
-    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", str(name))
     if match is None:
         raise UsageError(f'device is {name!r:.60}; the torch backend runs on "cpu", "cuda" or a numbered one such as "cuda:1".')
     if name == "cpu":
