@@ -93,7 +93,7 @@ def parses(words: list[str]) -> None:
         if word.startswith("-"):
             assert word in {"--help", *(option for parameter in command.params for option in parameter.opts)}, f"herd has no {word}"
             continue
-        below = command.commands.get(word)
+        below = command.get_command(click.Context(command), word)
         assert below is not None, f"herd has no command {word}"
         command = below
     if not isinstance(command, click.Group):
@@ -117,9 +117,9 @@ def test_a_command_in_the_docs_runs(page: str, line: str) -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("python") if block.reason is None}))
-def test_the_python_of_a_page_runs(page: str) -> None:
+def test_the_python_of_a_page_runs(page: str, tmp_path: Path) -> None:
     program = "\n".join(block.text for block in blocks("python") if block.page == page and block.reason is None)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, f"{page}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,35 @@ def test_wrong_names_and_shapes_are_refused(model: herd.Model, changes: Any, tap
     with pytest.raises(UsageError, match=message):
         model.patch(IDS, changes, taps)
     assert model.logits(IDS[:3]).shape == (3, CFG.vocab_size)
+
+
+def test_embeddings_equal_the_pooled_hidden_states_of_transformers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
+    from transformers import LlamaModel
+
+    write_huggingface(tmp_path, CFG, random_leaves(CFG))
+    write_bytes_tokenizer(tmp_path)
+    texts = ["a cat", "A longer text, about nothing at all; it goes on and on until it is longer than a step of sixty-four tokens."]
+    theirs = LlamaModel.from_pretrained(tmp_path).eval()
+    with herd.load(tmp_path, backend="reference") as loaded:
+        found = loaded.embed(texts)
+        for text, ours in zip(texts, found, strict=True):
+            with torch.inference_mode():
+                states = theirs(torch.tensor([loaded.tokenizer.encode(text)])).last_hidden_state[0].mean(dim=0)
+            assert np.allclose(ours, (states / states.norm()).numpy(), atol=1e-5)
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        with pytest.raises(UsageError, match="There are no texts to embed"):
+            loaded.embed([])
+
+
+def write_bytes_tokenizer(folder: Path) -> None:
+    """A vocabulary of single bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def test_pictures_for_a_model_that_reads_text_only_are_refused(model: herd.Model) -> None:
