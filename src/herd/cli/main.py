@@ -13,18 +13,13 @@ from typing import Any
 
 import click
 
-from herd.cli.bench import bench
-from herd.cli.chat import chat
-from herd.cli.eval import evaluate
-from herd.cli.models import models, pull, remove
 from herd.cli.options import Examples, offline_option
-from herd.cli.run import run
-from herd.cli.show import show
 from herd.errors import CapacityError, HerdError
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
+COMMANDS = ("bench", "chat", "eval", "models", "pull", "remove", "run", "show")
 
 
 class Herd(Examples, click.Group):
@@ -64,6 +59,13 @@ class Herd(Examples, click.Group):
                 raise
             return _refuse(f"herd met a bug: {type(error).__name__}: {error}. Set HERD_DEBUG=1 for the traceback, and please report it.", 1)
         return result if isinstance(result, int) else 0
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name; its module is loaded when it is asked for."""
+        return _command(cmd_name) or super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. A reader that left early (`| head`) is found here, before click makes a failure of it."""
@@ -119,5 +121,24 @@ def main() -> None:
     """Run the Llama family on this computer."""
 
 
-for command in (chat, run, pull, models, show, remove, evaluate, bench):
-    main.add_command(command)
+def _command(name: str) -> click.Command | None:
+    match name:
+        case "bench":
+            from herd.cli.bench import bench as found
+        case "chat":
+            from herd.cli.chat import chat as found
+        case "eval":
+            from herd.cli.eval import evaluate as found
+        case "models":
+            from herd.cli.models import models as found
+        case "pull":
+            from herd.cli.models import pull as found
+        case "remove":
+            from herd.cli.models import remove as found
+        case "run":
+            from herd.cli.run import run as found
+        case "show":
+            from herd.cli.show import show as found
+        case _:
+            return None
+    return found

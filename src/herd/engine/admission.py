@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from array import array
 from collections import deque
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ def new_answer(
         max_length=len(tokens) + (room if request.max_tokens is None else min(room, request.max_tokens)),
         stop_ids=stop_ids if request.stop_ids is None else frozenset(request.stop_ids),
         sampling=sampling,
-        seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+        seed=_drawn_seed() if sampling.seed is None else sampling.seed,
         choice_index=request.choice_index,
         salt=_salt(request.salt, request.pictures),
         pictures=request.pictures,
@@ -100,6 +100,11 @@ def _salt(salt: bytes, pictures: tuple[Placed, ...]) -> bytes:
     for placed in pictures:
         mixed.update(placed.picture.digest + array("q", placed.positions).tobytes())
     return mixed.digest()
+
+
+def _drawn_seed() -> int:
+    """63 bits that nobody can foretell."""
+    return int.from_bytes(os.urandom(8), "little") >> 1
 
 
 def _history(tokens: Iterable[int]) -> History:

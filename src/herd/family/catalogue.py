@@ -5,7 +5,6 @@ find("llama-3.2-1b-instruct") -> Release       find("lama-3.2-1b") -> UsageError
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -67,6 +66,8 @@ def suggestion(wanted: str, names: Iterable[str]) -> str:
     squashed, words = _squashed(bare), [word for word in re.split(r"[^a-z0-9.]+", bare) if word]
     holding = [name for name in known_names if squashed and squashed in _squashed(name)]
     wordy = [name for name in known_names if words and all(word in name for word in words)]
+    import difflib
+
     near = difflib.get_close_matches(bare, known_names, n=3, cutoff=0.7)
     close = list(dict.fromkeys([*holding, *wordy, *near]))[:3]
     return f"; did you mean {' or '.join(close)}?" if close else "."

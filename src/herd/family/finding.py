@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from herd.errors import FileProblem, UsageError
 from herd.family import store
-from herd.family.catalogue import Release, find, known
 from herd.family.progress import Progress, silent
-from herd.family.pull import nobody_told, pull
+
+if TYPE_CHECKING:
+    from herd.family.release import Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ def find_model(model: str | os.PathLike[str], *, progress: Progress = silent, is
         raise UsageError(f"model is {text!r:.80}; expected a name, a .gguf file or a folder.")
     if isinstance(model, os.PathLike) or _looks_like_a_path(text):
         return _at_path(Path(text))
+    from herd.family.catalogue import find, known
+
     here = store.locate(text) or store.locate(text.lower())
     if here is not None:
         return Found(here.name, here.path, known(here.name))
@@ -45,8 +49,11 @@ def find_model(model: str | os.PathLike[str], *, progress: Progress = silent, is
     here = store.locate(release.name)
     if here is None and not is_fetched:
         raise UsageError(f"{release.name} is not on this machine. Fetch it with: herd pull {release.name}")
-    path = here.path if here is not None else pull(release, progress=progress, on_wait=nobody_told)
-    return Found(release.name, path, release)
+    if here is not None:
+        return Found(release.name, here.path, release)
+    from herd.family.pull import nobody_told, pull
+
+    return Found(release.name, pull(release, progress=progress, on_wait=nobody_told), release)
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -55,8 +62,11 @@ def _looks_like_a_path(text: str) -> bool:
         return True
     if "/" not in text and os.sep not in text:
         return False
-    is_hub_id = known(text) is not None
-    return not is_hub_id or os.path.exists(text)
+    if os.path.exists(text):
+        return True
+    from herd.family.catalogue import known
+
+    return known(text) is None
 
 
 def _at_path(path: Path) -> Found:

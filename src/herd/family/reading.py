@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -115,6 +114,8 @@ def _read(kind: type[Any], at: str, values: Mapping[str, Any]) -> Any:
     declared = {entry.name: entry for entry in fields(kind)}
     for key, value in values.items():
         if key not in declared:
+            import difflib
+
             close = difflib.get_close_matches(key, declared, n=1)
             raise FileProblem(f"{at} has the unknown key {key!r}{f'; did you mean {close[0]!r}' if close else ''}.")
         _check_type(f"{at}.{key}", str(declared[key].type), value)

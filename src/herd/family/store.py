@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -59,6 +58,8 @@ def remove(name: str, *, on_wait: Callable[[], None]) -> int:
 
     The model disappears at once (a rename), then its files are deleted: a half-deleted model is never seen.
     """
+    import shutil
+
     _required(name)
     entry = models_folder() / name
     with guarded(name, on_wait=on_wait):
