@@ -68,7 +68,7 @@ LAW = {
     "providers.remote": part(5, f"{BASE} text images sampling providers.base", "httpx"),
     # level 6: faces
     "api": part(6, f"{BASE} models images text sampling family checkpoints backends data planner engine training providers core", "numpy"),
-    "convert": part(6, f"{BASE} models family checkpoints backends", "numpy safetensors"),
+    "convert": part(6, f"{BASE} models images text sampling family checkpoints backends engine", "numpy"),
     "evals": part(6, f"{BASE} providers.base text", "numpy"),
     "server": part(6, f"{BASE} providers.base text images sampling.params family planner", "starlette pydantic"),
     # level 7 and 8: applications

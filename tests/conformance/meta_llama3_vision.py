@@ -44,14 +44,14 @@ def _module(name: str, **names: Any) -> ModuleType:
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
+def one_device() -> Iterator[None]:
     """Modules for what cannot be imported here, as long as Meta's are being imported."""
-    one_device = {
+    ranks = {
         "get_model_parallel_world_size": lambda: 1,
         "get_model_parallel_rank": lambda: 0,
         "get_model_parallel_group": lambda: None,
     }
-    initialize = _module("fairscale.nn.model_parallel.initialize", **one_device)
+    initialize = _module("fairscale.nn.model_parallel.initialize", **ranks)
     parallel = _module("fairscale.nn.model_parallel", initialize=initialize)
     functional = _module("torchvision.transforms.functional")
     made = [
@@ -76,7 +76,7 @@ def _stand_ins() -> Iterator[None]:
 @cache
 def meta() -> SimpleNamespace:
     """Meta's modules: `model` (multimodal), `args`, `chat` (which tokens see which picture)."""
-    with _stand_ins():
+    with one_device():
         model, text, args, chat = (
             importlib.import_module(f"llama_models.llama3.{name}") for name in ("multimodal.model", "model", "args", "chat_format")
         )

@@ -41,7 +41,8 @@ class Checkpoint:
 
     `leaf(name)` gives weights by the names of the architecture's `tensors(config)`, without a copy wherever the file keeps them as
     we do; `source(name)` reads them piece by piece. `config` is the architecture's own class (`LlamaConfig`, ...). `facts` says
-    for `herd show` what is known and from which key of which file.
+    for `herd show` what is known and from which key of which file; `widened` which weights were narrower before they were
+    converted to this file, and so fit into that format exactly.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Checkpoint:
         files: Sequence[MappedFile],
         about: About,
         architecture: str = "llama",
+        widened: Mapping[str, DType] | None = None,
     ) -> None:
         self.architecture = architecture
+        self.widened: Mapping[str, DType] = widened or {}
         self.path = path
         self.layout: Layout = layout
         self.config = config
@@ -65,6 +68,7 @@ class Checkpoint:
         self.chat_template = about.chat_template
         self.sampling_defaults = about.sampling_defaults
         self.stop_ids = about.stop_ids
+        self.texts = about.texts
         self.facts = about.facts
         self._sources = sources
         self._files = tuple(files)
@@ -128,3 +132,5 @@ class About:
     chat_template: str | None = None
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Licence and other files that a single file carries inside, by name."""

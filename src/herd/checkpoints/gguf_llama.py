@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from herd.checkpoints import names
+from herd.checkpoints import gguf_keys, names
 from herd.checkpoints.account import account, check_config
 from herd.checkpoints.advice import read_advice
 from herd.checkpoints.checkpoint import About, Checkpoint, Fact, TokenizerSource
@@ -33,6 +33,7 @@ HARMLESS_PREFIXES = {
     "quantize.": "describes how the file was quantised",
     "mradermacher.": "notes of a publisher of quantised files",
     "split.": "used when the parts of a split file are put together",
+    gguf_keys.FILES: "files that came with the model before it was converted",
 }
 # Refused unless they say what the llama architecture does anyway.
 NEUTRAL = {
@@ -88,6 +89,7 @@ def assemble(path: Path, parts: list[GgufFile]) -> Checkpoint:
         sources=sources,
         files=[part.file for part in parts],
         about=_about(first.metadata, cfg, where, facts),
+        widened=gguf_keys.widened(first.metadata, frozenset(spec.name for spec in specs), where),
     )
 
 
@@ -166,10 +168,13 @@ def _config(metadata: Metadata, tensors: Mapping[str, StoredTensor], where: str,
     )
     for key, (allowed, because) in NEUTRAL.items():
         r.expect(key, *allowed, because=because)
+    for key in gguf_keys.WIDENED:
+        r.raw(key)
+    r.raw(gguf_keys.CONFIG)
     r.finish("herd reads files whose every key it understands.", HARMLESS_KEYS, HARMLESS_PREFIXES)
     head = "output.weight is absent" if cfg.tied_embeddings else "output.weight is present"
     facts["tied_embeddings"] = Fact(cfg.tied_embeddings, f"{head} in {where}")
-    return cfg
+    return gguf_keys.exact_config(cfg, metadata, where)
 
 
 def _kind(r: ConfigReader, metadata: Metadata, where: str) -> None:
@@ -298,4 +303,5 @@ def _about(metadata: Metadata, cfg: llama.LlamaConfig, where: str, facts: dict[s
         chat_template=template,
         sampling_defaults=read_advice(metadata, SAMPLING, where),
         stop_ids=tuple(dict.fromkeys(stop_ids)),
+        texts=gguf_keys.texts(metadata, where),
     )

@@ -1,0 +1,203 @@
+"""From any checkpoint that can be read to one of three layouts, as a stream: no weight is ever whole in memory.
+
+open -> config and notes -> files beside the weights -> tensors, some rows at a time -> sync, rename
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from herd import dtypes
+from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.open import open_checkpoint
+from herd.convert.carried import as_json, folder_files, gguf_texts
+from herd.convert.gguf_file import write_gguf
+from herd.convert.layouts import Layouts, layouts_of
+from herd.convert.pth_file import write_pth
+from herd.convert.safetensors_file import SHARD_BYTES, write_safetensors
+from herd.convert.shaping import Shaping, format_named
+from herd.convert.streams import Output
+from herd.convert.tokens import gguf_ends, gguf_tokens, vocabulary_of
+from herd.convert.writing import Told, check_place, new_folder, total_bytes
+from herd.dtypes import DType
+from herd.errors import UsageError
+from herd.family.progress import Progress, silent
+from herd.files import atomic_write
+from herd.text.vocabulary import Vocabulary
+
+TARGETS = ("hf", "gguf", "meta")
+# general.file_type of the GGUF specification: a label for what most tensors are.
+FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18,
+    "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
+}  # fmt: skip
+SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written, and what the user should know about it."""
+
+    path: Path
+    layout: str
+    num_tensors: int
+    num_bytes: int
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A conversion under way."""
+
+    checkpoint: Checkpoint
+    layouts: Layouts
+    config: Any
+    vocabulary: Vocabulary | None
+    shaping: Shaping
+    progress: Progress
+
+    @property
+    def notes(self) -> list[str]:
+        return self.shaping.notes
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    to: str,
+    dtype: str | None = None,
+    quant: str | None = None,
+    progress: Progress = silent,
+    shard_bytes: int = SHARD_BYTES,
+) -> Report:
+    """Write the checkpoint at `source` to `destination`.
+
+    to           "hf" (a folder with safetensors), "gguf" (a file), "meta" (a folder with params.json and consolidated.00.pth)
+    dtype        plain numbers of all matrices: f32, f16, bf16; None: as stored (blocks become f32 where a layout has none)
+    quant        a block format, for gguf only
+    shard_bytes  safetensors files are not larger than this, or hold one tensor
+
+    The destination appears when it is whole, and nothing is overwritten. `UsageError` for arguments and for what a layout cannot
+    hold, `FileProblem` for the source, `CapacityError` for the disk.
+    """
+    if to not in TARGETS:
+        raise UsageError(f"to is {to!r:.60}; it must be one of {', '.join(TARGETS)}.")
+    plain, blocks = format_named(dtype, "dtype", dtypes.PLAIN), format_named(quant, "quant", dtypes.BLOCK)
+    if plain is not None and blocks is not None:
+        raise UsageError("dtype and quant exclude each other: a matrix is stored in one format.")
+    if blocks is not None and to != "gguf":
+        raise UsageError(f"quant is {blocks.name}; only gguf has block formats. Choose --to gguf, or --dtype for {to}.")
+    check_place(destination, 0)
+    checkpoint = open_checkpoint(source)
+    try:
+        job = _job(checkpoint, Shaping(plain, blocks), progress)
+        writers: dict[str, Callable[[_Job, Path], Report]] = {"gguf": _to_gguf, "meta": _to_meta}
+        if to == "hf":
+            return _to_huggingface(job, destination, shard_bytes)
+        return writers[to](job, destination)
+    finally:
+        checkpoint.close()
+
+
+def _job(checkpoint: Checkpoint, shaping: Shaping, progress: Progress) -> _Job:
+    layouts = layouts_of(checkpoint)
+    config = layouts.named(checkpoint.config, shaping.notes)
+    return _Job(checkpoint, layouts, config, vocabulary_of(checkpoint), shaping, progress)
+
+
+def _to_huggingface(job: _Job, destination: Path, shard_bytes: int) -> Report:
+    config = job.layouts.huggingface_config(job.config)
+    outputs = job.layouts.huggingface_outputs(job.checkpoint, job.shaping)
+    config |= _tokens_of(job) | {"dtype": _torch_name(outputs), "torch_dtype": _torch_name(outputs)}
+    files = {"config.json": as_json(config), **folder_files(job.checkpoint, job.vocabulary, "hf", job.notes)}
+
+    def write(folder: Path, told: Told) -> list[str]:
+        return write_safetensors(folder, outputs, told, shard_bytes)
+
+    return _folder(job, destination, "hf", outputs, files, write)
+
+
+def _to_meta(job: _Job, destination: Path) -> Report:
+    params = job.layouts.meta_params(job.config, job.notes)
+    outputs = job.layouts.meta_outputs(job.checkpoint, job.shaping)
+    files = {"params.json": as_json(params), **folder_files(job.checkpoint, job.vocabulary, "meta", job.notes)}
+
+    def write(folder: Path, told: Told) -> list[str]:
+        write_pth(folder / "consolidated.00.pth", outputs, told, "consolidated.00")
+        return ["consolidated.00.pth"]
+
+    return _folder(job, destination, "meta", outputs, files, write)
+
+
+def _folder(
+    job: _Job, destination: Path, layout: str, outputs: list[Output], files: Mapping[str, bytes], write: Callable[[Path, Told], list[str]]
+) -> Report:
+    stored = total_bytes(list({id(output.source): output for output in outputs}.values()))
+    check_place(destination, stored + sum(map(len, files.values())))
+    with new_folder(destination) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        weights = write(folder, Told(job.progress, destination.name, stored))
+    return Report(destination, layout, len(outputs), stored, tuple(sorted([*files, *weights])), tuple(job.notes))
+
+
+def _to_gguf(job: _Job, destination: Path) -> Report:
+    if destination.suffix != ".gguf":
+        raise UsageError(f"{destination}: a GGUF file's name ends in .gguf.")
+    keys, outputs = job.layouts.gguf_outputs(job.checkpoint, job.config, job.shaping)
+    keys = {**_general(job, outputs), **keys, **_gguf_text(job), **gguf_texts(job.checkpoint)}
+    stored = total_bytes(outputs)
+    check_place(destination, stored)
+    with atomic_write(destination) as file:
+        write_gguf(file, keys, outputs, Told(job.progress, destination.name, stored))
+        check_place(destination, 0)
+    return Report(destination, "gguf", len(outputs), stored, (destination.name,), tuple(job.notes))
+
+
+def _general(job: _Job, outputs: list[Output]) -> dict[str, Any]:
+    """The keys that describe the file to people and programs."""
+    most = max(outputs, key=lambda output: output.num_bytes).source.dtype
+    return {
+        "general.architecture": job.checkpoint.architecture,
+        "general.type": "model",
+        "general.name": job.checkpoint.path.stem if job.checkpoint.path.is_file() else job.checkpoint.path.resolve().name,
+        "general.quantization_version": 2,
+        "general.file_type": FILE_TYPES[most.name],
+        **{f"general.sampling.{SAMPLING[name]}": value for name, value in job.checkpoint.sampling_defaults.items()},
+    }
+
+
+def _gguf_text(job: _Job) -> dict[str, Any]:
+    """The tokenizer.* keys. A GGUF source's are kept as they are."""
+    source = job.checkpoint.tokenizer
+    template = {} if job.checkpoint.chat_template is None else {"tokenizer.chat_template": job.checkpoint.chat_template}
+    if source is None or job.vocabulary is None:
+        job.notes.append("The source has no tokenizer, so the new model knows token ids only.")
+        return {"tokenizer.ggml.model": "no_vocab", **gguf_ends(job.checkpoint.stop_ids, (), job.notes)}
+    if source.kind == "gguf":
+        return {key: source.metadata[key] for key in source.metadata}
+    return gguf_tokens(job.vocabulary, job.config.vocab_size, job.checkpoint.stop_ids, job.notes) | template
+
+
+def _tokens_of(job: _Job) -> dict[str, Any]:
+    """The token ids of config.json."""
+    ids: dict[str, Any] = {}
+    if job.vocabulary is not None and job.vocabulary.bos_id is not None:
+        ids["bos_token_id"] = job.vocabulary.bos_id
+    ends = list(job.checkpoint.stop_ids or (job.vocabulary.eos_ids if job.vocabulary is not None else ()))
+    if ends:
+        ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    return ids
+
+
+def _torch_name(outputs: list[Output]) -> str:
+    """What most of the weights are, as transformers calls it."""
+    counts: dict[DType, int] = {}
+    for output in outputs:
+        counts[output.source.dtype] = counts.get(output.source.dtype, 0) + output.num_bytes
+    return {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[max(counts, key=lambda dtype: counts[dtype]).name]

@@ -1,0 +1,46 @@
+"""What each architecture becomes in each layout: a table of functions, one module for each architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from herd.checkpoints.checkpoint import Checkpoint
+from herd.convert import llama_layouts as llama
+from herd.convert.shaping import Shaping
+from herd.convert.streams import Output
+from herd.errors import UsageError
+
+Outputs = Callable[[Checkpoint, Shaping], list[Output]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """The functions of one architecture. Each takes the config as `named` gives it, and adds to a list of notes what gets lost."""
+
+    named: Callable[[Any, list[str]], Any]
+    huggingface_config: Callable[[Any], dict[str, Any]]
+    huggingface_outputs: Outputs
+    meta_params: Callable[[Any, list[str]], dict[str, Any]]
+    meta_outputs: Outputs
+    gguf_outputs: Callable[[Checkpoint, Any, Shaping], tuple[dict[str, Any], list[Output]]]
+
+
+_LLAMA = Layouts(
+    named=llama.named_scaling,
+    huggingface_config=llama.huggingface_config,
+    huggingface_outputs=llama.huggingface_outputs,
+    meta_params=llama.meta_params_of,
+    meta_outputs=llama.meta_outputs,
+    gguf_outputs=llama.gguf_outputs,
+)
+_BY_ARCHITECTURE = {"llama": _LLAMA}
+
+
+def layouts_of(checkpoint: Checkpoint) -> Layouts:
+    """How this checkpoint's architecture is written. `UsageError` for one that is not."""
+    if checkpoint.architecture not in _BY_ARCHITECTURE:
+        known = ", ".join(_BY_ARCHITECTURE)
+        raise UsageError(f"Models of the architecture {checkpoint.architecture} cannot be converted; these can: {known}.")
+    return _BY_ARCHITECTURE[checkpoint.architecture]
