@@ -22,7 +22,7 @@ LONG = "word " * 5000
         (("nonsense",), 2, "No such command"),
         (("run",), 2, "Missing argument"),
         (("run", "no-such-model", "x"), 2, "No model is known as 'no-such-model'"),
-        (("run", "smollm2-135m", "x"), 2, "did you mean smollm2-135m-instruct"),
+        (("run", "smollm-135m-instruct", "x"), 2, "did you mean smollm2-135m-instruct"),
         (("run", "./missing.gguf", "x"), 3, "does not exist"),
         (("run", __file__, "x"), 3, "test_refusals.py"),
         (("run", ".", "x"), 3, ""),

@@ -81,7 +81,7 @@ EXACT = {
     "llama-guard-4-12b": 12_001_097_216,
     "prompt-guard-86m": 278_811_651,
     "prompt-guard-2-86m": 278_810_882,
-    "prompt-guard-2-22m": 70_387_970,
+    "prompt-guard-2-22m": 70_830_722,
     "muse-glimmer-30b": 29_776_626_688,
     "smollm2-135m": 134_515_008,
     "tinyllama-1.1b-chat": 1_100_048_384,

@@ -56,6 +56,22 @@ def test_weights_configuration_and_tokenizer_are_fetched_and_nothing_else(monkey
     assert all("telemetry" not in path for _, path, _ in hub.requests)
 
 
+def test_a_release_in_metas_layout_is_fetched_in_it_with_its_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = find("llama-3.2-1b-instruct-spinquant")
+    wanted = {
+        "consolidated.00.pth": b"weights",
+        "params.json": b"{}",
+        "tokenizer.model": b"words",
+        "LICENSE.txt": b"text",
+        "USE_POLICY.md": b"text",
+    }
+    content = {**wanted, "README.md": b"not fetched", "llama3_2_spinquant.pte": b"not fetched"}
+    with serving_hub(Hub(content=content, repository=release.repository or "")) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        path = pull(release)
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.name != store.SOURCE_FILE} == wanted
+
+
 def test_a_name_that_is_not_here_is_fetched_by_asking_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_hub(Hub(content=CONTENT)) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from herd.cli.facts import Row, architecture_rows, release_sections
 from herd.cli.options import Examples, offline_option
 from herd.errors import UsageError
 
@@ -13,10 +15,10 @@ if TYPE_CHECKING:
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.family.catalogue import Release
     from herd.family.finding import Found
-    from herd.models.llama import LlamaConfig
 
-Row = tuple[str, Any, str]
-"""What, its value, and where it comes from."""
+
+_TITLE_WIDTH = 28
+"""Columns for what a row is about; a longer title moves only its own value."""
 
 
 @click.command(
@@ -45,8 +47,10 @@ def show(model: str, context: int | None, as_json: bool) -> None:
             }
         )
         return
-    width = max(len(what) for rows in sections.values() for what, _, _ in rows)
+    width = min(max(len(what) for rows in sections.values() for what, _, _ in rows), _TITLE_WIDTH)
     for name, rows in sections.items():
+        if not rows:
+            continue
         click.echo(name)
         for what, value, source in rows:
             click.echo(f"  {what.ljust(width)}  {_plain(value)}{f'   [{source}]' if source else ''}")
@@ -78,14 +82,12 @@ def _from_files(found: Found, checkpoint: Checkpoint, context: int | None) -> di
     files = {key: (fact.value, fact.source) for key, fact in sorted(checkpoint.facts.items())}
     sections: dict[str, list[Row]] = {
         "Model": [("name", found.name, ""), ("path", str(found.path), ""), ("layout", checkpoint.layout, "")],
-        "Architecture": _architecture(checkpoint.architecture, checkpoint.config),
+        "Architecture": architecture_rows(checkpoint.architecture, checkpoint.config),
         "Text": _text(checkpoint),
         "Memory": _memory(checkpoint.config, checkpoint.num_bytes, "stored weights", context, is_block=_is_block(checkpoint)),
         "Said by its files": [(key, value, source) for key, (value, source) in files.items()],
     }
-    if found.release is not None:
-        sections["Release"] = _release(found.release)
-    return sections
+    return sections | (release_sections(found.release) if found.release is not None else {})
 
 
 def _from_catalogue(release: Release, context: int | None) -> dict[str, list[Row]]:
@@ -93,35 +95,15 @@ def _from_catalogue(release: Release, context: int | None) -> dict[str, list[Row
     from herd.dtypes import BF16
     from herd.models.sizes import weight_bytes
 
-    config = release.config()
     here = release.unavailable if release.unavailable is not None else f"not here; fetch it with: herd pull {release.name}"
-    return {
-        "Model": [("name", release.name, ""), ("path", here, "")],
-        "Architecture": _architecture("llama", config, "family catalogue"),
-        "Memory": _memory(config, weight_bytes(config, BF16), "16 bits a weight", context, is_block=False),
-        "Release": _release(release),
-    }
-
-
-def _architecture(name: str, config: LlamaConfig, source: str = "") -> list[Row]:
-    from herd.models.sizes import count_parameters
-
-    scaling = config.rope.scaling
-    return [
-        ("architecture", name, source),
-        ("parameters", count_parameters(config), "sum over all weights"),
-        ("layers", config.num_layers, source),
-        ("width", config.width, source),
-        ("query heads", config.num_heads, source),
-        ("kv heads", config.num_kv_heads, source),
-        ("head width", config.head_width, source),
-        ("ffn width", config.ffn_width, source),
-        ("vocabulary", config.vocab_size, source),
-        ("context", config.context_length, source),
-        ("rope base", config.rope.theta, source),
-        ("rope scaling", "none" if scaling is None else type(scaling).__name__.lower(), source),
-        ("tied embeddings", config.tied_embeddings, source),
-    ]
+    sections: dict[str, list[Row]] = {"Model": [("name", release.name, ""), ("path", here, "")]}
+    if release.shape is not None:
+        config = release.config()
+        sections["Architecture"] = architecture_rows(release.shape.architecture, config, release.sources)
+        sections["Memory"] = _memory(config, weight_bytes(config, BF16), "16 bits a weight", context, is_block=False)
+    elif context is not None:
+        raise UsageError(f"--context cannot be reckoned: the shape of {release.name} is not known.")
+    return sections | release_sections(release)
 
 
 def _text(checkpoint: Checkpoint) -> list[Row]:
@@ -149,14 +131,17 @@ def _is_block(checkpoint: Checkpoint) -> bool:
     return any(checkpoint.dtype(spec.name).is_block for spec in checkpoint.specs)
 
 
-def _memory(config: LlamaConfig, weights: int, what: str, context: int | None, *, is_block: bool) -> list[Row]:
+def _memory(config: Any, weights: int, what: str, context: int | None, *, is_block: bool) -> list[Row]:
     """What the default backend needs. Its cache is float16 where block-quantised weights meet int8 activations, else float32."""
     from herd.backends.base import PAGE_TOKENS, BackendOptions
     from herd.dtypes import F16, F32
+    from herd.models.architecture import classifying
     from herd.models.sizes import buffer_bytes, cache_bytes
 
     if context is not None and not 1 <= context <= config.context_length:
         raise UsageError(f"--context is {context}; it must be from 1 to the model's {config.context_length}.")
+    if classifying(config) is not None:
+        return [("weights", weights, what)]
     tokens = context or config.context_length
     options = BackendOptions()
     dtype = F16 if is_block and options.activations == "int8" else F32
@@ -170,27 +155,15 @@ def _memory(config: LlamaConfig, weights: int, what: str, context: int | None, *
     ]
 
 
-def _release(release: Release) -> list[Row]:
-    source = "family catalogue"
-    values = {
-        "title": release.title,
-        "released": release.released.isoformat(),
-        "licence": release.licence,
-        "languages": list(release.languages),
-        "knowledge cutoff": release.knowledge_cutoff or "not stated",
-        "repository": release.repository or "none",
-        "gated": release.gated,
-        "recommended sampling": dict(release.sampling or {}) or "none",
-    }
-    return [(what, value, source) for what, value in values.items()]
-
-
 def _plain(value: Any) -> str:
-    """A value for people: digits grouped, long things cut."""
+    """A value for people: digits grouped, settings as words, long things cut."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
+    else:
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -27,16 +27,23 @@ from herd.files.writing import FULL, cannot_write
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 PATTERNS = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "chat_template*",
+    *LICENCES,
 )
-"""What is fetched: weights, configuration and tokenizer in the Hugging Face layout, not Meta's copy of the same weights."""
+"""What is fetched: weights, configuration, tokenizer and licence in the Hugging Face layout, not Meta's copy of the same weights."""
+
+META_PATTERNS = ("consolidated.*.pth", "fp8_scales_*.pt", "int4_scales_*.pt", "params.json", "tokenizer.model", *LICENCES)
+"""The same of a release that is published in Meta's layout only."""
 
 _LOOK_S = 0.2
 
@@ -63,7 +70,7 @@ def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
         raise ProviderError(f"{release.name} is on no hub. Name its folder or .gguf file instead.")
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="herd")
     with _explained(release, api.endpoint, folder):
-        commit, files = _listing(api, repository)
+        commit, files = _listing(api, repository, is_meta="huggingface" not in release.layouts)
     total = sum(file.num_bytes for file in files)
     require_space(folder, total - _present_bytes(folder), release.name)
     with _explained(release, api.endpoint, folder), _watched(folder, release.name, total, progress):
@@ -73,17 +80,21 @@ def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
     return f"{repository} at commit {commit}, from {api.endpoint}"
 
 
-def _listing(api: HfApi, repository: str) -> tuple[str, list[_File]]:
+def _listing(api: HfApi, repository: str, *, is_meta: bool) -> tuple[str, list[_File]]:
     """The newest commit and those of its files that are wanted."""
+    patterns, weights = (META_PATTERNS, ".pth") if is_meta else (PATTERNS, ".safetensors")
     info = api.model_info(repository, files_metadata=True)
     files = []
     for entry in info.siblings or []:
         path = PurePosixPath(entry.rfilename)
-        if len(path.parts) != 1 or not any(fnmatch.fnmatch(path.name, pattern) for pattern in PATTERNS):
+        if len(path.parts) != 1 or not any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
             continue
         files.append(_File(path.name, entry.size or 0, entry.lfs.sha256 if entry.lfs is not None else None))
-    if info.sha is None or not any(file.path.endswith(".safetensors") for file in files):
-        raise ProviderError(f"{repository} on {api.endpoint} has no .safetensors files; herd reads the Hugging Face layout and GGUF files.")
+    if info.sha is None or not any(file.path.endswith(weights) for file in files):
+        raise ProviderError(
+            f"{repository} on {api.endpoint} has no {weights} files, in which this release is published. Check HF_ENDPOINT; "
+            "if the weights are elsewhere, name their folder or GGUF file instead."
+        )
     return info.sha, files
 
 

@@ -101,6 +101,12 @@ def _muse_glimmer(release: Release, numbers: Mapping[str, Any]) -> Config:
     )
 
 
+def _deberta(release: Release, numbers: Mapping[str, Any]) -> Config:
+    from herd.models.deberta import DebertaConfig
+
+    return _filled(DebertaConfig, release, numbers, labels=release.labels, context_length=release.context_length, norm_eps=release.norm_eps)
+
+
 def _rope(release: Release, head_width: int) -> Rope:
     if release.rope_theta is None:
         raise FileProblem(f"releases.{release.name} lacks rope_theta.")
@@ -131,5 +137,6 @@ BUILDERS: Mapping[str, Callable[[Release, Mapping[str, Any]], Config]] = {
     "llama3_vision": _llama3_vision,
     "llama4": _llama4,
     "muse_glimmer": _muse_glimmer,
+    "deberta": _deberta,
 }
 """One per architecture that the data names."""
