@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,50 +12,13 @@ from numpy.typing import NDArray
 pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
 pytest.importorskip("llama_models", reason="Meta's llama_models is not installed (pip install herd-llama[dev])")
 
+from conformance.llama3_vision_texts import CFG, GRIDS, TEXTS, difference, picture, placed, span_of
 from conformance.meta_llama3_vision import MetaModel
-from conformance.running import NUM_PAGES, pages_for, prompt
-from herd.backends.base import BackendOptions, Placed, Plan, Span
+from conformance.running import NUM_PAGES
+from herd.backends.base import BackendOptions, Plan
 from herd.backends.reference import ReferenceBackend
-from herd.images.pixels import Picture
-from herd.models.architecture import PictureShape
-from herd.models.llama3_vision import Llama3VisionConfig, placeholders
-from herd.models.rope import Llama3, Rope
-from tiny import random_leaves, tiny_llama3_vision
-
-CFG = tiny_llama3_vision(rope=Rope(500000.0, 32, Llama3(8.0, 1.0, 4.0, 128)))
-GRIDS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
-SEES = CFG.picture_id
-
-
-def picture(grid: tuple[int, int], seed: int = 0, cfg: Llama3VisionConfig = CFG) -> Picture:
-    """Random pixels; the digest tells pictures apart."""
-    rows, columns = grid
-    side = cfg.vision.tile
-    pixels = np.random.default_rng([11, seed, rows, columns]).standard_normal((rows * columns, 3, side, side)).astype(np.float32)
-    return Picture(pixels, rows, columns, bytes([seed, rows, columns]) * 8)
-
-
-def placed(tokens: Sequence[int], pictures: Sequence[Picture], cfg: Llama3VisionConfig = CFG) -> tuple[Placed, ...]:
-    shapes = [PictureShape(*each.pixels.shape[:1], *each.pixels.shape[2:], each.rows, each.columns) for each in pictures]
-    return tuple(Placed(each, at) for each, at in zip(pictures, placeholders(cfg, tokens, shapes), strict=True))
-
-
-def text(length: int, seed: int = 0) -> list[int]:
-    """Random tokens, none of which stands for a picture."""
-    return [token if token not in (SEES, *CFG.picture_aliases) else 5 for token in prompt(CFG, length, seed)]
-
-
-TEXTS: dict[str, tuple[list[int], list[Picture]]] = {
-    "a picture first": ([SEES, *text(20)], [picture((1, 1))]),
-    "text before the picture": ([*text(9), SEES, *text(20, 1)], [picture((2, 2))]),
-    "two pictures with text between": ([SEES, *text(7), SEES, *text(9, 1)], [picture((1, 2)), picture((3, 1), 1)]),
-    "two pictures in a row": ([*text(3), SEES, SEES, *text(12)], [picture((1, 4)), picture((1, 1), 1)]),
-    "a run, text, a run": ([1, SEES, SEES, *text(5), SEES, SEES, SEES, *text(6)], [picture(GRIDS[i], i) for i in (0, 3, 4, 5, 6)]),
-    "a picture at the end": ([*text(8), SEES], [picture((4, 1))]),
-    "the other number of the picture token": ([CFG.picture_aliases[0], *text(12)], [picture((1, 3))]),
-    "the other rows of the embedding": ([SEES, *range(SEES + 1, SEES + 8), *text(6)], [picture((2, 1))]),
-    "no picture": (text(25), []),
-}
+from herd.models.llama3_vision import Llama3VisionConfig
+from tiny import random_leaves
 
 
 @lru_cache(maxsize=1)
@@ -74,18 +36,6 @@ def reference(cfg: Llama3VisionConfig = CFG, **options: Any) -> ReferenceBackend
     backend = ReferenceBackend(cfg, random_leaves(cfg).__getitem__, BackendOptions(**{"dtype": "float64", **options}))
     backend.allocate(NUM_PAGES)
     return backend
-
-
-def span_of(name: str, start: int = 0, stop: int | None = None, first_page: int = 0) -> Span:
-    """A stretch of one of the texts, with all of its pictures, all logits wanted."""
-    tokens, pictures = TEXTS[name]
-    piece = tokens[start:stop]
-    return Span(start, piece, pages_for(len(tokens), first_page), len(piece), pictures=placed(tokens, pictures))
-
-
-def difference(ours: NDArray[Any], exact: NDArray[Any]) -> float:
-    assert ours.shape == exact.shape and exact.std() > 0.5, "logits that hardly differ prove nothing"
-    return float(abs(ours - exact).max())
 
 
 @pytest.mark.parametrize("grid", GRIDS)

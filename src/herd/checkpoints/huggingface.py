@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ DTYPES: dict[str, DType] = {"F32": F32, "F16": F16, "BF16": BF16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INV_FREQ = re.compile(r"(.*\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 TIED = "but config.json says tie_word_embeddings: true, so that both are one matrix. Set it to false if the stored head is meant."
-MODEL_TYPES = ("llama", "llama4", "llama4_text")
+MODEL_TYPES = ("llama", "mllama", "llama4", "llama4_text")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -42,12 +42,14 @@ class Naming:
     names      our name of a weight -> theirs
     stored     a weight -> the tensors that hold it in files, or none where another weight's hold it too; here each is one alike
     source     where a weight comes from, given the tensors that were found
+    spelled    a tensor's name as `names` has it, where files spell it in several ways
     """
 
     read: Callable[[Mapping[str, Any], str, dict[str, Fact]], Rotating]
     names: dict[str, str]
     stored: Callable[[TensorSpec], tuple[TensorSpec, ...]]
     source: Callable[[TensorSpec, Mapping[str, Source]], Source]
+    spelled: Callable[[str], str] = str
 
 
 def naming_of(model_type: object, where: str) -> Naming:
@@ -61,6 +63,11 @@ def naming_of(model_type: object, where: str) -> Naming:
 
         table = llama4.NAMES if model_type == "llama4" else names.HUGGING_FACE_LLAMA4
         return Naming(llama4.read_config, table, llama4.stored, llama4.source)
+    if model_type == "mllama":
+        import herd.checkpoints.huggingface_mllama as mllama
+
+        reader = mllama.Reader()
+        return Naming(reader.read_config, reader.names, reader.stored, reader.source, reader.spelled)
     known = ", ".join(map(repr, MODEL_TYPES))
     raise FileProblem(f"{where}: model_type is {shown(model_type)}; herd reads {known} from Hugging Face folders.")
 
@@ -95,6 +102,7 @@ def match(
     """Every weight of the config against every tensor of the files: the weights, and where each one's bytes come from. `naming`
     None: that of llama."""
     naming = naming or naming_of("llama", where)
+    entries = _spelled(entries, naming, where)
     check_config(cfg, FILE, len(entries))
     specs = tuple(architecture_of(cfg).tensors(cfg))
     harmless = {name: "a table of rotary frequencies, which follow from the config" for name in entries if INV_FREQ.fullmatch(name)}
@@ -124,6 +132,17 @@ def match(
 def _in_our_order(spec: TensorSpec, found: Mapping[str, Source]) -> Source:
     """The tensor itself, with the halves of rotated heads interleaved."""
     return Interleaved(found[spec.name], spec.rotary_heads) if spec.rotary_heads else found[spec.name]
+
+
+def _spelled(entries: Mapping[str, Entry], naming: Naming, where: str) -> dict[str, Entry]:
+    """The tensors under the names that `naming` knows."""
+    renamed: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        known = naming.spelled(name)
+        if known in renamed:
+            raise FileProblem(f"{where}: holds {shown(known)} twice, under names that mean the same. Remove the one that is not meant.")
+        renamed[known] = replace(entry, name=known)
+    return renamed
 
 
 def _stored(entry: Entry) -> StoredTensor:

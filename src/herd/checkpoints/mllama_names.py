@@ -1,8 +1,7 @@
 """What files call the weights of Llama 3.2 Vision. `{}` stands for the number of a layer.
 
 Sources: Meta's `llama_models/llama3/multimodal/model.py` and transformers `modeling_mllama.py`. Hugging Face counts the text model's
-layers and the crossing blocks together, in the order in which a token passes them; its two spellings of the start of a name are
-those of the published files and of what transformers 4.52 and later build in memory.
+layers and the crossing blocks together, in the order in which a token passes them.
 """
 
 from __future__ import annotations
@@ -98,56 +97,55 @@ META_SPLIT = {
     },
 }  # fmt: skip
 
-TEXT, VISION, PROJECTOR, HEAD = "text", "vision", "projector", "head"
-PUBLISHED = {
-    TEXT: "language_model.model.",
-    VISION: "vision_model.",
-    PROJECTOR: "multi_modal_projector.",
-    HEAD: "language_model.lm_head.",
-}
-IN_MEMORY = {TEXT: "model.language_model.", VISION: "model.vision_model.", PROJECTOR: "model.multi_modal_projector.", HEAD: "lm_head."}
+# Starts of names as transformers 4.52 and later call tensors in memory, and in published files, longest first.
+SPELLINGS = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_model.", "vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+)
 
 HUGGING_FACE = {
-    "embed": (TEXT, "embed_tokens.weight"),
-    "norm": (TEXT, "norm.weight"),
-    "head": (HEAD, "weight"),
-    "layers.{}.attention_norm": (TEXT, "layers.{}.input_layernorm.weight"),
-    "layers.{}.attention.q": (TEXT, "layers.{}.self_attn.q_proj.weight"),
-    "layers.{}.attention.k": (TEXT, "layers.{}.self_attn.k_proj.weight"),
-    "layers.{}.attention.v": (TEXT, "layers.{}.self_attn.v_proj.weight"),
-    "layers.{}.attention.out": (TEXT, "layers.{}.self_attn.o_proj.weight"),
-    "layers.{}.ffn_norm": (TEXT, "layers.{}.post_attention_layernorm.weight"),
-    "layers.{}.ffn.gate": (TEXT, "layers.{}.mlp.gate_proj.weight"),
-    "layers.{}.ffn.up": (TEXT, "layers.{}.mlp.up_proj.weight"),
-    "layers.{}.ffn.down": (TEXT, "layers.{}.mlp.down_proj.weight"),
-    "crossing.{}.attention_norm": (TEXT, "layers.{}.input_layernorm.weight"),
-    "crossing.{}.attention.q": (TEXT, "layers.{}.cross_attn.q_proj.weight"),
-    "crossing.{}.attention.k": (TEXT, "layers.{}.cross_attn.k_proj.weight"),
-    "crossing.{}.attention.v": (TEXT, "layers.{}.cross_attn.v_proj.weight"),
-    "crossing.{}.attention.out": (TEXT, "layers.{}.cross_attn.o_proj.weight"),
-    "crossing.{}.attention.q_norm": (TEXT, "layers.{}.cross_attn.q_norm.weight"),
-    "crossing.{}.attention.k_norm": (TEXT, "layers.{}.cross_attn.k_norm.weight"),
-    "crossing.{}.attention_gate": (TEXT, "layers.{}.cross_attn_attn_gate"),
-    "crossing.{}.ffn_norm": (TEXT, "layers.{}.post_attention_layernorm.weight"),
-    "crossing.{}.ffn.gate": (TEXT, "layers.{}.mlp.gate_proj.weight"),
-    "crossing.{}.ffn.up": (TEXT, "layers.{}.mlp.up_proj.weight"),
-    "crossing.{}.ffn.down": (TEXT, "layers.{}.mlp.down_proj.weight"),
-    "crossing.{}.ffn_gate": (TEXT, "layers.{}.cross_attn_mlp_gate"),
-    "vision.patches": (VISION, "patch_embedding.weight"),
-    "vision.class_row": (VISION, "class_embedding"),
-    "vision.positions": (VISION, "gated_positional_embedding.embedding"),
-    "vision.tile_positions": (VISION, "gated_positional_embedding.tile_embedding.weight"),
-    "vision.positions_gate": (VISION, "gated_positional_embedding.gate"),
-    "vision.before": (VISION, "pre_tile_positional_embedding.embedding.weight"),
-    "vision.before_gate": (VISION, "pre_tile_positional_embedding.gate"),
-    "vision.before_norm": (VISION, "layernorm_pre.weight"),
-    "vision.before_norm_bias": (VISION, "layernorm_pre.bias"),
-    "vision.after": (VISION, "post_tile_positional_embedding.embedding.weight"),
-    "vision.after_gate": (VISION, "post_tile_positional_embedding.gate"),
-    "vision.after_norm": (VISION, "layernorm_post.weight"),
-    "vision.after_norm_bias": (VISION, "layernorm_post.bias"),
-    "vision.project": (PROJECTOR, "weight"),
-    "vision.project_bias": (PROJECTOR, "bias"),
+    "embed": "language_model.model.embed_tokens.weight",
+    "norm": "language_model.model.norm.weight",
+    "head": "language_model.lm_head.weight",
+    "layers.{}.attention_norm": "language_model.model.layers.{}.input_layernorm.weight",
+    "layers.{}.attention.q": "language_model.model.layers.{}.self_attn.q_proj.weight",
+    "layers.{}.attention.k": "language_model.model.layers.{}.self_attn.k_proj.weight",
+    "layers.{}.attention.v": "language_model.model.layers.{}.self_attn.v_proj.weight",
+    "layers.{}.attention.out": "language_model.model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.ffn_norm": "language_model.model.layers.{}.post_attention_layernorm.weight",
+    "layers.{}.ffn.gate": "language_model.model.layers.{}.mlp.gate_proj.weight",
+    "layers.{}.ffn.up": "language_model.model.layers.{}.mlp.up_proj.weight",
+    "layers.{}.ffn.down": "language_model.model.layers.{}.mlp.down_proj.weight",
+    "crossing.{}.attention_norm": "language_model.model.layers.{}.input_layernorm.weight",
+    "crossing.{}.attention.q": "language_model.model.layers.{}.cross_attn.q_proj.weight",
+    "crossing.{}.attention.k": "language_model.model.layers.{}.cross_attn.k_proj.weight",
+    "crossing.{}.attention.v": "language_model.model.layers.{}.cross_attn.v_proj.weight",
+    "crossing.{}.attention.out": "language_model.model.layers.{}.cross_attn.o_proj.weight",
+    "crossing.{}.attention.q_norm": "language_model.model.layers.{}.cross_attn.q_norm.weight",
+    "crossing.{}.attention.k_norm": "language_model.model.layers.{}.cross_attn.k_norm.weight",
+    "crossing.{}.attention_gate": "language_model.model.layers.{}.cross_attn_attn_gate",
+    "crossing.{}.ffn_norm": "language_model.model.layers.{}.post_attention_layernorm.weight",
+    "crossing.{}.ffn.gate": "language_model.model.layers.{}.mlp.gate_proj.weight",
+    "crossing.{}.ffn.up": "language_model.model.layers.{}.mlp.up_proj.weight",
+    "crossing.{}.ffn.down": "language_model.model.layers.{}.mlp.down_proj.weight",
+    "crossing.{}.ffn_gate": "language_model.model.layers.{}.cross_attn_mlp_gate",
+    "vision.patches": "vision_model.patch_embedding.weight",
+    "vision.class_row": "vision_model.class_embedding",
+    "vision.positions": "vision_model.gated_positional_embedding.embedding",
+    "vision.tile_positions": "vision_model.gated_positional_embedding.tile_embedding.weight",
+    "vision.positions_gate": "vision_model.gated_positional_embedding.gate",
+    "vision.before": "vision_model.pre_tile_positional_embedding.embedding.weight",
+    "vision.before_gate": "vision_model.pre_tile_positional_embedding.gate",
+    "vision.before_norm": "vision_model.layernorm_pre.weight",
+    "vision.before_norm_bias": "vision_model.layernorm_pre.bias",
+    "vision.after": "vision_model.post_tile_positional_embedding.embedding.weight",
+    "vision.after_gate": "vision_model.post_tile_positional_embedding.gate",
+    "vision.after_norm": "vision_model.layernorm_post.weight",
+    "vision.after_norm_bias": "vision_model.layernorm_post.bias",
+    "vision.project": "multi_modal_projector.weight",
+    "vision.project_bias": "multi_modal_projector.bias",
 }
 _HUGGING_FACE_LAYER = {
     "attention_norm": "input_layernorm.weight",
@@ -166,7 +164,7 @@ _HUGGING_FACE_LAYER = {
     "ffn_gate": "gate_ffn",
 }
 for _ours, _theirs in (("layers", "transformer"), ("global_layers", "global_transformer")):
-    HUGGING_FACE |= {f"vision.{_ours}.{{}}.{k}": (VISION, f"{_theirs}.layers.{{}}.{v}") for k, v in _HUGGING_FACE_LAYER.items()}
+    HUGGING_FACE |= {f"vision.{_ours}.{{}}.{k}": f"vision_model.{_theirs}.layers.{{}}.{v}" for k, v in _HUGGING_FACE_LAYER.items()}
 
 
 def pattern(name: str) -> str:
@@ -179,15 +177,22 @@ def in_meta(name: str) -> str:
     return META[pattern(name)].replace("{}", _number(name))
 
 
-def in_huggingface(cfg: Llama3VisionConfig, name: str, starts: dict[str, str]) -> str:
-    """What a Hugging Face folder calls our weight `name`; `starts` is `PUBLISHED` or `IN_MEMORY`."""
-    where, rest = HUGGING_FACE[pattern(name)]
+def in_huggingface(cfg: Llama3VisionConfig, name: str) -> str:
+    """What a Hugging Face folder calls our weight `name`."""
     number = _number(name)
     if name.startswith("layers."):
         number = str(int(number) + sum(crossing <= int(number) for crossing in cfg.crossing))
     elif name.startswith("crossing."):
         number = str(cfg.crossing[int(number)] + int(number))
-    return starts[where] + rest.replace("{}", number)
+    return HUGGING_FACE[pattern(name)].replace("{}", number)
+
+
+def as_published(name: str) -> str:
+    """A tensor's name in a Hugging Face folder, spelled as the published files do."""
+    for start, published in SPELLINGS:
+        if name.startswith(start):
+            return published + name.removeprefix(start)
+    return name
 
 
 def _number(name: str) -> str:
