@@ -17,37 +17,21 @@ PICTURES = "🙂🚀👩‍👩‍👧🏳️‍🌈🇩🇪🫠🪿"
 RECENT = "\u1c89\ua7cb\ua7dc\u0897\u1acf\u088f\u0c5c\U00010d40\U00010d50\U00011380\U00011bf0\U00016d40\U0001cc00\U0001fae9"
 RECENT += "\U0002ebf0\U00031350\U000323b0"
 """Characters that the latest versions of Unicode brought: libraries that know another version cut text elsewhere there."""
-CONTRACTIONS = tuple("'s 'S 'ſ 't 'T 're 'RE 'Re 've 'VE 'm 'M 'll 'LL 'lL 'd 'D ’s 'x ''s".split(" "))
+CONTRACTIONS = (
+    *("'s", "'S", "'ſ", "'t", "'T", "'re", "'RE", "'Re", "'ve", "'VE", "'m", "'M", "'ll", "'LL", "'lL", "'d", "'D"),
+    *("’s", "'x", "''s"),
+)
 PIECES = (
-    "\r\n",
-    "\n\n",
-    "    ",
-    "\t\t",
-    " \n ",
-    "\n/",
-    "//",
-    "://",
-    "x=1;",
-    "def f(x):\n    return x\n",
-    "1,234.5",
-    "Ünïcödé",
-    "ABCdef",
-    "aBc",
+    *("\r\n", "\n\n", "    ", "\t\t", " \n ", "\n/", "//", "://", "x=1;", "def f(x):\n    return x\n", "1,234.5"),
+    *("Ünïcödé", "ABCdef", "aBc"),
 )
 CONTROLS = (
-    "<|begin_of_text|>",
-    "<|eot_id|>",
-    "<|eot|>",
-    "<|image|>",
-    "<s>",
-    "</s>",
-    "<unk>",
-    "<0x41>",
-    "<|",
-    "|>",
-    "[INST]",
-    "\ufffd",
-    "\x00",
+    *("<|begin_of_text|>", "<|eot_id|>", "<|eot|>", "<|image|>", "<s>", "</s>", "<unk>", "<0x41>", "<|", "|>", "[INST]"),
+    *("\ufffd", "\x00"),
+)
+ALPHABETS = (
+    *("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "éèêëàçüöäßñ", "абвгдежзийклмн", "אבגדהוזח"),
+    *("いろはにほへと", "0123456789"),
 )
 
 
@@ -80,18 +64,9 @@ def _spaced(source: random.Random) -> str:
 
 
 def _words(source: random.Random) -> str:
-    alphabets = (
-        "abcdefghijklmnopqrstuvwxyz",
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-        "éèêëàçüöäßñ",
-        "абвгдежзийклмн",
-        "אבגדהוזח",
-        "いろはにほへと",
-        "0123456789",
-    )
     words = []
     for _ in range(source.randrange(12)):
-        alphabet = source.choice(alphabets)
+        alphabet = source.choice(ALPHABETS)
         word = "".join(source.choices(alphabet, k=source.randrange(1, 9)))
         words.append(word + source.choice(("", "", "", ".", ",", *CONTRACTIONS)))
     return source.choice((" ", " ", "  ", "\n", "", "-")).join(words)
