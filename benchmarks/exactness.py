@@ -222,6 +222,10 @@ def open_backend(name: str, checkpoint: Checkpoint, activations: str, num_tokens
         from herd.backends.reference import ReferenceBackend
 
         backend = ReferenceBackend(checkpoint.config, checkpoint.leaf, options)
+    elif name == "torch":
+        from herd.backends.torch import TorchBackend
+
+        backend = TorchBackend(checkpoint.config, checkpoint.leaf, options)
     else:
         from herd.backends.cpu import CpuBackend
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from herd.backends.reference import ReferenceBackend
 from herd.models.architecture import Config
 from herd.models.weights import Matrix
 
-BACKENDS = ["reference", "cpu"]
+BACKENDS = ["reference", "cpu", "torch"]
 NUM_PAGES = 32
 ROOM = {"max_step_tokens": 1024, "max_step_outputs": 1024}
 
@@ -28,12 +29,21 @@ def cpu_is_built() -> bool:
     return True
 
 
+def torch_is_installed() -> bool:
+    """Whether the extra herd-llama[torch] is there."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def make_backend(name: str, cfg: Config, leaves: Mapping[str, Matrix], **options: Any) -> Backend:
     """A backend with `NUM_PAGES` pages of cache, whose steps take all logits of any text here."""
     backend: Backend
     options = ROOM | options
     if name == "reference":
         backend = ReferenceBackend(cfg, leaves.__getitem__, BackendOptions(**options))
+    elif name == "torch":
+        from herd.backends.torch import TorchBackend
+
+        backend = TorchBackend(cfg, leaves.__getitem__, BackendOptions(**{"threads": 1} | options))
     else:
         from herd.backends.cpu import CpuBackend
 

@@ -93,6 +93,7 @@ def test_the_cpu_backend_stays_within_the_budget_with_int8_activations(cpu: str,
     assert found <= 2 * plain_error(architecture, storage, "int8")
 
 
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"], indirect=True)
 @pytest.mark.parametrize("storage", BLOCK_STORAGES)
 def test_int8_activations_cost_little_and_not_nothing(backend_name: str, storage: str) -> None:
     """Against logits that spread by 2: an eighth of that at most, and never the float32 path under another name."""

@@ -125,6 +125,13 @@ class TorchBackend:
         return StepResult(choices, as_numpy(outcome.logits_RV) if plan.want_logits else None, values)
 
     @torch.no_grad()
+    def logits(self, plan: Plan) -> NDArray[np.floating[Any]]:
+        """One forward without draws: the wanted rows [R, V] in the type computed in (those of 16 bits as float32)."""
+        self._check(plan)
+        found: NDArray[np.floating[Any]] = self._run(plan).logits_RV.to(self._tensors.wide).cpu().numpy()
+        return found
+
+    @torch.no_grad()
     def value_names(self) -> tuple[str, ...]:
         """Found by running one token through the page that is nobody's."""
         self._ops.names = []
