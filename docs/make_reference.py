@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: commands, Python names, settings, errors and number formats.
+"""Writes docs/reference/ from the code: commands, Python names, settings, errors, number formats and the family.
 
 python docs/make_reference.py            writes the pages that changed
 python docs/make_reference.py --check    exit code 1 and their names when any is stale
@@ -136,6 +136,47 @@ def formats() -> str:
     return "\n".join(["# Number formats\n", head + "\n", *rows, ""])
 
 
+def family() -> str:
+    """Every release that the catalogue knows, by generation, with what of it is built from a description."""
+    from herd.family.catalogue import Release, releases
+
+    parts = [
+        "# The family\n",
+        "What `herd models` lists, from `src/herd/family/data/`. `herd show NAME` tells more, with the source of each figure and the "
+        "published scores; `herd models --compare A B` sets releases side by side. Parameters are exact and equal the sum over the "
+        "weights that the model's definition declares.\n",
+    ]
+    by_title: dict[str, list[Release]] = {}
+    for release in releases().values():
+        by_title.setdefault(release.title, []).append(release)
+    for title, members in by_title.items():
+        rows = ["| name | parameters | context | takes | released | licence | published as | hub |", "|---|---|---|---|---|---|---|---|"]
+        rows += [family_row(release) for release in members]
+        parts.append("\n".join([f"## {title}\n", *rows, ""]))
+    unverified = [f"- `{release.name}`: {release.unverified}." for release in releases().values() if release.unverified]
+    parts.append("\n".join(["## Built to a description\n", "See [what could not be verified](../unverified.md).\n", *unverified, ""]))
+    return "\n".join(parts)
+
+
+def family_row(release: Any) -> str:
+    """One release as a row of its table."""
+    count = "not published" if release.parameters is None else f"{release.parameters:,}"
+    context = "" if release.context_length is None else f"{release.context_length:,}"
+    layouts = ", ".join(release.layouts) if release.is_released else "not released"
+    day = release.released if release.is_released else f"announced {release.released}"
+    values = (
+        f"`{release.name}`",
+        count,
+        context,
+        ", ".join(release.inputs),
+        day,
+        release.licence,
+        layouts,
+        release.repository or "",
+    )
+    return f"| {' | '.join(cell(value) for value in values)} |"
+
+
 def prose(thing: Any) -> str:
     """A docstring as a paragraph; one with columns keeps them."""
     text = inspect.getdoc(thing) or ""
@@ -146,7 +187,14 @@ def cell(value: object) -> str:
     return str(value if not isinstance(value, type) else value.__name__).replace("|", "\\|")
 
 
-PAGES = {"commands.md": commands, "python.md": python, "settings.md": settings, "errors.md": errors, "formats.md": formats}
+PAGES = {
+    "commands.md": commands,
+    "python.md": python,
+    "settings.md": settings,
+    "errors.md": errors,
+    "formats.md": formats,
+    "family.md": family,
+}
 
 
 def stale() -> dict[Path, str]:
