@@ -143,7 +143,7 @@ def transformers_model(cfg: Llama4Config, leaves: Mapping[str, Matrix], dtype: s
     torch.set_num_threads(1)  # for models this small, more threads only wait for each other
     config = transformers_config(cfg)
     made = Llama4ForCausalLM(config) if cfg.vision is None else Llama4ForConditionalGeneration(config)
-    model = made.to(getattr(torch, dtype)).eval()
+    model = (made.double() if dtype == "float64" else made).eval()
     state = {name: torch.from_numpy(values.copy()) for name, values in hugging_face_values(cfg, leaves).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith("lm_head.weight") for name in missing) and bool(missing) == cfg.tied_embeddings
