@@ -19,6 +19,7 @@ _NUMBERS = (
     ("kv heads", "num_kv_heads"),
     ("head width", "head_width"),
     ("ffn width", "ffn_width"),
+    ("ffn width", "mlp_width"),
     ("expert width", "expert_width"),
     ("experts", "num_experts"),
     ("experts for one token", "num_chosen"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
 
 from herd.errors import UsageError
-from herd.models.architecture import Config
+
+if TYPE_CHECKING:
+    from herd.models.architecture import Config
+from herd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
