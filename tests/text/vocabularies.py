@@ -14,6 +14,8 @@ from herd.text.tokenizer import Tokenizer, load_tokenizer
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "text"
 CONTROLS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
 CONTROLS += ("<|im_start|>", "<|im_end|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>", "<|python_tag|>")
+CONTROLS += ("<|python_start|>", "<|python_end|>", "<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>")
+CONTROLS += ("<|tile_x_separator|>", "<|tile_y_separator|>", "<step>")
 
 
 @functools.cache
