@@ -40,6 +40,8 @@ def test_fed_the_recorded_story_all_log_probabilities_are_the_same(model: Checkp
     assert np.abs(found[len(golden["prompt"]) - 1 :] - golden["logprobs"]).max() < 1e-4
 
 
+# In torch a step of this model is Python alone; the recorded stories suffice.
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"], indirect=True)
 def test_twenty_stories_of_256_tokens_are_exact(model: Checkpoint, backend_name: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
     theirs = transformers_model(model.config, {spec.name: model.leaf(spec.name) for spec in model.specs})
