@@ -6,7 +6,10 @@ import pytest
 
 from herd.dtypes import BF16, F16, F32, Q4_1, Q8_0
 from herd.errors import FileProblem
+from herd.models import llama3_vision
 from herd.models.llama import LlamaConfig, tensors
+from herd.models.llama3_vision import Llama3VisionConfig
+from herd.models.llama3_vision_encoder import EncoderConfig
 from herd.models.rope import Rope
 from herd.models.sizes import buffer_bytes, cache_bytes, cache_bytes_per_token, count_parameters, ffn_width, weight_bytes
 from herd.models.weights import Kind
@@ -71,6 +74,58 @@ def test_cache_bytes_per_token_at_16_bits_are_the_known_ones(name: str) -> None:
 @pytest.mark.parametrize("rule", FFN_WIDTHS)
 def test_ffn_widths_follow_metas_rule(rule: tuple[int, int, float | None]) -> None:
     assert ffn_width(*rule) == FFN_WIDTHS[rule]
+
+
+def vision_release(width: int, num_layers: int, num_heads: int, ffn: int, tile: int) -> Llama3VisionConfig:
+    return Llama3VisionConfig(
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        head_width=128,
+        ffn_width=ffn,
+        vocab_size=128256,
+        context_length=131072,
+        norm_eps=1e-5,
+        rope=Rope(500000.0, 128),
+        crossing=tuple(range(3, num_layers, 4)),
+        vision=EncoderConfig(
+            tile=tile,
+            patch=14,
+            max_tiles=4,
+            width=1280,
+            num_layers=32,
+            num_global_layers=8,
+            num_heads=16,
+            ffn_width=5120,
+            kept=(3, 7, 15, 23, 30),
+        ),
+    )
+
+
+LLAMA_3_2_VISION = {
+    "11b (and Guard 3)": (vision_release(4096, 32, 32, 14336, 560), 10_629_184_035, 1601),
+    "11b base": (vision_release(4096, 32, 32, 14336, 448), 10_616_650_275, 1025),
+    "90b": (vision_release(8192, 80, 64, 28672, 560), 88_552_318_523, 1601),
+}
+
+
+@pytest.mark.parametrize("name", LLAMA_3_2_VISION)
+def test_parameters_of_llama_3_2_vision_are_those_of_metas_files(name: str) -> None:
+    """Hugging Face's files have more: tables of places are written out for each shape of picture."""
+    cfg, count, tile_rows = LLAMA_3_2_VISION[name]
+    assert count_parameters(cfg) == count
+    assert cfg.vision.tile_rows == tile_rows and cfg.vision.filled_rows == tile_rows + 7
+    assert cfg.vision.num_features == 7680
+
+
+def test_one_crossing_block_of_the_11b_has_218_112_258_parameters() -> None:
+    specs = llama3_vision.tensors(LLAMA_3_2_VISION["11b base"][0])
+    assert sum(spec.count for spec in specs if spec.name.startswith("crossing.7.")) == 218_112_258
+
+
+def test_crossing_blocks_keep_nothing_of_tokens() -> None:
+    assert cache_bytes_per_token(LLAMA_3_2_VISION["90b"][0]) == cache_bytes_per_token(release("llama-3-70b"))
 
 
 def test_one_layer_of_the_8b_has_218_112_000_parameters() -> None:
