@@ -31,17 +31,18 @@ def part(level: int, may: str = "", libraries: str = "") -> Part:
     return Part(level, frozenset(may.split()), frozenset(libraries.split()))
 
 
-BASE = "errors dtypes quant files version"
+BASE = "errors dtypes quant files records version"
 
 LAW = {
     # level 0: every part may import these, except that models may not know numpy or files
     "errors": part(0),
-    "dtypes": part(0, "errors"),
+    "records": part(0),
+    "dtypes": part(0, "errors records"),
     "quant": part(0, "errors dtypes", "numpy"),
     "version": part(0),
     "files": part(0, "errors core"),
     # level 1: a noun each
-    "models": part(1, "errors dtypes"),
+    "models": part(1, "errors dtypes records"),
     "images": part(1, BASE, "numpy PIL"),
     "text": part(1, f"{BASE} images core", "tokenizers jinja2"),
     "sampling": part(1, BASE, "numpy llguidance"),

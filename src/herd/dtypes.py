@@ -7,9 +7,8 @@ in `quant.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from herd.errors import FileProblem
+from herd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herd.api.model import Model, Words
 from herd.errors import CapacityError, UsageError, did_you_mean
 from herd.family.progress import Progress, silent
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     from herd.backends.base import Backend

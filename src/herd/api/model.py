@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from herd.errors import FileProblem, UsageError, did_you_mean
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

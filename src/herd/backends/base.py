@@ -8,11 +8,12 @@ token at position p lives in its page `pages[p // page_tokens]`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from herd.errors import UsageError
 from herd.models.architecture import Config, classifying
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from herd.checkpoints.stored import Source, StoredTensor
 from herd.dtypes import DType
 from herd.files import MappedFile
 from herd.models.weights import Blocks, Dense, TensorSpec, stored
+from herd.records import dataclass
 
 Layout = Literal["gguf", "huggingface", "meta", "llama2.c"]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from herd import dtypes
@@ -18,6 +17,7 @@ from herd.checkpoints.stored import StoredTensor
 from herd.errors import FileProblem
 from herd.files import BoundedReader, MappedFile
 from herd.files.reader import MAX_ARRAY_ITEMS
+from herd.records import dataclass
 
 MAX_KEYS = 100_000
 MAX_TENSORS = 1_000_000

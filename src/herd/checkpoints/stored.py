@@ -6,12 +6,12 @@ Files are opened by programs that then map weights packed before and read none, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from herd.dtypes import DType
 from herd.files import MappedFile
 from herd.models.weights import stored_bytes
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as List
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
@@ -27,6 +26,7 @@ from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Progress, Purpose, Request, Sequence, Status
 from herd.engine.scheduler import Limits, Part, Scheduler
 from herd.errors import CapacityError, HerdError, UsageError
+from herd.records import dataclass
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as List
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from herd.backends.base import Backend, Plan, Span
 from herd.engine.request import Purpose, Sequence
 from herd.engine.scheduler import Part
 from herd.errors import CapacityError, HerdError
+from herd.records import dataclass
 from herd.sampling.draw import Choice, Draw
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from collections.abc import Sequence as List
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from herd.backends.base import Placed
 from herd.errors import HerdError
+from herd.records import dataclass
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
 

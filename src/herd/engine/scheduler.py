@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from herd.engine.pages import Pages, first_key, next_key
 from herd.engine.request import Purpose, Sequence, Status
+from herd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herd.errors import FileProblem, UsageError
 from herd.family import store
 from herd.family.progress import Progress, silent
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     from herd.family.release import Release

@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from herd.errors import FileProblem, UsageError
 from herd.files import file_lock, models_folder
 from herd.files.writing import cannot_write, sync_folder
+from herd.records import dataclass
 
 SOURCE_FILE = "source.json"
 

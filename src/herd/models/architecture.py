@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from herd.models.ops import PictureOps, PictureStep, Step, Tensor
 from herd.models.weights import Leaf, TensorSpec
+from herd.records import dataclass
 
 
 class Config(Protocol):

@@ -7,11 +7,11 @@ Source: Meta's `llama_models/llama3/model.py`; biases as in `transformers` `mode
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 from herd.models.ops import Step, Tensor, Window
 from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
+from herd.records import dataclass
 
 
 class AttentionShape(Protocol):

@@ -12,7 +12,6 @@ Shapes: docs/shapes.md. Checked on every backend and storage format: tests/confo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from herd.models.architecture import CacheShape
 from herd.models.blocks import (
@@ -29,6 +28,7 @@ from herd.models.blocks import (
 from herd.models.ops import Step, Tensor
 from herd.models.rope import Rope
 from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
+from herd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ their rows at once and have no cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from herd.models.weights import Matrix, Vector
+from herd.records import dataclass
 
 Tensor = Any
 NO_ALIASES: Mapping[int, int] = MappingProxyType({})

@@ -7,7 +7,8 @@ Sources: arXiv 2104.09864 (rotary), Meta's llama-models `apply_scaling` (llama3)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from herd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

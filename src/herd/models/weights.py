@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from herd.dtypes import DType
+from herd.records import dataclass
 
 
 class Kind(Enum):

@@ -8,10 +8,11 @@ A provider turns messages into a stream of events; a scorer turns texts into log
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from herd.errors import HerdError
+from herd.records import dataclass
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
 from herd.text.messages import Message

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, cast
 
+from herd.records import dataclass
 from herd.sampling.params import SamplingParams
 
 if TYPE_CHECKING:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 
 from herd.errors import UsageError
+from herd.records import dataclass
 
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any
 
 from herd.errors import UsageError
+from herd.records import dataclass
 from herd.text.tools import BuiltIn, Tool, ToolCall, plain_json, read_tools, tool_name
 
 __all__ = ["BuiltIn", "Image", "Message", "Role", "Text", "Tool", "ToolCall", "read_messages", "read_tools"]

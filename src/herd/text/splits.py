@@ -6,11 +6,11 @@ Expressions from files are never run: a file's own expression must be one of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from herd.errors import FileProblem
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer

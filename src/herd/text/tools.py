@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any
 
 from herd.errors import UsageError
+from herd.records import dataclass
 
 NAME = re.compile(r"[A-Za-z_][\w.:/-]{0,127}", re.ASCII)
 """What a function may be called."""

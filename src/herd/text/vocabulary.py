@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from herd.errors import FileProblem
+from herd.records import dataclass
 from herd.text.byte_level import first_foreign
 from herd.text.splits import Split
 

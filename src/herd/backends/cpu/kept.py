@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from herd import _core
@@ -17,6 +16,7 @@ from herd.backends.cpu.packed import Packed, PackedMatrix, PackedVector
 from herd.dtypes import BY_GGML_ID
 from herd.files.kept import Kept, keep, open_kept
 from herd.models.weights import TensorSpec
+from herd.records import dataclass
 from herd.version import __version__
 
 MIN_BYTES = 16 << 20

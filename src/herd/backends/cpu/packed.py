@@ -6,13 +6,13 @@ matrices are float32, with its scale inside `up`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from herd import _core
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import UsageError
 from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec
+from herd.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,11 +6,11 @@ The tensors that the model passes around are nodes, or a node seen as heads. Wha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from herd.backends.cpu.packed import PackedAdapted, PackedMatrix, PackedVector
 from herd.errors import UsageError
 from herd.models.ops import Window
+from herd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,9 +7,9 @@ taken from the template (`choose_format`), not from here. How tools are offered 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import final
 
+from herd.records import dataclass
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, refuse_tools
 from herd.text.messages import Role
 

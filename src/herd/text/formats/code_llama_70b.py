@@ -9,10 +9,10 @@ written above. The names are text, but a message cannot fake a turn: turns begin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import final
 
 from herd.errors import FileProblem, UsageError
+from herd.records import dataclass
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, control_id, refuse_tools
 from herd.text.messages import Role
 

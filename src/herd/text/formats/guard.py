@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import final
 
 from herd.errors import UsageError
+from herd.records import dataclass
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.llama2 import refuse_tags
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, refuse_tools

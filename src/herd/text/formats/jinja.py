@@ -17,11 +17,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, final
 
 from herd.errors import FileProblem, UsageError
+from herd.records import dataclass
 from herd.text.formats.llama3 import DATE
 from herd.text.formats.parsing import Marks
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Part

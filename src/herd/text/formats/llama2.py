@@ -9,10 +9,10 @@ code does. The system message becomes part of the first user message.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import final
 
 from herd.errors import FileProblem, UsageError
+from herd.records import dataclass
 from herd.text.formats.parts import ChatFormat, Conversation, Part, refuse_tools
 from herd.text.messages import Message, Role
 

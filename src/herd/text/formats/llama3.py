@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import final
 
 from herd.errors import UsageError
+from herd.records import dataclass
 from herd.text.formats import prompts
 from herd.text.formats.calls import write_built_in, write_json
 from herd.text.formats.parsing import Marks

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, final
 
 from herd.errors import UsageError
+from herd.records import dataclass
 from herd.text.formats import prompts
 from herd.text.formats.llama3 import DATE, Llama3
 from herd.text.formats.llama4 import Llama4

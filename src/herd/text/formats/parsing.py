@@ -19,9 +19,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import final
 
+from herd.records import dataclass
 from herd.text.formats import calls as notation
 from herd.text.formats.calls import Found
 from herd.text.stream import StreamDecoder

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from herd.errors import FileProblem, UsageError
+from herd.records import dataclass
 from herd.text.formats.parsing import Marks, StreamParser
 from herd.text.messages import Image, Message, Role, Text, read_messages
 from herd.text.tokenizer import Tokenizer
