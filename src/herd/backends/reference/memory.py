@@ -80,5 +80,7 @@ def memories(plan: Plan, encoded: Encoded, num_layers: int) -> tuple[list[Memory
 
 
 def _piece(rows: NDArray[np.int64], tensors: list[Sequence[Floats]], layer: int) -> tuple[NDArray[np.int64], Floats, Floats]:
+    if len(tensors) == 1:
+        return rows, tensors[0][2 * layer], tensors[0][2 * layer + 1]
     keys, values = (np.concatenate([each[2 * layer + which] for each in tensors]) for which in (0, 1))
     return rows, keys, values

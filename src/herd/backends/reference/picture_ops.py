@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.backends.reference.arrays import Floats
-from herd.backends.reference.ops import PlainOps
+from herd.backends.reference.ops import SCORES_BYTES, PlainOps
 from herd.models.weights import Matrix, Vector
 
 
@@ -61,12 +61,16 @@ class NumpyPictureOps(PlainOps):
         y_INH = np.empty_like(q_INH)
         first = 0
         for length in lengths:
-            at = slice(first, first + length)
-            scores = q_INH[at].transpose(1, 0, 2) @ _for_queries(k_IKH[at], q_INH).transpose(0, 2, 1) * self._dtype.type(scale)
-            if padding is not None:
-                pads = np.asarray(padding[first : first + length], bool)
-                scores += np.where(pads[:, None] & pads, np.finfo(self._dtype).min, 0).astype(self._dtype)
-            y_INH[at] = (_softmax(scores) @ _for_queries(v_IKH[at], q_INH)).transpose(1, 0, 2)
+            group = slice(first, first + length)
+            k_NIH, v_NIH = _for_queries(k_IKH[group], q_INH), _for_queries(v_IKH[group], q_INH)
+            pads_I = np.zeros(length, bool) if padding is None else np.asarray(padding[group], bool)
+            some = max(1, SCORES_BYTES // (q_INH.shape[1] * length * q_INH.itemsize))
+            for start in range(0, length, some):
+                at = slice(first + start, first + min(start + some, length))
+                scores = q_INH[at].transpose(1, 0, 2) @ k_NIH.transpose(0, 2, 1) * self._dtype.type(scale)
+                hidden = pads_I[start : start + some, None] & pads_I
+                scores += np.where(hidden, np.finfo(self._dtype).min, 0).astype(self._dtype)
+                y_INH[at] = (_softmax(scores) @ v_NIH).transpose(1, 0, 2)
             first += length
         assert first == len(q_INH), "groups cover all rows"
         return y_INH
