@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from herd.dtypes import F16, F32, DType
 from herd.models.architecture import Config, architecture_of
-from herd.models.llama import LlamaConfig
-from herd.models.weights import TensorSpec, stored_bytes
+from herd.models.weights import Kind, TensorSpec, stored_bytes
 
 
 def count_parameters(cfg: Config) -> int:
@@ -45,12 +44,15 @@ def cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, dtype: DType = F
     return math.ceil(num_tokens / page_tokens) * page_tokens * cache_bytes_per_token(cfg, dtype)
 
 
-def buffer_bytes(cfg: LlamaConfig, num_tokens: int, num_outputs: int) -> int:
+def buffer_bytes(cfg: Config, num_tokens: int, num_outputs: int) -> int:
     """Float32 activations that one step of `num_tokens` needs at the same time, and its logits.
 
     Besides the residual stream x and its norm, either attention's (queries and what is read with them, keys, values) or the
-    feed-forward's (gate, up, their product) are alive; the larger counts.
+    feed-forward's (gate, up, their product) are alive; the larger counts. The widest feed-forward is the widest thing that a matrix
+    of a layer reads.
     """
-    attention = (2 * cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_width
-    widest = 2 * cfg.width + max(attention, 3 * cfg.ffn_width)
+    model = architecture_of(cfg)
+    attention = max(((2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_width for shape in model.caches(cfg)), default=0)
+    ffn = max((spec.shape[-1] for spec in model.tensors(cfg) if spec.kind in (Kind.MATRIX, Kind.EXPERTS)), default=0)
+    widest = 2 * cfg.width + max(attention, 3 * ffn)
     return F32.block_bytes * (num_tokens * widest + num_outputs * (cfg.width + cfg.vocab_size))
