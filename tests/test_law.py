@@ -52,7 +52,7 @@ LAW = {
     # level 3: where numbers are made
     "backends.base": part(3, f"{BASE} models checkpoints sampling", "numpy"),
     "backends.reference": part(3, f"{BASE} models checkpoints sampling backends.base", "numpy"),
-    "backends.cpu": part(3, f"{BASE} models checkpoints sampling backends.base core", "numpy"),
+    "backends.cpu": part(3, f"{BASE} models checkpoints sampling backends.base backends.reference core", "numpy"),
     "backends.torch": part(3, f"{BASE} models checkpoints sampling backends.base", "numpy torch"),
     "data": part(3, f"{BASE} text", "datatrove trafilatura"),
     "planner": part(3, f"{BASE} family models"),

@@ -68,6 +68,7 @@ void bind_machine(nb::module_& m);
 void bind_matrix(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_pictures(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_vocabulary(nb::module_& m);
 

@@ -33,6 +33,25 @@ void bind_kernels(nb::module_& m) {
         },
         "machine"_a, "gate"_a, "up"_a, "y"_a, "silu(gate) * up into y, all [F].");
     m.def(
+        "sigmoid_gate",
+        [](Machine& machine, FloatsIn x, FloatsIn gate, FloatsOut y) {
+            Dim F{"F"};
+            expect(x, "x").shape(F);
+            expect(gate, "gate").shape(F);
+            expect(y, "y").shape(F);
+            machine.kernels.sigmoid_gate(x.data(), gate.data(), F.size, y.data());
+        },
+        "machine"_a, "x"_a, "gate"_a, "y"_a, "x * sigmoid(gate) into y, all [F].");
+    m.def(
+        "soft_cap",
+        [](Machine& machine, FloatsIn x, float factor, float cap, FloatsOut y) {
+            Dim F{"F"};
+            expect(x, "x").shape(F);
+            expect(y, "y").shape(F);
+            machine.kernels.soft_cap(x.data(), factor, cap, F.size, y.data());
+        },
+        "machine"_a, "x"_a, "factor"_a, "cap"_a, "y"_a, "cap * tanh(factor * x / cap) into y, both [F].");
+    m.def(
         "exponential",
         [](Machine& machine, FloatsIn x, FloatsOut y) {
             Dim F{"F"};

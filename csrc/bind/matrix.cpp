@@ -86,6 +86,23 @@ std::shared_ptr<Matrix> matrix_over(Machine& machine, int storage_id, const std:
     return matrix;
 }
 
+// Some rows of a matrix, in its memory, which stays alive.
+std::shared_ptr<Matrix> part_of(const std::shared_ptr<Matrix>& whole, int64_t first, int64_t rows) {
+    if (first < 0 || first % kPanelRows != 0 || rows < 1 || rows > whole->rows || first > whole->rows - rows) {
+        throw std::invalid_argument("rows " + std::to_string(first) + " to " + std::to_string(first + rows) + " are no part of a matrix of " + std::to_string(whole->rows) +
+                                    "; a part begins at a multiple of " + std::to_string(kPanelRows));
+    }
+    const int64_t panel = whole->data.size() / whole->panels;
+    auto part = std::make_shared<Matrix>();
+    part->storage = whole->storage;
+    part->arithmetic = whole->arithmetic;
+    part->rows = rows;
+    part->columns = whole->columns;
+    part->panels = panels_of(rows);
+    part->data = AlignedBytes(whole->data.data() + first / kPanelRows * panel, part->panels * panel, whole);
+    return part;
+}
+
 nb::ndarray<nb::memview, const uint8_t> packed_of(nb::handle self) {
     const auto& data = nb::cast<const Matrix&>(self).data;
     return {data.data(), {static_cast<size_t>(data.size())}, self};
@@ -101,6 +118,7 @@ void bind_matrix(nb::module_& m) {
         .def_static("over", &matrix_over, "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "packed"_a,
                     "A matrix over bytes that `packed` gave before, for the same instruction set and activations: no copy, and they are kept alive.")
         .def_prop_ro("packed", &packed_of, nb::sig("def packed(self) -> memoryview"), "Its panels as bytes: a view. Their layout is that of PACKED_LAYOUT.")
+        .def("part", &part_of, "first_row"_a, "rows"_a, "Some rows as a matrix of their own, in the same memory; `first_row` is a multiple of 16.")
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.rows; })
         .def_prop_ro("columns", [](const Matrix& matrix) { return matrix.columns; })
         .def_prop_ro("storage", [](const Matrix& matrix) { return static_cast<int>(matrix.storage); })

@@ -5,6 +5,7 @@ NB_MODULE(_core, m) {
     m.doc() = "Native kernels, the thread pool and the program executor of the cpu backend.";
     herd::bind_machine(m);
     herd::bind_matrix(m);
+    herd::bind_pictures(m);
     herd::bind_program(m);
     herd::bind_kernels(m);
     herd::bind_sample(m);

@@ -1,5 +1,6 @@
 // Cache and programs - checks, signature, docstring; no arithmetic. What a program is: program/program.h.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -18,6 +19,9 @@ using namespace nb::literals;
 namespace {
 
 using SpanTuple = std::tuple<int64_t, std::vector<int64_t>, std::vector<int64_t>, int64_t>;
+using Indices = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+using Matrices = std::vector<std::shared_ptr<Matrix>>;
+using SeeingTuple = std::tuple<int64_t, int64_t, std::vector<std::shared_ptr<KeyValues>>>;
 using TermTuple = std::tuple<std::shared_ptr<Matrix>, std::optional<FloatsIn>, int, int, bool>;
 
 FloatsPtr keep(const std::optional<FloatsIn>& floats, const char* name) {
@@ -27,6 +31,13 @@ FloatsPtr keep(const std::optional<FloatsIn>& floats, const char* name) {
     auto kept = std::make_shared<AlignedBytes>(D.size * 4);
     std::memcpy(kept->data(), floats->data(), static_cast<size_t>(D.size) * 4);
     return kept;
+}
+
+Sight sight_of(const std::string& name, int64_t tokens) {
+    if (name == "past") return {};
+    if (name == "chunks") return {Sight::Kind::Chunks, tokens};
+    if (name == "sliding") return {Sight::Kind::Sliding, tokens};
+    throw std::invalid_argument("window \"" + name + "\" is unknown; there are past, chunks, sliding");
 }
 
 After after_of(const std::string& name) {
@@ -41,6 +52,9 @@ After after_of(const std::string& name) {
 struct BoundProgram {
     std::shared_ptr<Machine> machine;
     Program program;
+    std::optional<Indices> placeholders{};
+    std::optional<FloatsIn> features{};
+    std::vector<Seeing> seeing{};
 };
 
 void product(BoundProgram& self, const std::vector<TermTuple>& tuples, const std::string& after, int rotary, int64_t layer, const std::string& label) {
@@ -49,13 +63,55 @@ void product(BoundProgram& self, const std::vector<TermTuple>& tuples, const std
     self.program.product(std::move(terms), after_of(after), {rotary, layer}, label);
 }
 
-std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples) {
-    nb::gil_scoped_release unlocked;
-    const std::lock_guard lock(self.machine->mutex);
+// What `begin` was given stays alive until the next step.
+void take_pictures(BoundProgram& self, std::optional<Indices> placeholders, std::optional<FloatsIn> features, const std::vector<SeeingTuple>& seeing) {
+    Dim I{"I"}, D{"D"};
+    if (placeholders.has_value() != features.has_value()) throw std::invalid_argument("placeholders and features come together");
+    if (placeholders) {
+        expect(*placeholders, "placeholders").shape(I);
+        expect(*features, "features").shape(I, D);
+    }
+    self.placeholders = std::move(placeholders);
+    self.features = std::move(features);
+    self.seeing.clear();
+    for (const auto& [row, count, pictures] : seeing) self.seeing.push_back({row, count, {pictures.begin(), pictures.end()}});
+}
+
+void begin(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> placeholders, std::optional<FloatsIn> features,
+           const std::vector<SeeingTuple>& seeing) {
+    take_pictures(self, std::move(placeholders), std::move(features), seeing);
     std::vector<Span> spans;
     spans.reserve(tuples.size());
     for (const auto& [start, tokens, pages, outputs] : tuples) spans.push_back({start, tokens, pages, outputs});
-    return self.program.run(spans);
+    Pictures pictures;
+    pictures.seeing = self.seeing;
+    if (self.placeholders) {
+        pictures.placeholders = {self.placeholders->data(), self.placeholders->size()};
+        pictures.features = self.features->data();
+        pictures.width = static_cast<int64_t>(self.features->shape(1));
+    }
+    self.program.begin(spans, pictures);
+}
+
+void advance(BoundProgram& self, size_t end) {
+    nb::gil_scoped_release unlocked;
+    const std::lock_guard lock(self.machine->mutex);
+    self.program.advance(end);
+}
+
+std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> placeholders, std::optional<FloatsIn> features,
+                          const std::vector<SeeingTuple>& seeing) {
+    begin(self, tuples, std::move(placeholders), std::move(features), seeing);
+    advance(self, self.program.num_instructions());
+    return self.program.bad_rows();
+}
+
+nb::ndarray<nb::memview, float> rows(nb::handle self, int buffer) {
+    int64_t count = 0, width = 0, stride = 0;
+    float* data = nb::cast<BoundProgram&>(self).program.rows(buffer, count, width, stride);
+    const size_t shape[2] = {static_cast<size_t>(count), static_cast<size_t>(width)};
+    const int64_t strides[2] = {stride, 1};
+    return {data, 2, shape, self, strides};
 }
 
 nb::ndarray<nb::memview, float> logits(nb::handle self) {
@@ -73,6 +129,15 @@ std::vector<std::tuple<std::string, double>> profile(const BoundProgram& self) {
     return times;
 }
 
+nb::ndarray<nb::memview, uint8_t> page_of(nb::handle self, int64_t layer, int64_t page) {
+    auto& cache = nb::cast<Cache&>(self);
+    if (layer < 0 || layer >= cache.layers() || page < 0 || page >= cache.pages()) {
+        throw std::invalid_argument("there is no page " + std::to_string(page) + " of layer " + std::to_string(layer));
+    }
+    const auto bytes = static_cast<size_t>(cache.kv_heads() * cache.shape().bytes());
+    return {cache.at(layer, 0) + page * cache.page_stride(), {bytes}, self};
+}
+
 void bind_cache(nb::module_& m) {
     nb::class_<Cache>(m, "Cache", "Keys and values of pages of 64 tokens, in float16 (`half`) or float32.")
         .def(nb::new_([](int64_t layers, int64_t kv_heads, int64_t head_width, bool half) {
@@ -82,6 +147,9 @@ void bind_cache(nb::module_& m) {
              "layers"_a, "kv_heads"_a, "head_width"_a, "half"_a)
         .def_prop_ro("page_bytes", &Cache::page_bytes, "Bytes of one page over all layers.")
         .def_prop_ro("num_pages", &Cache::pages)
+        .def("page", [](nb::handle self, int64_t layer, int64_t page) { return page_of(self, layer, page); }, "layer"_a, "page"_a,
+             nb::sig("def page(self, layer: int, page: int) -> memoryview"),
+             "One layer of a page as bytes: per kv head keys [H, 64], then values [64, H rounded up to 16]. A view that `allocate` invalidates.")
         .def(
             "allocate",
             [](Cache& cache, int64_t pages) {
@@ -98,10 +166,10 @@ Rows rows_of(bool outputs) { return outputs ? Rows::Outputs : Rows::Tokens; }
 void bind_program(nb::module_& m) {
     bind_cache(m);
     nb::class_<BoundProgram>(m, "Program", "A flat list of instructions over buffers made once; `step` runs it with the GIL released.")
-        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs, int64_t vocabulary) {
-                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, {tokens, outputs, vocabulary}));
+        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs, int64_t vocabulary, int64_t embeddings) {
+                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, {tokens, outputs, vocabulary, embeddings}));
              }),
-             "machine"_a, "cache"_a, "num_heads"_a, "max_tokens"_a, "max_outputs"_a, "vocab_size"_a)
+             "machine"_a, "cache"_a, "num_heads"_a, "max_tokens"_a, "max_outputs"_a, "vocab_size"_a, "num_embeddings"_a = 0)
         .def("buffer", [](BoundProgram& self, int64_t width, bool outputs) { return self.program.add_buffer(width, rows_of(outputs)); },
              "width"_a, "outputs"_a, "A buffer of float32 rows, one per token or per row of logits. Returns its number.")
         .def("prepared", [](BoundProgram& self, const Matrix& matrix, bool outputs) {
@@ -110,12 +178,16 @@ void bind_program(nb::module_& m) {
              "matrix"_a, "outputs"_a, "A buffer of rows in the form that `matrix` multiplies. Returns its number.")
         .def("form", [](const BoundProgram& self, const Matrix& matrix) { return static_cast<int>(self.machine->linear.form(matrix)); },
              "matrix"_a, "A number that is equal for matrices that multiply the same prepared rows.")
-        .def("embed", [](BoundProgram& self, std::shared_ptr<Matrix> table, int out) { self.program.embed(table, out); },
-             "table"_a, "out"_a, "out = rows of `table` [V, D] at the step's tokens.")
+        .def("embed", [](BoundProgram& self, std::shared_ptr<Matrix> table, int out, Aliases aliases) { self.program.embed(table, out, std::move(aliases)); },
+             "table"_a, "out"_a, "aliases"_a = Aliases{}, "out = rows of `table` [V, D] at the step's tokens; a token in `aliases` reads the row beside it.")
         .def("rotary", [](BoundProgram& self, std::vector<double> frequencies, double magnitude, int out) { self.program.rotary(std::move(frequencies), magnitude, out); },
              "frequencies"_a, "magnitude"_a, "out"_a, "out = cosines, then sines, of the step's positions times the frequencies.")
-        .def("norm", [](BoundProgram& self, int x, std::optional<FloatsIn> weight, float eps, int out) { self.program.norm(x, keep(weight, "weight"), eps, out); },
-             "x"_a, "weight"_a.none(), "eps"_a, "out"_a, "out = rms_norm(x) * weight.")
+        .def("norm", [](BoundProgram& self, int x, std::optional<FloatsIn> weight, float eps, int out, int64_t heads) {
+                 self.program.norm(x, keep(weight, "weight"), eps, heads, out);
+             },
+             "x"_a, "weight"_a.none(), "eps"_a, "out"_a, "num_heads"_a = 1, "out = rms_norm(x) * weight, of each head by itself.")
+        .def("temper", [](BoundProgram& self, int x, double floor, double scale, int out) { self.program.temper(x, floor, scale, out); },
+             "x"_a, "floor"_a, "scale"_a, "out"_a, "out = x * (1 + scale * ln(floor((position + 1) / floor) + 1)).")
         .def("prepare", [](BoundProgram& self, int x, int out) { self.program.prepare(x, false, nullptr, 0.0f, out); },
              "x"_a, "out"_a, "out = x in the form of the prepared buffer; rows of outputs are selected from rows of tokens.")
         .def("norm_prepare", [](BoundProgram& self, int x, std::optional<FloatsIn> weight, float eps, int out) {
@@ -129,16 +201,44 @@ void bind_program(nb::module_& m) {
              "x"_a, "rotary"_a, "out"_a, "num_heads"_a, "out = x with the interleaved pairs of each head rotated.")
         .def("store", [](BoundProgram& self, int k, int v, int64_t layer) { self.program.store(k, v, layer); },
              "k"_a, "v"_a, "layer"_a, "Writes keys and values at this step's positions of the cache.")
-        .def("attention", [](BoundProgram& self, int q, int64_t layer, float scale, int out) { self.program.attention(q, layer, scale, out); },
-             "q"_a, "layer"_a, "scale"_a, "out"_a, "out = causal softmax(scale q k^T) v over the cache.")
+        .def("attention", [](BoundProgram& self, int q, int64_t layer, float scale, int out, const std::string& window, int64_t tokens) {
+                 self.program.attention(q, layer, scale, out, sight_of(window, tokens));
+             },
+             "q"_a, "layer"_a, "scale"_a, "out"_a, "window"_a = "past", "window_tokens"_a = 0, "out = causal softmax(scale q k^T) v over what `window` lets through of the cache.")
+        .def("cross_attention", [](BoundProgram& self, int q, int64_t layer, int64_t heads, float scale, int out) { self.program.cross_attention(q, layer, heads, scale, out); },
+             "q"_a, "layer"_a, "num_heads"_a, "scale"_a, "out"_a, "out = softmax(scale q k^T) v over crossing layer `layer` of the pictures that a row sees; else 0.")
+        .def("sigmoid_gate", [](BoundProgram& self, int x, int gate, int out) { self.program.sigmoid_gate(x, gate, out); }, "x"_a, "gate"_a, "out"_a, "out = x * sigmoid(gate).")
+        .def("soft_cap", [](BoundProgram& self, int x, float factor, float cap, int out) { self.program.soft_cap(x, factor, cap, out); },
+             "x"_a, "factor"_a, "cap"_a, "out"_a, "out = cap * tanh(factor * x / cap).")
+        .def("gated_add", [](BoundProgram& self, int x, int y, float factor, bool if_seen, int out) { self.program.gated_add(x, y, factor, if_seen, out); },
+             "x"_a, "y"_a, "factor"_a, "if_seen"_a, "out"_a, "out = x + factor * y; with `if_seen` only in rows that see a picture.")
+        .def("overlay", [](BoundProgram& self, int x, int out) { self.program.overlay(x, out); }, "x"_a, "out"_a, "out = x with the rows of placeholders replaced by the step's features.")
+        .def("copy", [](BoundProgram& self, int x, int out) { self.program.copy(x, out); }, "x"_a, "out"_a, "out = x.")
+        .def("expert_room", [](BoundProgram& self, const Matrix& gate, const Matrix& up, const Matrix& down, int64_t experts, int64_t chosen) {
+                 return self.program.add_expert_room(gate, up, down, experts, chosen);
+             },
+             "gate"_a, "up"_a, "down"_a, "num_experts"_a, "num_chosen"_a, "Where experts of these shapes and forms compute. Returns its number.")
+        .def("experts", [](BoundProgram& self, int x, int scores, const Matrices& gates, const Matrices& ups, const Matrices& downs, int room, int out) {
+                 const auto constant = [](const Matrices& matrices) { return std::vector<MatrixPtr>(matrices.begin(), matrices.end()); };
+                 self.program.experts(x, scores, constant(gates), constant(ups), constant(downs), room, out);
+             },
+             "x"_a, "scores"_a, "gates"_a, "ups"_a, "downs"_a, "room"_a, "out"_a, "out = the sum of each row's chosen experts.")
+        .def("only_if_seen", [](BoundProgram& self, bool on) { self.program.only_if_seen(on); }, "on"_a,
+             "Whether the instructions that follow are left out of steps in which no token sees a picture.")
         .def("silu_gate", [](BoundProgram& self, int gate, int up, int out) { self.program.silu_gate(gate, up, out); }, "gate"_a, "up"_a, "out"_a, "out = silu(gate) * up.")
         .def("add", [](BoundProgram& self, int x, int y, int out) { self.program.add(x, y, out); }, "x"_a, "y"_a, "out"_a, "out = x + y.")
         .def("select", [](BoundProgram& self, int x, int out) { self.program.select(x, out); }, "x"_a, "out"_a, "out = the rows of x whose logits are wanted.")
         .def("check_finite", [](BoundProgram& self, int x) { self.program.check_finite(x); }, "logits"_a, "Looks for NaN and infinities in rows of logits.")
         .def("finish", [](BoundProgram& self, int logits) { self.program.finish(logits); }, "logits"_a, "Says which buffer holds the logits.")
         .def("cache_changed", [](BoundProgram& self) { self.program.cache_changed(); }, "To be called after the cache was given other pages.")
-        .def("step", &step, "spans"_a,
-             "One forward of spans (start, tokens, pages, num_outputs). Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
+        .def("step", &step, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
+             "One forward of spans (start, tokens, pages, num_outputs). Rows `placeholders` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
+             "that see pictures. Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
+        .def("begin", &begin, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{}, "As `step`, but runs nothing yet.")
+        .def("advance", &advance, "end"_a, "Runs the instructions of the step that was begun up to number `end`.")
+        .def("bad_rows", [](BoundProgram& self) { return self.program.bad_rows(); }, "The rows of logits of the step that are not finite.")
+        .def("rows", [](nb::handle self, int buffer) { return rows(self, buffer); }, "buffer"_a, nb::sig("def rows(self, buffer: int) -> memoryview"),
+             "The step's rows of a plain buffer: a view, to read and to write.")
         .def("logits", [](nb::handle self) { return logits(self); }, nb::sig("def logits(self) -> memoryview"),
              "The logits [R, V] of the last step, float32: a view that the next step overwrites.")
         .def_prop_ro("buffer_bytes", [](const BoundProgram& self) { return self.program.buffer_bytes(); })

@@ -7,7 +7,8 @@
 //   page    scores sum over H in order; the page's own maximum; weights e^(s - maximum); their sum; values sum in order of keys
 //   split   the pages of 256 tokens, folded in order from nothing
 //   token   the splits, folded in order from nothing (here, or by the executor when splits are shared out)
-// Keys that a token must not see weigh exactly 0, and a page that it sees nothing of folds to exactly what was there.
+// Keys that a token must not see (behind it, or outside its window) weigh exactly 0, and a page that it sees nothing of folds to
+// exactly what was there: so pages that no token of a tile sees are not read.
 //
 // Keys and values are read as stored. A tile of more than `kDirectRows` rows converts a page of halves once.
 // Reference: backends/reference/ops.py:attention.
@@ -91,16 +92,17 @@ void multiply(const float* a, int64_t a_stride, const Element* b, int64_t b_stri
     }
 }
 
-// In place: the scores of one row become weights. The first `valid` keys are seen; `width` scores, a multiple of 16, are
-// there, which is at least as many. Returns maximum and sum.
+// In place: the scores of one row become weights. The keys [first, valid) are seen; `width` scores, a multiple of 16, are there,
+// which is at least as many. Returns maximum and sum.
 struct Softmax {
     float largest, sum;
 };
-Softmax weigh(float* scores, int64_t valid, int64_t width) {
-    if (valid <= 0) {
+Softmax weigh(float* scores, int64_t first, int64_t valid, int64_t width) {
+    if (valid <= 0 || first >= width || first >= valid) {
         for (int64_t i = 0; i < width; i += kW) store(scores + i, broadcast(0.0f));
         return {kNothing, 0.0f};
     }
+    for (int64_t i = 0; i < first; ++i) scores[i] = kNothing;
     Vector top = broadcast(kNothing);
     if (valid >= width) {
         for (int64_t i = 0; i < width; i += kW) top = largest(top, load(scores + i));
@@ -172,30 +174,35 @@ bool are_finite(const Element* values, int64_t count) {
     return sum(nothing) == 0.0f;
 }
 
+int64_t clamp(int64_t place) { return place < 0 ? 0 : place < kPageTokens ? place : kPageTokens; }
+
 // Scores, weights and values of one page into scratch.page. `first` is the position of the page's first token.
 template <typename Element>
 void attend_page(const AttentionTile& tile, const Element* keys, const Element* values, int64_t first, Scratch& scratch) {
     const PageShape& shape = tile.shape;
     const int64_t rows = tile.tokens * tile.group, value_width = shape.padded_width;
     const Partial page(scratch.page, rows);
-    const int64_t last = tile.position + tile.tokens - first;       // seen by the last token: what lies behind may be anything
-    const int64_t seen = last < kPageTokens ? last : kPageTokens;
+    const auto seen_from = [&](int64_t t) { return clamp(tile.sight.first(tile.position + t) - first); };
+    const auto seen_to = [&](int64_t t) { return clamp(tile.sight.end(tile.position + t) - first); };
+    const int64_t seen = seen_to(tile.tokens - 1);  // by the last token: what lies behind may be anything
     const int64_t width = (seen + 15) / 16 * 16;
     multiply(scratch.q, value_width, keys, kPageTokens, rows, shape.head_width, width, scratch.scores, kPageTokens);
     for (int64_t r = 0; r < rows; ++r) {
-        const Softmax result = weigh(scratch.scores + r * kPageTokens, tile.position + r / tile.group - first + 1, width);
+        const Softmax result = weigh(scratch.scores + r * kPageTokens, seen_from(r / tile.group), seen_to(r / tile.group), width);
         page.largest[r] = result.largest;
         page.sums[r] = result.sum;
     }
-    const int64_t sure = tile.position - first + 1 > 0 ? tile.position - first + 1 : 0;  // seen by every token
-    if (sure >= seen || are_finite(values + sure * value_width, (seen - sure) * value_width)) {
+    // Seen by every token: [sure_from, sure_to).
+    const int64_t sure_to = seen_to(0), sure_from = seen_from(tile.tokens - 1) < sure_to ? seen_from(tile.tokens - 1) : sure_to;
+    const auto rows_finite = [&](int64_t from, int64_t to) { return from >= to || are_finite(values + from * value_width, (to - from) * value_width); };
+    if (rows_finite(0, sure_from) && rows_finite(sure_to, seen)) {
         multiply(scratch.scores, kPageTokens, values, value_width, rows, seen, value_width, page.values, value_width);
         return;
     }
-    // A weight of zero would carry a value that is not a number to tokens before it: each token stops at its own end.
+    // A weight of zero would carry a value that is not a number to tokens that do not see it: each reads what it sees.
     for (int64_t t = 0; t < tile.tokens; ++t) {
-        const int64_t end = tile.position + t - first + 1, row = t * tile.group;
-        multiply(scratch.scores + row * kPageTokens, kPageTokens, values, value_width, tile.group, end < 0 ? 0 : end < seen ? end : seen, value_width,
+        const int64_t from = seen_from(t), row = t * tile.group, count = seen_to(t) > from ? seen_to(t) - from : 0;
+        multiply(scratch.scores + row * kPageTokens + from, kPageTokens, values + from * value_width, value_width, tile.group, count, value_width,
                  page.values + row * value_width, value_width);
     }
 }
@@ -247,10 +254,12 @@ void attend(const AttentionTile& tile, uint8_t* scratch_bytes, float* partial) {
     // Rows that only fill a register: their parts of a partial must be numbers.
     clear(shape, rows, scratch.page);
     clear(shape, rows, partial);
+    const int64_t seen_from = tile.sight.first(tile.position), seen_to = tile.sight.end(tile.position + tile.tokens - 1);
     for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
         clear(shape, rows, scratch.split);
         for (int64_t first = split * kSplitTokens; first < (split + 1) * kSplitTokens; first += kPageTokens) {
-            if (first >= tile.position + tile.tokens) break;
+            if (first >= seen_to) break;
+            if (first + kPageTokens <= seen_from) continue;
             const uint8_t* keys = tile.cache + tile.pages[first / kPageTokens] * tile.page_stride;
             const uint8_t* values = keys + shape.key_bytes();
             if (!shape.half) {

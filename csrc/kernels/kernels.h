@@ -27,6 +27,20 @@ struct PageShape {
     int64_t bytes() const { return key_bytes() + kPageTokens * padded_width * element_bytes(); }
 };
 
+// Which keys a token sees: those of its own sequence up to its own, all of them or only the near ones; or whatever there is.
+struct Sight {
+    enum class Kind : int32_t { Past, Chunks, Sliding, Whole };
+    Kind kind = Kind::Past;
+    int64_t tokens = 0;  // of a chunk; that a sliding window spans; that there are
+
+    // The token at `position` sees [first, end). Neither falls as positions rise.
+    int64_t first(int64_t position) const {
+        if (kind == Kind::Chunks) return position / tokens * tokens;
+        return kind == Kind::Sliding && position >= tokens ? position - tokens + 1 : 0;
+    }
+    int64_t end(int64_t position) const { return kind == Kind::Whole ? tokens : position + 1; }
+};
+
 // One tile of queries of one sequence against a range of its cache: `tokens` consecutive tokens, the `group` query heads
 // that share one kv head.
 struct AttentionTile {
@@ -40,6 +54,7 @@ struct AttentionTile {
     int64_t position;              // of the first token
     int64_t split_begin, split_end;
     float scale;
+    Sight sight{};
 };
 
 // One table per instruction set. `partial` of a tile is, per row (token-major, then head): [rows] largest scores, [rows]
@@ -49,8 +64,20 @@ struct Kernels {
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* y);
     // Rotates the interleaved pairs of one head in place; the rest of the head stays.
     void (*rotate)(float* x, const float* cosine, const float* sine, int64_t pairs);
+    // y = (x - mean) / sqrt(variance + eps) * weight + bias, one row; y may be x.
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t width, float* y);
     // y = silu(gate) * up; y may be gate.
     void (*silu_gate)(const float* gate, const float* up, int64_t count, float* y);
+    // y = x * sigmoid(gate); y may be x.
+    void (*sigmoid_gate)(const float* x, const float* gate, int64_t count, float* y);
+    // y = cap * tanh(factor * x / cap); y may be x.
+    void (*soft_cap)(const float* x, float factor, float cap, int64_t count, float* y);
+    // y = x * Phi(x); y may be x.
+    void (*gelu)(const float* x, int64_t count, float* y);
+    // z = x + factor * y; z may be x.
+    void (*add_scaled)(const float* x, const float* y, float factor, int64_t count, float* z);
+    // y = factor * x; y may be x.
+    void (*scale)(const float* x, float factor, int64_t count, float* y);
     void (*add)(const float* x, const float* y, int64_t count, float* z);
     bool (*all_finite)(const float* x, int64_t count);
     // e^x as attention computes it, for tests.

@@ -9,7 +9,13 @@ namespace herd::HERD_ISA {
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t width, float* y);
 void rotate(float* x, const float* cosine, const float* sine, int64_t pairs);
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t width, float* y);
 void silu_gate(const float* gate, const float* up, int64_t count, float* y);
+void sigmoid_gate(const float* x, const float* gate, int64_t count, float* y);
+void soft_cap(const float* x, float factor, float cap, int64_t count, float* y);
+void gelu(const float* x, int64_t count, float* y);
+void add_scaled(const float* x, const float* y, float factor, int64_t count, float* z);
+void scale(const float* x, float factor, int64_t count, float* y);
 void add(const float* x, const float* y, int64_t count, float* z);
 bool all_finite(const float* x, int64_t count);
 void exponential(const float* x, int64_t count, float* y);

@@ -2,8 +2,8 @@
 //
 // An element's bits do not depend on its place: what does not fill a register is computed in one that is padded.
 // Reference: backends/reference/ops.py:silu_gate. The exponential is vector.h's; its error is tested there and in csrc/tests.
+#include "kernels/elementwise.h"
 #include "kernels/operations.h"
-#include "kernels/vector.h"
 
 namespace herd::HERD_ISA {
 
@@ -15,20 +15,6 @@ Vector silu(Vector z, Vector up) {
     const Vector one = broadcast(1.0f);
     const Vector exponent = smallest(broadcast(88.0f), broadcast(0.0f) - z);  // not a number passes through
     return z / (one + exponential(exponent)) * up;
-}
-
-// Applies `operation` to registers of x and y, padding the last.
-template <typename Operation>
-void elementwise(const float* x, const float* y, int64_t count, float* z, Operation operation) {
-    int64_t i = 0;
-    for (; i + kW <= count; i += kW) store(z + i, operation(load(x + i), load(y + i)));
-    if (i == count) return;
-    float rest[3][kW] = {};
-    const auto bytes = static_cast<size_t>(count - i) * sizeof(float);
-    std::memcpy(rest[0], x + i, bytes);
-    std::memcpy(rest[1], y + i, bytes);
-    store(rest[2], operation(load(rest[0]), load(rest[1])));
-    std::memcpy(z + i, rest[2], bytes);
 }
 
 }  // namespace

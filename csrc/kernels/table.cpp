@@ -8,7 +8,13 @@ const Kernels& kernel_table() {
     static const Kernels table{
         .rms_norm = rms_norm,
         .rotate = rotate,
+        .layer_norm = layer_norm,
         .silu_gate = silu_gate,
+        .sigmoid_gate = sigmoid_gate,
+        .soft_cap = soft_cap,
+        .gelu = gelu,
+        .add_scaled = add_scaled,
+        .scale = scale,
         .add = add,
         .all_finite = all_finite,
         .exponential = exponential_of,

@@ -54,6 +54,7 @@ void Attention::attend(const Context& context, const Step::Part& tile, int64_t h
         .split_begin = split_begin,
         .split_end = split_end,
         .scale = scale_,
+        .sight = sight_,
     };
     const int64_t floats = partial_floats(tile.count * group_, work.shape.padded_width);
     auto* own = reinterpret_cast<float*>(context.scratch);
@@ -67,7 +68,7 @@ void Attention::run(const Context& context, int64_t piece) const {
     if (context.step.shared) return run_shared(context, piece);
     const int64_t kv_heads = context.cache.kv_heads();
     const Step::Part& tile = context.step.tiles[static_cast<size_t>(piece / kv_heads)];
-    attend(context, tile, piece % kv_heads, 0, divide_up(tile.position + tile.count, kSplitTokens), nullptr);
+    attend(context, tile, piece % kv_heads, sight_.first(tile.position) / kSplitTokens, divide_up(tile.position + tile.count, kSplitTokens), nullptr);
 }
 
 void Attention::run_shared(const Context& context, int64_t piece) const {
@@ -75,18 +76,21 @@ void Attention::run_shared(const Context& context, int64_t piece) const {
     const int64_t all = static_cast<int64_t>(step.pieces.size()), head = piece / all;
     const Step::Piece which = step.pieces[static_cast<size_t>(piece % all)];
     const Step::Part& tile = step.tiles[static_cast<size_t>(which.tile)];
-    const int64_t splits = divide_up(tile.position + tile.count, kSplitTokens);
-    if (splits == 1) return attend(context, tile, head, 0, 1, nullptr);
+    // Splits before the window are skipped: none of the tile's tokens sees them.
+    const int64_t splits = divide_up(tile.position + tile.count, kSplitTokens), first_split = sight_.first(tile.position) / kSplitTokens;
+    if (which.split < first_split) return;
+    if (splits - first_split == 1) return attend(context, tile, head, first_split, splits, nullptr);
 
     const PageShape& shape = context.cache.shape();
     const int64_t rows = tile.count * group_, floats = partial_floats(Step::kSharedRows, shape.padded_width);
     float* first = reinterpret_cast<float*>(context.partials) + (head * all + step.first_piece[static_cast<size_t>(which.tile)]) * floats;
     attend(context, tile, head, which.split, which.split + 1, first + which.split * floats);
     std::atomic<int32_t>& arrived = context.arrived[static_cast<int64_t>(which.tile) * context.cache.kv_heads() + head];
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < splits) return;
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < splits - first_split) return;
     arrived.store(0, std::memory_order_relaxed);
-    for (int64_t split = 1; split < splits; ++split) context.machine.kernels.fold(shape, rows, first + split * floats, first);
-    context.machine.kernels.finish(shape, first, tile.count, group_, context.floats(out_, tile.row) + head * group_ * shape.head_width,
+    float* sum = first + first_split * floats;
+    for (int64_t split = first_split + 1; split < splits; ++split) context.machine.kernels.fold(shape, rows, first + split * floats, sum);
+    context.machine.kernels.finish(shape, sum, tile.count, group_, context.floats(out_, tile.row) + head * group_ * shape.head_width,
                                    context.buffer(out_).stride / static_cast<int64_t>(sizeof(float)));
 }
 

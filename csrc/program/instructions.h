@@ -23,13 +23,14 @@ class RowInstruction : public Instruction {
 
 class Embed final : public RowInstruction {
   public:
-    Embed(MatrixPtr table, int out) : RowInstruction("embed", out), table_(std::move(table)) {}
+    Embed(MatrixPtr table, Aliases aliases, int out) : RowInstruction("embed", out), table_(std::move(table)), aliases_(std::move(aliases)) {}
 
   protected:
     void row(const Context& context, int64_t row) const override;
 
   private:
     MatrixPtr table_;
+    Aliases aliases_;
 };
 
 // Row: cosines, then sines, in double precision until stored.
@@ -46,9 +47,11 @@ class Rotary final : public RowInstruction {
     double magnitude_;
 };
 
+// Of each of `heads` equal parts of a row by itself; `weight` is as wide as a part.
 class Norm final : public RowInstruction {
   public:
-    Norm(int x, FloatsPtr weight, float eps, int out) : RowInstruction("norm", out), x_(x), weight_(std::move(weight)), eps_(eps) {}
+    Norm(int x, FloatsPtr weight, float eps, int64_t heads, int out)
+        : RowInstruction("norm", out), x_(x), weight_(std::move(weight)), eps_(eps), heads_(heads) {}
 
   protected:
     void row(const Context& context, int64_t row) const override;
@@ -57,6 +60,19 @@ class Norm final : public RowInstruction {
     int x_;
     FloatsPtr weight_;
     float eps_;
+    int64_t heads_;
+};
+
+class Temper final : public RowInstruction {
+  public:
+    Temper(int x, double floor, double scale, int out) : RowInstruction("temper", out), x_(x), floor_(floor), scale_(scale) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_;
+    double floor_, scale_;
 };
 
 class Rotate final : public RowInstruction {
@@ -80,6 +96,67 @@ class SiluGate final : public RowInstruction {
 
   private:
     int gate_, up_;
+};
+
+class SigmoidGate final : public RowInstruction {
+  public:
+    SigmoidGate(int x, int gate, int out) : RowInstruction("sigmoid gate", out), x_(x), gate_(gate) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_, gate_;
+};
+
+class SoftCap final : public RowInstruction {
+  public:
+    SoftCap(int x, float factor, float cap, int out) : RowInstruction("soft cap", out), x_(x), factor_(factor), cap_(cap) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_;
+    float factor_, cap_;
+};
+
+// x + factor * y; with `if_seen` only in rows that see a picture.
+class GatedAdd final : public RowInstruction {
+  public:
+    GatedAdd(int x, int y, float factor, bool if_seen, int out)
+        : RowInstruction("gated add", out), x_(x), y_(y), factor_(factor), if_seen_(if_seen) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_, y_;
+    float factor_;
+    bool if_seen_;
+};
+
+// x, or what the step's pictures have for the row.
+class Overlay final : public RowInstruction {
+  public:
+    Overlay(int x, int out) : RowInstruction("overlay", out), x_(x) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_;
+};
+
+class Copy final : public RowInstruction {
+  public:
+    Copy(int x, int out) : RowInstruction("copy", out), x_(x) {}
+
+  protected:
+    void row(const Context& context, int64_t row) const override;
+
+  private:
+    int x_;
 };
 
 class Add final : public RowInstruction {
@@ -183,8 +260,8 @@ class Store final : public Instruction {
 
 class Attention final : public Instruction {
   public:
-    Attention(int q, int64_t layer, float scale, int64_t group, int out)
-        : Instruction("attention"), q_(q), layer_(layer), scale_(scale), group_(group), out_(out) {}
+    Attention(int q, int64_t layer, float scale, int64_t group, Sight sight, int out)
+        : Instruction("attention"), q_(q), layer_(layer), scale_(scale), group_(group), sight_(sight), out_(out) {}
     int64_t pieces(const Context& context) const override;
     void run(const Context& context, int64_t piece) const override;
 
@@ -196,6 +273,25 @@ class Attention final : public Instruction {
     int64_t layer_;
     float scale_;
     int64_t group_;
+    Sight sight_;
+    int out_;
+};
+
+// Queries of rows that see pictures against those pictures' keys and values; 0 in the other rows.
+class CrossAttention final : public Instruction {
+  public:
+    CrossAttention(int q, int64_t layer, int64_t heads, float scale, int out)
+        : Instruction("cross attention"), q_(q), layer_(layer), heads_(heads), scale_(scale), out_(out) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    int64_t tile_rows(const Step::Sighted& part) const;
+    int64_t pieces_of(const Step::Sighted& part) const;
+
+    int q_;
+    int64_t layer_, heads_;
+    float scale_;
     int out_;
 };
 

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/memory.h"
@@ -26,6 +27,7 @@
 namespace herd {
 
 using MatrixPtr = std::shared_ptr<const Matrix>;
+using Aliases = std::vector<std::pair<int32_t, int32_t>>;  // tokens that read another row of the table than their own
 using FloatsPtr = std::shared_ptr<const AlignedBytes>;  // a norm's weight or a bias, float32
 
 // A machine as programs use it: its threads and its kernels.
@@ -50,6 +52,7 @@ struct Buffer {
 };
 
 class Prepare;
+struct ExpertRoom;
 
 // What an instruction sees of the running step.
 struct Context {
@@ -82,6 +85,8 @@ class Instruction {
     virtual void run(const Context& context, int64_t piece) const = 0;
     const std::string& label() const { return label_; }
 
+    bool only_if_seen = false;  // left out in steps none of whose tokens sees a picture
+
   private:
     std::string label_;
 };
@@ -107,22 +112,37 @@ struct AttentionInputs {
 class Program {
   public:
     Program(std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, const Limits& limits);
+    ~Program();
+    Program(Program&&) noexcept;
 
     // Building. Buffers are numbered in order; wrong numbers or widths throw std::invalid_argument.
     int add_buffer(int64_t width, Rows rows);
     int add_prepared(Form form, int64_t width, Rows rows);
-    void embed(MatrixPtr table, int out);
+    void embed(MatrixPtr table, int out, Aliases aliases = {});
     void rotary(std::vector<double> frequencies, double magnitude, int out);
-    // out = rms_norm(x): weight may be null.
-    void norm(int x, FloatsPtr weight, float eps, int out);
+    // out = rms_norm(x) of each head: weight may be null.
+    void norm(int x, FloatsPtr weight, float eps, int64_t heads, int out);
+    void temper(int x, double floor, double scale, int out);
     // out = x in the form that products want; with `has_norm` of its norm. Rows of outputs from rows of tokens: those selected.
     void prepare(int x, bool has_norm, FloatsPtr weight, float eps, int out);
     void product(std::vector<Term> terms, After after, AttentionInputs inputs, const std::string& label);
     void rotate(int x, int rotary, int out, int64_t heads);
     void store(int k, int v, int64_t layer);
-    void attention(int q, int64_t layer, float scale, int out);
+    void attention(int q, int64_t layer, float scale, int out, Sight sight = {});
+    // `layer` counts the layers of what the step's rows see.
+    void cross_attention(int q, int64_t layer, int64_t heads, float scale, int out);
     void silu_gate(int gate, int up, int out);
     void add(int x, int y, int out);
+    void sigmoid_gate(int x, int gate, int out);
+    void soft_cap(int x, float factor, float cap, int out);
+    void gated_add(int x, int y, float factor, bool if_seen, int out);
+    void overlay(int x, int out);
+    void copy(int x, int out);
+    // Where experts of these shapes compute. Returns its number.
+    int add_expert_room(const Matrix& gate, const Matrix& up, const Matrix& down, int64_t experts, int64_t chosen);
+    void experts(int x, int scores, std::vector<MatrixPtr> gates, std::vector<MatrixPtr> ups, std::vector<MatrixPtr> downs, int room, int out);
+    // Whether the instructions that follow are left out when no token of the step sees a picture.
+    void only_if_seen(bool on) { only_if_seen_ = on; }
     void select(int x, int out);
     // Notes rows of x that hold something that is not a finite number; x has rows of outputs.
     void check_finite(int x);
@@ -132,7 +152,14 @@ class Program {
     void cache_changed();
 
     // Runs a step. Returns the rows of logits that hold something that is not a finite number.
-    const std::vector<int32_t>& run(std::span<const Span> spans);
+    const std::vector<int32_t>& run(std::span<const Span> spans, const Pictures& pictures = {});
+    // The same in parts: takes over a step, runs its instructions up to `end`, and tells the rows. In between buffers may be read
+    // and written.
+    void begin(std::span<const Span> spans, const Pictures& pictures);
+    void advance(size_t end);
+    const std::vector<int32_t>& bad_rows();
+    // The rows of a plain buffer.
+    float* rows(int buffer, int64_t& count, int64_t& width, int64_t& stride);
     const float* logits() const { return reinterpret_cast<const float*>(buffers_[static_cast<size_t>(logits_)].shared.data()); }
     int64_t logits_width() const { return buffers_[static_cast<size_t>(logits_)].width; }
     int64_t outputs() const { return step_.rows(Rows::Outputs); }
@@ -146,7 +173,9 @@ class Program {
     const std::vector<int64_t>& profile_ns() const { return profile_ns_; }
 
   private:
-    void work(int worker);
+    void work(int worker, size_t first, size_t end);
+    void check(const Pictures& pictures) const;
+    int64_t expect_pair(int x, int out) const;
     const Buffer& expect(int buffer, int64_t width, bool prepared, const char* name) const;
     template <typename Kind, typename... Arguments>
     Kind& append(Arguments&&... arguments);
@@ -167,6 +196,11 @@ class Program {
     std::unique_ptr<std::atomic<int32_t>[]> arrived_;
     std::unique_ptr<std::atomic<bool>[]> not_finite_;  // per row of logits
     std::vector<int32_t> bad_rows_;
+    std::vector<std::unique_ptr<ExpertRoom>> rooms_;
+    bool only_if_seen_ = false;
+    int64_t overlay_width_ = -1;
+    int64_t crossing_heads_ = 0, crossing_width_ = 0, crossing_layers_ = 0;
+    size_t next_ = 0;                             // instruction of the step that was begun
     int logits_ = -1;
     bool profiling_ = false;
     std::vector<int64_t> profile_ns_;

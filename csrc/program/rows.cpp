@@ -17,7 +17,14 @@ void RowInstruction::run(const Context& context, int64_t piece) const {
 }
 
 void Embed::row(const Context& context, int64_t row) const {
-    context.machine.linear.unpack_row(*table_, context.step.tokens[static_cast<size_t>(row)], context.floats(out_, row));
+    int32_t token = context.step.tokens[static_cast<size_t>(row)];
+    for (const auto& [alias, other] : aliases_) {
+        if (token == alias) {
+            token = other;
+            break;
+        }
+    }
+    context.machine.linear.unpack_row(*table_, token, context.floats(out_, row));
 }
 
 void Rotary::row(const Context& context, int64_t row) const {
@@ -31,8 +38,17 @@ void Rotary::row(const Context& context, int64_t row) const {
 }
 
 void Norm::row(const Context& context, int64_t row) const {
-    context.machine.kernels.rms_norm(context.floats(x_, row), weight_ ? weight_->as<float>() : nullptr, eps_, context.buffer(x_).width,
-                                     context.floats(out_, row));
+    const int64_t width = context.buffer(x_).width / heads_;
+    for (int64_t head = 0; head < heads_; ++head) {
+        context.machine.kernels.rms_norm(context.floats(x_, row) + head * width, weight_ ? weight_->as<float>() : nullptr, eps_, width,
+                                         context.floats(out_, row) + head * width);
+    }
+}
+
+void Temper::row(const Context& context, int64_t row) const {
+    const double position = context.step.positions[static_cast<size_t>(row)];
+    const double factor = 1.0 + scale_ * std::log(std::floor((position + 1.0) / floor_) + 1.0);
+    context.machine.kernels.scale(context.floats(x_, row), static_cast<float>(factor), context.buffer(out_).width, context.floats(out_, row));
 }
 
 void Rotate::row(const Context& context, int64_t row) const {
@@ -45,6 +61,32 @@ void Rotate::row(const Context& context, int64_t row) const {
 
 void SiluGate::row(const Context& context, int64_t row) const {
     context.machine.kernels.silu_gate(context.floats(gate_, row), context.floats(up_, row), context.buffer(out_).width, context.floats(out_, row));
+}
+
+void SigmoidGate::row(const Context& context, int64_t row) const {
+    context.machine.kernels.sigmoid_gate(context.floats(x_, row), context.floats(gate_, row), context.buffer(out_).width, context.floats(out_, row));
+}
+
+void SoftCap::row(const Context& context, int64_t row) const {
+    context.machine.kernels.soft_cap(context.floats(x_, row), factor_, cap_, context.buffer(out_).width, context.floats(out_, row));
+}
+
+void GatedAdd::row(const Context& context, int64_t row) const {
+    if (!if_seen_ || context.step.seen[static_cast<size_t>(row)] != 0) {
+        context.machine.kernels.add_scaled(context.floats(x_, row), context.floats(y_, row), factor_, context.buffer(out_).width, context.floats(out_, row));
+    } else if (out_ != x_) {
+        std::memcpy(context.floats(out_, row), context.floats(x_, row), static_cast<size_t>(context.buffer(out_).width) * sizeof(float));
+    }
+}
+
+void Overlay::row(const Context& context, int64_t row) const {
+    const int32_t from = context.step.feature_rows[static_cast<size_t>(row)];
+    const float* source = from < 0 ? context.floats(x_, row) : context.step.features + from * context.step.feature_width;
+    if (from >= 0 || out_ != x_) std::memcpy(context.floats(out_, row), source, static_cast<size_t>(context.buffer(out_).width) * sizeof(float));
+}
+
+void Copy::row(const Context& context, int64_t row) const {
+    std::memcpy(context.floats(out_, row), context.floats(x_, row), static_cast<size_t>(context.buffer(out_).width) * sizeof(float));
 }
 
 void Add::row(const Context& context, int64_t row) const {

@@ -25,9 +25,9 @@ void check(const Span& span, size_t index, const Limits& limits, int64_t pages) 
         refuse(at + " asks for logits of " + std::to_string(span.outputs) + " of its " + std::to_string(count) + " tokens");
     }
     for (size_t i = 0; i < span.tokens.size(); ++i) {
-        if (span.tokens[i] < 0 || span.tokens[i] >= limits.vocabulary) {
+        if (span.tokens[i] < 0 || span.tokens[i] >= limits.ids()) {
             refuse("token " + std::to_string(span.tokens[i]) + " at position " + std::to_string(span.start + static_cast<int64_t>(i)) + " of " + at +
-                   " is outside the vocabulary of " + std::to_string(limits.vocabulary));
+                   " is outside the vocabulary of " + std::to_string(limits.ids()));
         }
     }
     const int64_t needed = divide_up(span.start + count, kPageTokens);
@@ -50,6 +50,9 @@ Step::Step(const Limits& limits, int64_t workers) : limits_(limits), workers_(wo
     parts.reserve(most);
     tiles.reserve(most);
     first_piece.reserve(most);
+    seen.reserve(most);
+    feature_rows.reserve(most);
+    sighted.reserve(most);
 }
 
 void Step::set(std::span<const Span> spans, int64_t num_pages) {
@@ -81,6 +84,33 @@ void Step::set(std::span<const Span> spans, int64_t num_pages) {
         for (int64_t i = length - span.outputs; i < length; ++i) output_rows.push_back(static_cast<int32_t>(row + i));
         for (const int64_t page : span.pages) pages.push_back(static_cast<int32_t>(page));
     }
+}
+
+void Step::set(const Pictures& pictures) {
+    seen.assign(static_cast<size_t>(tokens_), 0);
+    feature_rows.assign(static_cast<size_t>(tokens_), -1);
+    sighted.clear();
+    any_seen = false;
+    features = pictures.features;
+    feature_width = pictures.width;
+    for (size_t i = 0; i < pictures.placeholders.size(); ++i) {
+        const int32_t row = pictures.placeholders[i];
+        if (row < 0 || row >= tokens_) refuse("row " + std::to_string(row) + " cannot be a picture's; the step has " + std::to_string(tokens_));
+        feature_rows[static_cast<size_t>(row)] = static_cast<int32_t>(i);
+    }
+    int64_t row = 0;
+    for (const Seeing& part : pictures.seeing) {
+        if (part.row < row || part.count < 1 || part.row + part.count > tokens_) {
+            refuse("rows from " + std::to_string(part.row) + " cannot see a picture; the step has " + std::to_string(tokens_));
+        }
+        if (part.row > row) sighted.push_back({row, part.row - row, {}});
+        sighted.push_back({part.row, part.count, part.pictures});
+        row = part.row + part.count;
+        if (part.pictures.empty()) continue;
+        any_seen = true;
+        for (int64_t at = part.row; at < row; ++at) seen[static_cast<size_t>(at)] = 1;
+    }
+    if (row < tokens_) sighted.push_back({row, tokens_ - row, {}});
 }
 
 void Step::cut(int64_t tile_tokens, int64_t group, int64_t kv_heads) {

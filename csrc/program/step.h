@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
+
+#include "program/key_values.h"
 
 namespace herd {
 
@@ -18,8 +21,26 @@ struct Span {
     int64_t outputs;
 };
 
+// Consecutive rows of a step that see the same pictures, in order.
+struct Seeing {
+    int64_t row, count;
+    std::vector<std::shared_ptr<const KeyValues>> pictures;
+};
+
+// What a step's tokens have to do with pictures. Nothing, for most.
+struct Pictures {
+    std::span<const int32_t> placeholders;  // rows of the step that `features` replaces
+    const float* features = nullptr;        // [placeholders][width]
+    int64_t width = 0;
+    std::span<const Seeing> seeing;         // by rising row
+};
+
+// `vocabulary` is the width of logits; a model may know further ids, `embeddings` in all (0: as many).
 struct Limits {
     int64_t tokens, outputs, vocabulary;
+    int64_t embeddings = 0;
+
+    int64_t ids() const { return embeddings > 0 ? embeddings : vocabulary; }
 };
 
 class Step {
@@ -38,6 +59,8 @@ class Step {
     // Takes over the spans. Throws std::invalid_argument, before anything of the step has changed, for a token outside the
     // vocabulary, a page outside 0 .. pages-1, too few pages, or more tokens or outputs than the limits.
     void set(std::span<const Span> spans, int64_t pages);
+    // Takes over, after `set`, what belongs to the same step. Throws std::invalid_argument for rows that the step does not have.
+    void set(const Pictures& pictures);
     // Cuts the parts into tiles of at most `tile_tokens` tokens, and those into splits when there are few of them: when
     // tiles * kv_heads is below four per worker.
     void cut(int64_t tile_tokens, int64_t group, int64_t kv_heads);
@@ -54,6 +77,18 @@ class Step {
     std::vector<Piece> pieces;          // one per split of a tile when `shared`
     std::vector<int32_t> first_piece;   // of each tile, when `shared`
     bool shared = false;                // the splits of a tile go to different workers
+
+    // Runs of rows that see the same pictures; together they cover all rows.
+    struct Sighted {
+        int64_t row, count;
+        std::span<const std::shared_ptr<const KeyValues>> pictures;
+    };
+    std::vector<Sighted> sighted;
+    std::vector<uint8_t> seen;          // [T], whether the row sees a picture
+    bool any_seen = false;
+    std::vector<int32_t> feature_rows;  // [T], of `features`, or -1
+    const float* features = nullptr;    // [..][feature_width]
+    int64_t feature_width = 0;
 
     static constexpr int64_t kSharedRows = 16;  // rows of queries of a tile that may be shared, at most
 

@@ -7,18 +7,18 @@ The cache holds float32, or float16 where block-quantised weights are multiplied
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from herd import _core
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult, Watch, check_tokens, refuse_classifier
 from herd.backends.cpu.kept import KeptWeights, Origin
 from herd.backends.cpu.lower import lower
 from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, Packer
-from herd.backends.cpu.trace import OUTPUT_ROWS, POSITIONS, TOKENS, TracingOps
+from herd.backends.cpu.trace import OUTPUT_ROWS, PICTURES, POSITIONS, SEEN, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.models.architecture import Config, architecture_of, num_embeddings
+from herd.models.architecture import CacheShape, Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import Step
 from herd.models.weights import Leaf, Matrix, TensorSpec
 from herd.version import __version__
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.backends.cpu.lower import Mark
+    from herd.backends.cpu.pictures import Pictures, StepPictures
+    from herd.backends.cpu.watch import WatchedProgram
     from herd.sampling.draw import Choice, Draw
 
 # After so many bytes were packed the pages of the file that they came from are given back.
@@ -62,10 +65,10 @@ class CpuBackend:
         try:
             self._packed = self._load_or_pack(leaf, release)
             caches = self._model.caches(cfg)
-            self._shape = caches[0]
-            assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) == 1, "one cache shape for all layers"
-            self._cache = _core.Cache(len(caches), self._shape.num_kv_heads, self._shape.head_width, self._is_cache_half())
-            self._program = self._trace()
+            assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
+            self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
+            self._cache = _core.Cache(max(len(caches), 1), self._shape.num_kv_heads, self._shape.head_width, self._is_cache_half())
+            self._traced()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
         except MemoryError as problem:
             raise CapacityError(_NO_MEMORY) from problem
@@ -88,7 +91,8 @@ class CpuBackend:
         self.num_pages = 0
         try:
             self._cache.allocate(num_pages)
-            self._program.cache_changed()
+            for program in self._programs():
+                program.cache_changed()
         except (MemoryError, ValueError) as problem:
             self._cache.allocate(0)
             raise CapacityError(
@@ -103,17 +107,40 @@ class CpuBackend:
     def step(self, plan: Plan) -> StepResult:
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
+        refuse_classifier(self._cfg)
+        spans: list[tuple[int, Any, Any, int]] = [(span.start, span.tokens, span.pages, span.num_outputs) for span in plan.spans]
+        values: Mapping[str, Any] = {}
+        program = self._program
         try:
-            bad_rows = self._program.step([(span.start, span.tokens, span.pages, span.num_outputs) for span in plan.spans])
+            if plan.watch is not None:
+                watched = self._watching(plan.watch)
+                program = watched.program
+                bad_rows, values = watched.run(plan, spans, self._pictures_of(plan))
+            elif any(span.pictures for span in plan.spans):
+                seen = self._pictures_of(plan)
+                bad_rows = program.step(spans, seen.placeholders, seen.features, seen.seeing or [])
+            else:
+                bad_rows = program.step(spans)
         except ValueError as problem:
             raise UsageError(f"{problem}.") from problem
         if bad_rows:
             raise FileProblem(_not_finite(plan, bad_rows[0]))
-        choices = self._choose(plan)
-        logits_RV = _copied(self._program.logits()) if plan.want_logits else None
+        choices = self._choose(plan, program)
+        logits_RV = _copied(program.logits()) if plan.want_logits else None
         if self._kept is not None:
             self._kept.start()  # nobody waits for the first answer any more
-        return StepResult(choices, logits_RV)
+        return StepResult(choices, logits_RV, values)
+
+    def classify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        from herd.backends.cpu.picture_ops import CpuPictureOps
+
+        if self._is_closed:
+            raise UsageError("This model has been closed; load it again.")
+        classifier = classifying(self._cfg)
+        assert classifier is not None, "only for classifiers"
+        check_tokens(tokens, self.num_embeddings)
+        logits_1C: NDArray[np.float32] = classifier.classify(self._weights(), self._cfg, cast(Any, CpuPictureOps(self._machine)), tokens)
+        return logits_1C[0]
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
         for name in weights:
@@ -122,7 +149,7 @@ class CpuBackend:
         try:
             packed = {name: self._packer.pack(self._specs[name], leaf) for name, leaf in weights.items()}
             self._packed.update(packed)
-            self._program = self._trace()
+            self._traced()
         except MemoryError as problem:
             raise CapacityError(_NO_MEMORY) from problem
 
@@ -131,7 +158,9 @@ class CpuBackend:
 
     def memory(self) -> MemoryUse:
         weights = sum(packed.num_bytes for packed in self._packed.values())
-        return MemoryUse(weights, self.num_pages * self.page_bytes(), self._program.buffer_bytes)
+        other = {} if self._pictures is None else {"pictures": self._pictures.num_bytes}
+        buffers = sum(program.buffer_bytes for program in self._programs())
+        return MemoryUse(weights, self.num_pages * self.page_bytes(), buffers, other)
 
     def profile(self, on: bool) -> list[tuple[str, float]]:
         """(label, seconds) of every instruction since profiling was switched on; then switches it on from zero, or off."""
@@ -147,6 +176,7 @@ class CpuBackend:
             self._kept.close()
         self.allocate(0)
         del self._program
+        self._watched = self._pictures = None
         self._packed.clear()
 
     def _load_or_pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
@@ -175,21 +205,74 @@ class CpuBackend:
         """Float16 loses less than int8 activations do; a model computed in more precision keeps its cache in more."""
         return any(packed.is_int8 for packed in self._packed.values())
 
-    def _trace(self) -> _core.Program:
+    def _traced(self) -> None:
+        """The program of every step, made anew; what was made of the weights before is gone."""
+        self._watched: WatchedProgram | None = None
+        self._pictures: Pictures | None = None
+        self._program, self._value_names, _ = self._trace()
+
+    def _trace(self, watched: frozenset[str] = frozenset()) -> tuple[_core.Program, tuple[str, ...], list[Mark]]:
+        """A program with taps at the values `watched`, the names of all values, and where to find those."""
         cfg, options = self._cfg, self._options
         program = _core.Program(
-            self._machine, self._cache, self._shape.num_heads, options.max_step_tokens, options.max_step_outputs, cfg.vocab_size
+            self._machine,
+            self._cache,
+            self._shape.num_heads,
+            options.max_step_tokens,
+            options.max_step_outputs,
+            cfg.vocab_size,
+            num_embeddings(cfg),
         )
-        ops = TracingOps()
-        # A tied head is the embedding table: `weights` asks for it once, and both uses share the packed matrix.
-        weights = self._model.weights(cfg, cast(Leaf, self._packed.__getitem__))
-        cache = range(len(self._model.caches(cfg)))
-        step = Step(ops=ops, tokens_T=TOKENS, positions_T=POSITIONS, outputs_R=OUTPUT_ROWS, cache=cache)  # type: ignore[arg-type]  # the tensors of this backend are nodes
-        lower(program, ops.nodes, self._model.forward(weights, cfg, step), fuse=self._fuse)
-        self._value_names = tuple(ops.names)
-        return program
+        if classifying(cfg) is not None:
+            return program, (), []
+        ops = TracingOps(watched)
+        layers, model = range(len(self._model.caches(cfg))), seeing(cfg)
+        # The tensors of this backend are nodes, and names of what a step brings along.
+        step = Step(
+            ops=cast(Any, ops),
+            tokens_T=TOKENS,
+            positions_T=POSITIONS,
+            outputs_R=OUTPUT_ROWS,
+            cache=layers,
+            pictures=PICTURES,
+            memory=range(0 if model is None else model.num_crossing(cfg)),
+            seen=SEEN,
+        )
+        marks = lower(program, ops.nodes, self._model.forward(self._weights(), cfg, step), fuse=self._fuse)
+        return program, tuple(ops.names), marks
 
-    def _choose(self, plan: Plan) -> tuple[Choice | None, ...]:
+    def _weights(self) -> Any:
+        """The model's tree of packed weights. A tied head is the embedding table: both uses share the packed matrix."""
+        return self._model.weights(self._cfg, cast(Leaf, self._packed.__getitem__))
+
+    def _programs(self) -> list[_core.Program]:
+        return [self._program] if self._watched is None else [self._program, self._watched.program]
+
+    def _watching(self, watch: Watch) -> WatchedProgram:
+        """The program with taps at these values: the last one again, or another."""
+        from herd.backends.cpu.watch import WatchedProgram
+
+        names = watch.read | watch.patch.keys()
+        for name in sorted(names):
+            if name not in self._value_names:
+                raise UsageError(f"This model has no value named {name}; the names are those of `value_names()`.")
+        if self._watched is None or self._watched.names != names:
+            self._watched = None
+            program, _, marks = self._trace(frozenset(names))
+            self._watched = WatchedProgram(program, tuple(marks), frozenset(names), self._cache, self._shape, self._is_cache_half())
+        return self._watched
+
+    def _pictures_of(self, plan: Plan) -> StepPictures:
+        from herd.backends.cpu.pictures import Pictures, StepPictures
+
+        model = seeing(self._cfg)
+        if model is None:
+            return StepPictures()
+        if self._pictures is None:
+            self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._is_cache_half())
+        return self._pictures.of(plan)
+
+    def _choose(self, plan: Plan, program: _core.Program) -> tuple[Choice | None, ...]:
         if all(span.draw is None for span in plan.spans):
             return (None,) * len(plan.spans)
         rows, draws, where = [], [], []
@@ -200,7 +283,7 @@ class CpuBackend:
                 rows.append(row - 1)
                 draws.append(span.draw)
                 where.append(index)
-        logits_RV = self._program.logits()
+        logits_RV = program.logits()
         choices: list[Choice | None] = [None] * len(plan.spans)
         for index, at, draw, choice in zip(where, rows, draws, self._chooser.choose(logits_RV, rows, draws), strict=True):
             choices[index] = choice if choice is not None else _choose(logits_RV, at, draw)

@@ -10,6 +10,8 @@ With `fuse`, when nothing else looks at the values in between:
 
 Fused or not, the bits are the same (tests/backends/test_cpu_program.py). Buffers are taken when a value arises and given
 back when its last user is done, so that all layers share a few of them.
+
+What is only added to rows that see pictures is left out of steps without any.
 """
 
 from __future__ import annotations
@@ -18,14 +20,48 @@ from collections import Counter
 from collections.abc import Sequence
 
 from herd import _core
-from herd.backends.cpu.trace import Add, Attention, Embed, Linear, Node, Norm, Rotary, Rotate, Select, SiluGate
+from herd.backends.cpu.trace import (
+    Add,
+    Attention,
+    CrossAttention,
+    Embed,
+    Experts,
+    GatedAdd,
+    Linear,
+    Node,
+    Norm,
+    Overlay,
+    Rotary,
+    Rotate,
+    Select,
+    SigmoidGate,
+    SiluGate,
+    SoftCap,
+    Tap,
+    Temper,
+)
+from herd.models.ops import Chunks, Window
+from herd.records import dataclass
 
 _Term = tuple[_core.Matrix, object, int, int, bool]
 
 
-def lower(program: _core.Program, nodes: Sequence[Node], logits: Node, *, fuse: bool = True) -> None:
-    """Appends the instructions that compute `logits` to an empty program and finishes it."""
-    _Lowering(program, nodes, logits, fuse).run()
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """When instruction `end` is next, `buffer` holds the value of `node`; of attention also the queries, in `queries`."""
+
+    end: int
+    node: Tap | Attention
+    buffer: int
+    queries: int = -1
+
+
+def lower(program: _core.Program, nodes: Sequence[Node], logits: Node, *, fuse: bool = True) -> list[Mark]:
+    """Appends the instructions that compute `logits` to an empty program and finishes it. Says where to find what is tapped, and
+    what attention reads and gives."""
+    lowering = _Lowering(program, nodes, logits, fuse)
+    lowering.run()
+    return lowering.marks
 
 
 class _Lowering:
@@ -42,12 +78,18 @@ class _Lowering:
         self._buffers: dict[Node, int] = {}
         self._prepared: dict[tuple[Node, int], int] = {}
         self._free: dict[tuple[str, int, bool], list[int]] = {}
+        self._rooms: dict[tuple[object, ...], int] = {}
+        self.marks: list[Mark] = []
+        # A tapped value must be right in every step.
+        self._if_seen = set[Node]() if any(isinstance(node, Tap) for node in nodes) else _only_if_seen(nodes, self._users)
         self._postponed = self._choose_postponed() if fuse else set[Node]()
 
     def run(self) -> None:
         for node in self._nodes:
             if node not in self._postponed:
                 self._emit(node)
+        if not isinstance(self._logits, Linear | Add):
+            self._program.check_finite(self._buffers[self._logits])
         self._program.finish(self._buffers[self._logits])
 
     # What is computed where it is used
@@ -56,7 +98,7 @@ class _Lowering:
         postponed: set[Node] = set()
         for node in self._nodes:
             match node:
-                case Norm() if all(isinstance(user, Linear) for user in self._users[node]):
+                case Norm(num_heads=1) if all(isinstance(user, Linear) for user in self._users[node]):
                     postponed.add(node)
                 case Attention() if self._is_fusable(node):
                     q, k, v = node.inputs
@@ -94,6 +136,13 @@ class _Lowering:
         self._buffers[node] = buffer
         return buffer
 
+    def _take_over(self, node: Node, x: Node) -> int:
+        """A buffer for `node`, which is made of x row by row: that of x if nobody else wants it."""
+        if self._left[x] > 1:
+            return self._take(node)
+        buffer = self._buffers[node] = self._buffers.pop(x)
+        return buffer
+
     def _done_with(self, *nodes: Node) -> None:
         """One user of each is done; what nobody needs any more is given back."""
         for node in nodes:
@@ -113,31 +162,58 @@ class _Lowering:
 
     def _emit(self, node: Node) -> None:
         program = self._program
+        program.only_if_seen(node in self._if_seen)
         match node:
-            case Embed(table=table):
-                program.embed(table.native, self._take(node))
-            case Rotary(frequencies=frequencies, magnitude=magnitude):
-                program.rotary(list(frequencies), magnitude, self._take(node))
-            case Norm(inputs=(x,), weight=weight, eps=eps):
-                program.norm(self._buffers[x], None if weight is None else weight.values, eps, self._take(node))
-            case Linear():
-                program.product([self._term(node, self._take(node))], after=self._after(node), label=_label(node))
-            case Rotate(inputs=(x, rotary), num_heads=num_heads):
-                program.rotate(self._buffers[x], self._buffers[rotary], self._take(node), num_heads)
             case Attention():
                 self._attention(node)
-                return
             case SiluGate():
                 self._silu_gate(node)
-                return
             case Add():
                 self._add(node)
-                return
-            case Select(inputs=(x,)):
-                program.select(self._buffers[x], self._take(node))
+            case Experts():
+                self._experts(node)
+            case Linear():
+                program.product([self._term(node, self._take(node))], after=self._after(node), label=_label(node))
+                self._done_with(*node.inputs)
+            case _:
+                self._by_rows(node)
+                self._done_with(*node.inputs)
+
+    def _by_rows(self, node: Node) -> None:
+        """What treats every row alike. Most of it may happen in place."""
+        program, buffers = self._program, self._buffers
+        sources = [buffers[x] for x in node.inputs if x in buffers]
+        is_new = isinstance(node, Embed | Rotary | Select | CrossAttention)
+        out = self._take(node) if is_new else self._take_over(node, node.inputs[0])
+        match node:
+            case Embed(table=table, aliases=aliases):
+                program.embed(table.native, out, list(aliases))
+            case Rotary(frequencies=frequencies, magnitude=magnitude):
+                program.rotary(list(frequencies), magnitude, out)
+            case Norm(weight=weight, eps=eps, num_heads=num_heads):
+                program.norm(sources[0], None if weight is None else weight.values, eps, out, num_heads)
+            case Rotate(num_heads=num_heads):
+                program.rotate(sources[0], sources[1], out, num_heads)
+            case Temper(floor=floor, scale=scale):
+                program.temper(sources[0], floor, scale, out)
+            case CrossAttention(layer=layer, num_heads=num_heads, scale=scale):
+                program.cross_attention(sources[0], layer, num_heads, scale, out)
+            case GatedAdd(factor=factor, if_seen=if_seen):
+                program.gated_add(sources[0], sources[1], factor, if_seen, out)
+            case SigmoidGate():
+                program.sigmoid_gate(sources[0], sources[1], out)
+            case SoftCap(factor=factor, cap=cap):
+                program.soft_cap(sources[0], factor, cap, out)
+            case Overlay():
+                program.overlay(sources[0], out)
+            case Select():
+                program.select(sources[0], out)
+            case Tap():
+                if out != sources[0]:
+                    program.copy(sources[0], out)
+                self.marks.append(Mark(program.num_instructions, node, out))
             case _:
                 raise AssertionError(f"no instruction for {type(node).__name__}")
-        self._done_with(*node.inputs)
 
     def _after(self, node: Node) -> str:
         return "check_finite" if node is self._logits else "nothing"
@@ -154,13 +230,19 @@ class _Lowering:
             free = self._free.get((f"form {form}", x.width, x.outputs))
             made = free.pop() if free else self._program.prepared(node.matrix.native, x.outputs)
             self._prepared[x, form] = made
-            self._prepare(x, made)
+            self._prepare(x, made, node)
         return self._prepared[x, form]
 
-    def _prepare(self, x: Node, out: int) -> None:
-        if x not in self._postponed:
+    def _prepare(self, x: Node, out: int, user: Node) -> None:
+        """For `user` and whoever else wants it prepared alike."""
+        self._program.only_if_seen(x in self._if_seen)
+        if x in self._postponed:
+            self._prepare_norm(x, out)
+        else:
             self._program.prepare(self._buffers[x], out)
-            return
+        self._program.only_if_seen(user in self._if_seen)
+
+    def _prepare_norm(self, x: Node, out: int) -> None:
         assert isinstance(x, Norm)
         source = x.inputs[0]
         if source in self._postponed:
@@ -179,7 +261,9 @@ class _Lowering:
             self._done_with(rotary, rotary)
         else:
             program.store(self._buffers[k], self._buffers[v], node.layer)
-        program.attention(self._buffers[q], node.layer, node.scale, self._take(node))
+        out = self._take(node)
+        program.attention(self._buffers[q], node.layer, node.scale, out, *_window(node.window))
+        self.marks.append(Mark(program.num_instructions, node, out, self._buffers[q]))
         self._done_with(q, k, v)
 
     def _silu_gate(self, node: SiluGate) -> None:
@@ -192,6 +276,16 @@ class _Lowering:
             return
         self._program.silu_gate(self._buffers[gate], self._buffers[up], self._take(node))
         self._done_with(gate, up)
+
+    def _experts(self, node: Experts) -> None:
+        x, scores = node.inputs
+        gates, ups, downs = node.gate.each(), node.up.each(), node.down.each()
+        forms = [self._program.form(matrices[0]) for matrices in (gates, ups, downs)]
+        key = (*forms, node.gate.rows, x.width, len(gates), node.num_chosen)
+        if key not in self._rooms:
+            self._rooms[key] = self._program.expert_room(gates[0], ups[0], downs[0], len(gates), node.num_chosen)
+        self._program.experts(self._buffers[x], self._buffers[scores], gates, ups, downs, self._rooms[key], self._take(node))
+        self._done_with(x, scores)
 
     def _add(self, node: Add) -> None:
         x, y = node.inputs
@@ -208,6 +302,29 @@ class _Lowering:
         if node is self._logits:
             self._program.check_finite(self._buffers[node])
         self._done_with(x, y)
+
+
+def _only_if_seen(nodes: Sequence[Node], users: dict[Node, list[Node]]) -> set[Node]:
+    """What serves nothing but to be added to rows that see pictures."""
+    found = set[Node]()
+
+    def serves(node: Node, user: Node) -> bool:
+        return user in found or (isinstance(user, GatedAdd) and user.if_seen and user.inputs[0] is not node)
+
+    for node in reversed(nodes):
+        if users[node] and all(serves(node, user) for user in users[node]):
+            found.add(node)
+    return found
+
+
+def _window(window: Window | None) -> tuple[str, int]:
+    match window:
+        case None:
+            return "past", 0
+        case Chunks(tokens):
+            return "chunks", tokens
+        case _:
+            return "sliding", window.tokens
 
 
 def _looks_at(product: Node, x: Node) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+PANEL_ROWS = 16
 PLAIN_DTYPES: dict[str | None, DType | None] = {None: None, "float32": F32, "float16": F16, "bfloat16": BF16}
 
 
@@ -74,7 +75,29 @@ class PackedVector:
         return self.values.nbytes
 
 
-Packed = PackedMatrix | PackedAdapted | PackedVector
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedExperts:
+    """The matrices of `count` experts [E, out, in], one after another in one matrix; each begins at a multiple of 16 rows."""
+
+    whole: PackedMatrix
+    count: int
+    rows: int
+
+    @property
+    def is_int8(self) -> bool:
+        return self.whole.is_int8
+
+    @property
+    def num_bytes(self) -> int:
+        return self.whole.num_bytes
+
+    def each(self) -> list[_core.Matrix]:
+        """The matrix of every expert, in the memory of the whole."""
+        step = self.whole.shape[0] // self.count
+        return [self.whole.native.part(expert * step, self.rows) for expert in range(self.count)]
+
+
+Packed = PackedMatrix | PackedAdapted | PackedVector | PackedExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +115,12 @@ class Packer:
         """The native form of the weight that `spec` declares."""
         if tuple(leaf.shape) != spec.shape:
             raise UsageError(f"{spec.name} has shape {list(leaf.shape)}; the model's has {list(spec.shape)}.")
-        if spec.kind in (Kind.NORM, Kind.BIAS):
+        if spec.kind.is_vector:
             return PackedVector(_values(leaf))
+        if spec.kind is Kind.EXPERTS:
+            if isinstance(leaf, Adapted):
+                raise UsageError(f"{spec.name} has an adapter; adapters over the stacked matrices of experts are not supported.")
+            return self._experts(leaf)
         if isinstance(leaf, Adapted):
             import numpy as np
 
@@ -118,10 +145,28 @@ class Packer:
         native = _core.Matrix(self.machine, dtype.ggml_id, self.activations, rows, columns, data, self.memory)
         return PackedMatrix(native, is_int8=dtype.is_block and self.activations == "int8")
 
+    def _experts(self, leaf: Dense | Blocks) -> PackedExperts:
+        """A stack as one matrix. Rows that do not fill a panel of 16 are followed by rows of zeros."""
+        import numpy as np
+
+        count, rows, columns = leaf.shape
+        stored = _bytes(leaf.data).reshape(count, rows, -1)
+        missing = -rows % PANEL_ROWS
+        if missing:
+            stored = np.concatenate([stored, np.zeros((count, missing, stored.shape[-1]), np.uint8)], axis=1)
+        return PackedExperts(self.matrix(type(leaf)(leaf.dtype, (count * (rows + missing), columns), stored)), count, rows)
+
     def _floats(self, values: NDArray[np.float32]) -> PackedMatrix:
         rows, columns = values.shape
         native = _core.Matrix(self.machine, F32.ggml_id, self.activations, rows, columns, _bytes(values), self.memory)
         return PackedMatrix(native, is_int8=False)
+
+
+def from_one(weight: PackedVector) -> PackedVector:
+    """1 + weight."""
+    import numpy as np
+
+    return PackedVector(np.float32(1) + np.asarray(weight.values, np.float32))
 
 
 def _bytes(data: Any) -> NDArray[np.uint8]:

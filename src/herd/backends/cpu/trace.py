@@ -5,11 +5,14 @@ The tensors that the model passes around are nodes, or a node seen as heads. Wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import cast
 
-from herd.backends.cpu.packed import PackedAdapted, PackedMatrix, PackedVector
-from herd.errors import UsageError
-from herd.models.ops import Window
+from herd.backends.cpu.packed import PackedAdapted, PackedExperts, PackedMatrix, PackedVector, from_one
+from herd.models.ops import NO_ALIASES, Window
+from herd.models.ops import Experts as ExpertWeights
 from herd.records import dataclass
 
 
@@ -25,6 +28,7 @@ class Node:
 @dataclass(frozen=True, slots=True, eq=False)
 class Embed(Node):
     table: PackedMatrix
+    aliases: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,8 +39,11 @@ class Rotary(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm(Node):
+    """Of each of `num_heads` parts of a row by itself."""
+
     weight: PackedVector | None
     eps: float
+    num_heads: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +60,36 @@ class Rotate(Node):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Temper(Node):
+    floor: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Attention(Node):
     """Inputs: queries, keys, values."""
 
     layer: int
     scale: float
+    window: Window | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CrossAttention(Node):
+    """Input: queries, `num_heads` of them. `layer` counts the crossing layers."""
+
+    layer: int
+    num_heads: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatedAdd(Node):
+    """Inputs: x, and what is added `factor` times; `if_seen`: in rows that see a picture."""
+
+    factor: float
+    if_seen: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,13 +98,47 @@ class SiluGate(Node):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SigmoidGate(Node):
+    """Inputs: x, gate."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts(Node):
+    """Inputs: x, scores."""
+
+    gate: PackedExperts
+    up: PackedExperts
+    down: PackedExperts
+    num_chosen: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SoftCap(Node):
+    factor: float
+    cap: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Add(Node):
+    pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlay(Node):
     pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Select(Node):
     pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tap(Node):
+    """Its input, at a place where somebody reads or replaces it; `num_heads` if it is seen as heads there."""
+
+    name: str
+    num_heads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +149,37 @@ class Heads:
     num_heads: int
 
 
-TOKENS, POSITIONS, OUTPUT_ROWS = "tokens_T", "positions_T", "outputs_R"
+TOKENS, POSITIONS, OUTPUT_ROWS, PICTURES, SEEN = "tokens_T", "positions_T", "outputs_R", "pictures", "seen_T"
 
 
+@dataclass
 class TracingOps:
-    """`Ops` that computes nothing: `nodes` afterwards lists what was asked for. The cache of layer l is the integer l."""
+    """`Ops` that computes nothing: `nodes` afterwards lists what was asked for, `names` the values that have names. The cache of
+    layer l is the integer l, and so is the memory of crossing layer l. Only names in `watched` become nodes."""
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.names: list[str] = []
+    watched: frozenset[str] = frozenset()
+    nodes: list[Node] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
-    def embed(self, tokens_T: str, table: PackedMatrix | PackedAdapted) -> Node:
+    def embed(self, tokens_T: str, table: PackedMatrix | PackedAdapted, *, aliases: Mapping[int, int] = NO_ALIASES) -> Node:
         assert tokens_T == TOKENS
         if isinstance(table, PackedMatrix):
-            return self._record(Embed((), table.shape[1], False, table))
+            return self._record(Embed((), table.shape[1], False, table, tuple(aliases.items())))
         assert table.down_transposed is not None, "a table was packed as one"
-        rows = self._record(Embed((), table.up.shape[1], False, table.up))
-        return self.add(self.embed(tokens_T, table.base), self.linear(rows, table.down_transposed))
+        rows = self._record(Embed((), table.up.shape[1], False, table.up, tuple(aliases.items())))
+        return self.add(self.embed(tokens_T, table.base, aliases=aliases), self.linear(rows, table.down_transposed))
 
     def linear(self, x: Node, w: PackedMatrix | PackedAdapted, bias: PackedVector | None = None) -> Node:
         if isinstance(w, PackedMatrix):
             return self._record(Linear((x,), w.shape[0], x.outputs, w, bias))
         return self.add(self.linear(x, w.base, bias), self.linear(self.linear(x, w.down), w.up))
 
-    def rms_norm(self, x: Node | Heads, weight: PackedVector | None, eps: float, *, centred: bool = False) -> Node:
-        if isinstance(x, Heads) or centred:
-            raise UsageError("The cpu backend has no norm over single heads; this architecture needs backend='reference'.")
+    def rms_norm(self, x: Node | Heads, weight: PackedVector | None, eps: float, *, centred: bool = False) -> Node | Heads:
+        if centred and weight is not None:
+            weight = from_one(weight)
+        if isinstance(x, Heads):
+            node = x.node
+            return Heads(self._record(Norm((node,), node.width, node.outputs, weight, eps, x.num_heads)), x.num_heads)
         return self._record(Norm((x,), x.width, x.outputs, weight, eps))
 
     def heads(self, x: Node, num_heads: int) -> Heads:
@@ -125,21 +196,46 @@ class TracingOps:
         x = x_TNH.node
         return Heads(self._record(Rotate((x, rotary_TH), x.width, x.outputs, x_TNH.num_heads)), x_TNH.num_heads)
 
+    def temper(self, x_TNH: Heads, positions_T: str, floor: float, scale: float) -> Heads:
+        assert positions_T == POSITIONS
+        x = x_TNH.node
+        return Heads(self._record(Temper((x,), x.width, x.outputs, floor, scale)), x_TNH.num_heads)
+
     def attention(
         self, q_TNH: Heads, k_TKH: Heads, v_TKH: Heads, cache: int, scale: float, *, window: Window | None = None, name: str = ""
     ) -> Heads:
-        if window is not None:
-            raise UsageError("The cpu backend has no attention in windows; this architecture needs backend='reference'.")
-        self.names.append(name)
+        if name:
+            self.names.append(name)
         q = q_TNH.node
-        node = self._record(Attention((q, k_TKH.node, v_TKH.node), q.width, q.outputs, cache, scale))
+        node = self._record(Attention((q, k_TKH.node, v_TKH.node), q.width, q.outputs, cache, scale, window, name))
         return Heads(node, q_TNH.num_heads)
+
+    def cross_attention(self, q_TNH: Heads, memory: int, scale: float) -> Heads:
+        q, heads = q_TNH.node, q_TNH.num_heads
+        return Heads(self._record(CrossAttention((q,), q.width, q.outputs, memory, heads, scale)), heads)
+
+    def gated_add(self, x: Node, y: Node, gate: PackedVector, seen: str | None = None) -> Node:
+        return self._record(GatedAdd((x, y), x.width, x.outputs, math.tanh(gate.values[0]), seen is not None))
 
     def silu_gate(self, gate_TF: Node, up_TF: Node) -> Node:
         return self._record(SiluGate((gate_TF, up_TF), gate_TF.width, gate_TF.outputs))
 
+    def sigmoid_gate(self, x: Node, gate: Node) -> Node:
+        return self._record(SigmoidGate((x, gate), x.width, x.outputs))
+
+    def experts(self, x_TD: Node, scores_TE: Node, w: ExpertWeights, num_chosen: int) -> Node:
+        gate, up, down = (cast(PackedExperts, each) for each in (w.gate, w.up, w.down))
+        return self._record(Experts((x_TD, scores_TE), x_TD.width, x_TD.outputs, gate, up, down, num_chosen))
+
+    def soft_cap(self, x: Node, factor: float, cap: float) -> Node:
+        return self._record(SoftCap((x,), x.width, x.outputs, factor, cap))
+
     def add(self, x: Node, y: Node) -> Node:
         return self._record(Add((x, y), x.width, x.outputs))
+
+    def overlay(self, x_TD: Node, pictures: str) -> Node:
+        assert pictures == PICTURES
+        return self._record(Overlay((x_TD,), x_TD.width, False))
 
     def select(self, x_TD: Node, rows_R: str) -> Node:
         assert rows_R == OUTPUT_ROWS
@@ -147,7 +243,11 @@ class TracingOps:
 
     def tap(self, name: str, x: Node | Heads) -> Node | Heads:
         self.names.append(name)
-        return x
+        if name not in self.watched:
+            return x
+        if isinstance(x, Heads):
+            return Heads(self._record(Tap((x.node,), x.node.width, x.node.outputs, name, x.num_heads)), x.num_heads)
+        return self._record(Tap((x,), x.width, x.outputs, name, None))
 
     def _record(self, node: Node) -> Node:
         self.nodes.append(node)

@@ -156,20 +156,20 @@ class NumpyOps(PlainOps):
     ) -> Floats:
         """As `_attend`, all rows at once, with the softmax to be read or replaced: [N, t, positions]."""
         assert self.watch is not None
-        weights = _softmax(q_TNH, k_SKH, start, scale, window)
+        weights = attention_weights(q_TNH, k_SKH, start, scale, window)
         shape = weights.shape
         weights_NTS = weights.reshape(-1, *shape[2:])
         if name in self.watch.patch:
-            weights_NTS = _patched(name, self.watch, weights_NTS).astype(self._dtype)
+            weights_NTS = patched(name, self.watch, weights_NTS).astype(self._dtype)
         self.values[name].append(weights_NTS.astype(np.float32))
-        return _read(weights_NTS.reshape(shape), v_SKH)
+        return read_values(weights_NTS.reshape(shape), v_SKH)
 
     def cross_attention(self, q_TNH: Floats, memory: Memory, scale: float) -> Floats:
         y_TNH = np.zeros_like(q_TNH)
         for rows, keys, values in memory.pieces:
             q_KGTH = _by_kv_head(q_TNH[rows], keys.shape[1])
             scores = q_KGTH @ keys.transpose(1, 2, 0)[:, None] * self._dtype.type(scale)
-            y_TNH[rows] = _read(_exponentials(scores), values)
+            y_TNH[rows] = read_values(_exponentials(scores), values)
         return y_TNH
 
     def gated_add(self, x: Floats, y: Floats, gate: Vector, seen: NDArray[np.bool_] | None = None) -> Floats:
@@ -213,13 +213,13 @@ class NumpyOps(PlainOps):
         if self.watch is None:
             return x
         if name in self.watch.patch:
-            x = _patched(name, self.watch, x).astype(self._dtype)
+            x = patched(name, self.watch, x).astype(self._dtype)
         if name in self.watch.read:
             self.values[name] = x.astype(np.float32)
         return x
 
 
-def _patched(name: str, watch: Watch, value: Floats) -> NDArray[np.float32]:
+def patched(name: str, watch: Watch, value: Floats) -> NDArray[np.float32]:
     """What a researcher's function makes of a value. `UsageError` for another shape."""
     made = np.asarray(watch.patch[name](value.astype(np.float32)), np.float32)
     if made.shape != value.shape:
@@ -246,12 +246,12 @@ def _attend(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: floa
     for first in range(0, length, rows):
         q_tNH = q_TNH[first : first + rows]
         visible = start + first + len(q_tNH)
-        weights = _softmax(q_tNH, k_SKH[:visible], start + first, scale, window)
-        pieces.append(_read(weights, v_SKH[:visible]))
+        weights = attention_weights(q_tNH, k_SKH[:visible], start + first, scale, window)
+        pieces.append(read_values(weights, v_SKH[:visible]))
     return np.concatenate(pieces)
 
 
-def _softmax(q_TNH: Floats, k_SKH: Floats, start: int, scale: float, window: Window | None) -> Floats:
+def attention_weights(q_TNH: Floats, k_SKH: Floats, start: int, scale: float, window: Window | None) -> Floats:
     """How much each query takes of each position [K, G, T, S]."""
     scores = _by_kv_head(q_TNH, k_SKH.shape[1]) @ k_SKH.transpose(1, 2, 0)[:, None] * q_TNH.dtype.type(scale)
     keys_S, queries_T1 = np.arange(len(k_SKH)), start + np.arange(len(q_TNH))[:, None]
@@ -277,7 +277,7 @@ def _by_kv_head(q_TNH: Floats, num_kv_heads: int) -> Floats:
     return q_TNH.reshape(length, num_kv_heads, -1, head_width).transpose(1, 2, 0, 3)
 
 
-def _read(weights: Floats, v_SKH: Floats) -> Floats:
+def read_values(weights: Floats, v_SKH: Floats) -> Floats:
     """[K, G, T, S] of values [S, K, H] -> [T, N, H]."""
     y_KGTH: Floats = weights @ v_SKH.transpose(1, 0, 2)[:, None]
     return y_KGTH.transpose(2, 0, 1, 3).reshape(weights.shape[2], -1, v_SKH.shape[-1])

@@ -1,0 +1,113 @@
+// Experts: each row goes through the few whose scores are highest (models/ops.py:experts).
+//
+//   route    rows and their experts become entries, sorted by expert        one piece: some thousand comparisons
+//   prepare  sigmoid(score) * x of every entry, as products want it
+//   gate     silu(gate x) * up x, expert by expert, a piece being a run of panels of one expert
+//   prepare  of what came out
+//   down     down of that
+//   sum      of each row's entries, experts rising
+//
+// A row's bits depend on the row alone: products give a row the same bits whatever else they multiply (kernels/matrix.h), and the
+// order of the sum is fixed.
+#pragma once
+
+#include <vector>
+
+#include "program/program.h"
+
+namespace herd {
+
+// Where the experts of one layer compute; layers of one shape share it.
+struct ExpertRoom {
+    int64_t num_experts, num_chosen, width, ffn_width;
+    Form gate_form, up_form, down_form;
+    // Which entries there are.
+    std::vector<int32_t> starts;   // [E + 1], the first entry of each expert
+    std::vector<int32_t> active;   // experts that have entries
+    std::vector<int32_t> rows;     // [entry], the step's row
+    std::vector<float> factors;    // [entry], the sigmoid of its score
+    std::vector<int32_t> entries;  // [row][chosen], experts rising
+    // Per entry.
+    struct Rows {
+        int64_t stride;  // bytes
+        AlignedBytes bytes;
+        uint8_t* at(int64_t entry) { return bytes.data() + entry * stride; }
+    };
+    Rows gate_input, up_input, gate, up, down_input, out;  // `up_input` is empty when both are prepared alike
+
+    int64_t num_bytes() const;
+};
+
+class Route final : public Instruction {
+  public:
+    Route(int scores, ExpertRoom& room) : Instruction("route"), scores_(scores), room_(room) {}
+    int64_t pieces(const Context&) const override { return 1; }
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    void choose(const float* scores, int32_t* chosen) const;
+
+    int scores_;
+    ExpertRoom& room_;
+};
+
+// Instructions over entries.
+class EntryInstruction : public Instruction {
+  public:
+    EntryInstruction(std::string label, ExpertRoom& room) : Instruction(std::move(label)), room_(room) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const final;
+
+  protected:
+    int64_t num_entries() const { return room_.starts.back(); }
+    virtual void entry(const Context& context, int64_t entry) const = 0;
+    ExpertRoom& room_;
+};
+
+class PrepareEntries final : public EntryInstruction {
+  public:
+    PrepareEntries(int x, ExpertRoom& room) : EntryInstruction("experts: prepare", room), x_(x) {}
+
+  protected:
+    void entry(const Context& context, int64_t entry) const override;
+
+  private:
+    int x_;
+};
+
+class PrepareHidden final : public EntryInstruction {
+  public:
+    explicit PrepareHidden(ExpertRoom& room) : EntryInstruction("experts: prepare hidden", room) {}
+
+  protected:
+    void entry(const Context& context, int64_t entry) const override;
+};
+
+// Products of the matrices of all active experts with their entries: down, or gate and up with SiLU.
+class ExpertProduct final : public Instruction {
+  public:
+    ExpertProduct(std::vector<MatrixPtr> gates, std::vector<MatrixPtr> ups, ExpertRoom& room)
+        : Instruction("experts: gate, up"), first_(std::move(gates)), second_(std::move(ups)), room_(room) {}
+    ExpertProduct(std::vector<MatrixPtr> downs, ExpertRoom& room) : Instruction("experts: down"), first_(std::move(downs)), room_(room) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    int64_t cuts(const Context& context) const;
+
+    std::vector<MatrixPtr> first_, second_;
+    ExpertRoom& room_;
+};
+
+class SumEntries final : public Instruction {
+  public:
+    SumEntries(ExpertRoom& room, int out) : Instruction("experts: sum"), room_(room), out_(out) {}
+    int64_t pieces(const Context& context) const override;
+    void run(const Context& context, int64_t piece) const override;
+
+  private:
+    ExpertRoom& room_;
+    int out_;
+};
+
+}  // namespace herd
