@@ -27,7 +27,7 @@ from herd.text.tools import NAME, BuiltIn, ToolCall
 _KEYS = frozenset({"name", "type", "function", "parameters", "arguments", "id"})
 _LITERALS = {"true": True, "false": False, "null": None}
 _BUILT_IN = re.compile(r'\s*([A-Za-z_]\w*)\.call\(\s*(\w+)="(.*)"\s*\)\s*', re.DOTALL)
-_FUNCTION = re.compile(r"<function=([^<>{}]+)>(.*?)(?:</function>)?\s*", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^<>{}]+)>(.*?)(?:</function>)?", re.DOTALL)
 _WARNINGS = threading.Lock()
 
 Found = tuple[ToolCall, ...] | None
@@ -72,7 +72,7 @@ def read_built_in(text: str) -> Found:
 
 def read_function(text: str) -> Found:
     """`<function=NAME>{...}</function>`; the end may be missing."""
-    found = _FUNCTION.fullmatch(text)
+    found = _FUNCTION.fullmatch(text.strip())
     if found is None or NAME.fullmatch(found[1].strip()) is None:
         return None
     arguments = _object(found[2]) if found[2].strip() else {}
