@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -69,8 +68,15 @@ def one_device() -> Iterator[None]:
         _module("torchvision.transforms", functional=functional),
         functional,
     ]
-    with patch.dict(sys.modules, {each.__name__: each for each in made}):
+    before = {each.__name__: sys.modules.get(each.__name__) for each in made}
+    sys.modules.update({each.__name__: each for each in made})
+    try:
         yield
+    finally:
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
 
 
 @cache

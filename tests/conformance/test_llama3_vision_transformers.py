@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
 
 import torch
 
-from conformance.llama3_vision_texts import CFG, TEXTS, difference, placed, span_of
+from conformance.llama3_vision_texts import CFG, SEES, TEXTS, difference, placed, span_of, text
 from conformance.running import NUM_PAGES
-from herd.backends.base import BackendOptions, Placed, Plan
+from herd.backends.base import BackendOptions, Placed, Plan, Span
 from herd.backends.reference import ReferenceBackend
 from herd.checkpoints import open_checkpoint
 from herd.checkpoints.mllama_places import shapes_of_pictures
+from herd.images.pixels import prepare
+from herd.models.architecture import seeing
 from tiny import random_leaves
 
 
@@ -135,9 +138,7 @@ def _float64_norm(self: Any, x: Any) -> Any:
 
 
 def transformers_logits(model: Any, tokens: Sequence[int], pictures: Sequence[Placed]) -> NDArray[np.float64]:
-    """Logits [T, V] of a whole prompt, masks made by transformers' own functions."""
-    from transformers.models.mllama.processing_mllama import convert_sparse_cross_attention_mask_to_dense, get_cross_attention_token_mask
-
+    """Logits [T, V] of a whole prompt with prepared pictures."""
     given: dict[str, Any] = {}
     if pictures:
         most, side = CFG.vision.max_tiles, CFG.vision.tile
@@ -148,17 +149,18 @@ def transformers_logits(model: Any, tokens: Sequence[int], pictures: Sequence[Pl
             used[0, index, : len(each.picture.pixels)] = 1
         shapes = shapes_of_pictures(most)
         numbers = [1 + shapes.index((each.picture.rows, each.picture.columns)) for each in pictures]
-        spans = get_cross_attention_token_mask(list(tokens), CFG.picture_id)
-        counts = [len(each.picture.pixels) for each in pictures]
-        mask = convert_sparse_cross_attention_mask_to_dense([spans], [counts], most, len(tokens))
-        given = {
-            "pixel_values": pixels,
-            "aspect_ratio_ids": torch.tensor([numbers]),
-            "aspect_ratio_mask": used,
-            "cross_attention_mask": torch.from_numpy(mask),
-        }
+        given = {"pixel_values": pixels, "aspect_ratio_ids": torch.tensor([numbers]), "aspect_ratio_mask": used}
+        given["cross_attention_mask"] = _mask(tokens, [len(each.picture.pixels) for each in pictures])
     with torch.inference_mode():
         return model(torch.tensor([tokens]), **given).logits[0].numpy()
+
+
+def _mask(tokens: Sequence[int], num_tiles: list[int]) -> Any:
+    """Which token sees which tiles, made by transformers' own functions."""
+    from transformers.models.mllama.processing_mllama import convert_sparse_cross_attention_mask_to_dense, get_cross_attention_token_mask
+
+    spans = get_cross_attention_token_mask(list(tokens), CFG.picture_id)
+    return torch.from_numpy(convert_sparse_cross_attention_mask_to_dense([spans], [num_tiles], CFG.vision.max_tiles, len(tokens)))
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,33 @@ def test_logits_equal_those_of_transformers_without_its_two_differences(
     tokens, pictures = TEXTS[name]
     exact = transformers_logits(theirs[0], tokens, placed(tokens, pictures))
     assert difference(ours.logits(Plan((span_of(name),))), exact) < 1e-10
+
+
+def test_images_of_any_size_equal_those_that_transformers_prepares(theirs: tuple[Any, Path], ours: ReferenceBackend) -> None:
+    """From PIL images to logits, each side with its own preparation."""
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    side = CFG.vision.tile
+    random = np.random.default_rng(5)
+    sizes = [(side, side), (3 * side, side + 3), (20, 70), (2 * side + 1, 2 * side + 9)]
+    images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
+    tokens = [*text(3), SEES, *text(4), SEES, SEES, *text(5), SEES, *text(6)]
+    clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    processor = MllamaImageProcessorPil(size={"height": side, "width": side}, max_image_tiles=CFG.vision.max_tiles, **clip)
+    prepared = processor(images, return_tensors="pt")
+    counts = [int(each) for each in prepared["num_tiles"][0]]
+    given = {name: prepared[name] for name in ("aspect_ratio_ids", "aspect_ratio_mask")}
+    with torch.inference_mode():
+        exact = theirs[0](
+            torch.tensor([tokens]), pixel_values=prepared["pixel_values"].double(), cross_attention_mask=_mask(tokens, counts), **given
+        ).logits[0]
+    model = seeing(CFG)
+    assert model is not None
+    kind, numbers = model.preparation(CFG)
+    pictures = [prepare(kind, image, **numbers) for image in images]
+    assert [(each.rows, each.columns) for each in pictures] == [(1, 1), (1, 3), (3, 1), (2, 2)]
+    found = ours.logits(Plan((Span(0, tokens, [0], len(tokens), pictures=placed(tokens, pictures)),)))
+    assert difference(found, exact.numpy()) < 1e-10
 
 
 def test_the_config_that_transformers_saved_is_ours(theirs: tuple[Any, Path]) -> None:
