@@ -1,7 +1,8 @@
 """Plain text to ids: cut into pieces as the vocabulary was trained, then pairs merged, best first.
 
 Both are the work of the `tokenizers` library, which is the definition. For a byte-level vocabulary that native code has read
-(`gguf_file.py`), the library cuts and native code merges: the same ids, without building the library's tables at every start.
+(`gguf_file.py`) native code merges, and ASCII is cut by `ascii_cutting.py`: the same ids, without loading the library and building
+its tables at every start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from herd.errors import FileProblem
+from herd.text.ascii_cutting import AsciiCutter
 from herd.text.vocabulary import ByteLevel, Kind, Vocabulary
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def make_merger(vocabulary: Vocabulary, *, joins_words: bool) -> Merger:
 
 
 class NativeMerger:
-    """Merges in native code. Nothing of the library is loaded before the first text."""
+    """Merges in native code. Nothing of the library is loaded before the first text that is not ASCII."""
 
     def __init__(self, vocabulary: Vocabulary, native: _core.Vocabulary) -> None:
         assert isinstance(vocabulary.style, ByteLevel)
@@ -41,8 +43,14 @@ class NativeMerger:
         self._native = native
 
     def ids(self, text: str) -> list[int]:
-        pieces = self._cutter.pre_tokenize_str(text)
-        return self._native.merge([piece for piece, _ in pieces], self._split.ignore_merges)
+        return self._native.merge(self._pieces(text), self._split.ignore_merges)
+
+    def _pieces(self, text: str) -> list[str]:
+        return self._ascii_cutter.pieces(text) if text.isascii() else [piece for piece, _ in self._cutter.pre_tokenize_str(text)]
+
+    @cached_property
+    def _ascii_cutter(self) -> AsciiCutter:
+        return AsciiCutter(self._split)
 
     @cached_property
     def _cutter(self) -> Any:
