@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class TorchBackend:
         self._decoding_ops = TorchOps(self._tensors, is_static=self._device.type == "cuda")
         self._encoded = Encoded(self.encode)
         self._pages = Pages(self._model.caches(cfg), self._dtype, self._device)
+        self._judged_forward: Callable[..., tuple[Tensor, Tensor]] = self._judged
         self._decoder = self._make_decoder()
         self._is_closed = False
         self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
@@ -220,10 +221,9 @@ class TorchBackend:
         most = MAX_DECODED_ROWS_WITH_EXPERTS if has_experts else MAX_DECODED_ROWS
         if self._device.type != "cuda":
             return Decoder(self._decode, self._device, uncaptured, rounds=False, max_rows=MAX_DECODED_ROWS)
-        run = self._decode
         if _is_compiling():
-            run = cast(Any, torch.compile(run, dynamic=False, fullgraph=True))
-        return Decoder(run, self._device, CudaGraphs(self._device), rounds=True, max_rows=most)
+            self._judged_forward = torch.compile(self._judged, dynamic=False)
+        return Decoder(self._decode, self._device, CudaGraphs(self._device), rounds=True, max_rows=most)
 
     def _run(self, plan: Plan) -> Outcome:
         if self._decoder.takes(plan) and not any(self._looks(span) for span in plan.spans):
@@ -248,8 +248,12 @@ class TorchBackend:
             memory=[Memory(())] * self._crossing,
             seen=torch.zeros_like(table[:, 0], dtype=torch.bool) if self._crossing else None,
         )
-        logits_RV: Tensor = self._model.forward(self._weights, self._cfg, step)
-        return Outcome(logits_RV, judge(logits_RV))
+        return Outcome(*self._judged_forward(self._weights, self._cfg, step))
+
+    def _judged(self, weights: Any, cfg: Config, step: Step) -> tuple[Tensor, Tensor]:
+        """The part of a decoding step that is worth compiling."""
+        logits_RV: Tensor = self._model.forward(weights, cfg, step)
+        return logits_RV, judge(logits_RV)
 
     def _forward(self, plan: Plan) -> Tensor:
         layout = layout_of(plan, self._device, one_by_one=plan.watch is not None)
