@@ -5,6 +5,7 @@ open -> config and notes -> files beside the weights -> tensors, some rows at a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from herd.convert.tokens import gguf_ends, gguf_tokens, vocabulary_of
 from herd.convert.writing import Told, check_place, new_folder, total_bytes
 from herd.dtypes import DType
 from herd.errors import UsageError
+from herd.family.finding import find_model
 from herd.family.progress import Progress, silent
 from herd.files import atomic_write
 from herd.text.vocabulary import Vocabulary
@@ -66,8 +68,8 @@ class _Job:
 
 
 def convert(
-    source: Path,
-    destination: Path,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     *,
     to: str,
     dtype: str | None = None,
@@ -77,6 +79,7 @@ def convert(
 ) -> Report:
     """Write the checkpoint at `source` to `destination`.
 
+    source       as for `herd.load`: a name, a file or a folder
     to           "hf" (a folder with safetensors), "gguf" (a file), "meta" (a folder with params.json and consolidated.00.pth)
     dtype        plain numbers of all matrices: f32, f16, bf16; None: as stored (blocks become f32 where a layout has none)
     quant        a block format, for gguf only
@@ -92,14 +95,15 @@ def convert(
         raise UsageError("dtype and quant exclude each other: a matrix is stored in one format.")
     if blocks is not None and to != "gguf":
         raise UsageError(f"quant is {blocks.name}; only gguf has block formats. Choose --to gguf, or --dtype for {to}.")
-    check_place(destination, 0)
-    checkpoint = open_checkpoint(source)
+    target = Path(destination)
+    check_place(target, 0)
+    checkpoint = open_checkpoint(find_model(source, progress=progress).path)
     try:
         job = _job(checkpoint, Shaping(plain, blocks), progress)
         writers: dict[str, Callable[[_Job, Path], Report]] = {"gguf": _to_gguf, "meta": _to_meta}
         if to == "hf":
-            return _to_huggingface(job, destination, shard_bytes)
-        return writers[to](job, destination)
+            return _to_huggingface(job, target, shard_bytes)
+        return writers[to](job, target)
     finally:
         checkpoint.close()
 

@@ -25,7 +25,8 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
     source = checkpoint.tokenizer
     if source is None:
         return None
-    return read_vocabulary(source.kind, source.path, source.metadata, source.config)
+    # Plain lists: what native code makes of a GGUF file's is for tokenizing only, without tokens and merges to write again.
+    return read_vocabulary(source.kind, source.path, dict(source.metadata), source.config)
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> bytes:
