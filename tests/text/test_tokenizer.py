@@ -180,7 +180,7 @@ def test_every_single_token_decodes_to_its_bytes() -> None:
 
 def test_ends_are_the_declared_ones_and_the_well_known_names() -> None:
     named = {text for text, token in BYTES.special_ids.items() if token in BYTES.stop_ids}
-    assert named == {"<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|eot|>", "<|eom|>"}
+    assert named == {"<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|eot|>", "<|eom|>", "<step>"}
 
 
 def test_user_defined_tokens_are_always_whole() -> None:

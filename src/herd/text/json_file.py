@@ -1,4 +1,5 @@
-"""Hugging Face's `tokenizer.json`: byte-level BPE (Llama 3, 4, SmolLM2) and SentencePiece-style BPE (Llama 1, 2).
+"""Hugging Face's `tokenizer.json`: byte-level BPE (Llama 3, 4, SmolLM2) and SentencePiece-style BPE (Llama 1, 2). Unigram
+vocabularies (Prompt Guard) are handed to `unigram_file.py`.
 
 The file describes a pipeline. It is not run as it is: the parts that Llama vocabularies use are read, others are refused by
 name. So a file cannot bring a regular expression of its own, nor rewrite text, nor make control tokens of it.
@@ -31,8 +32,10 @@ def read_tokenizer_json(data: bytes, config: _Json, source: str) -> Vocabulary:
     """
     file = _parse(data, source)
     model = _object(file.get("model"), "model", source)
+    added = _added(file, source, strips=model.get("type") == "Unigram")
+    if model.get("type") == "Unigram":
+        return _unigram(file, config, added, source)
     _check_model(file, model, source)
-    added = _added(file, source)
     tokens, exceptions = _tokens(model, added, source)
     style = _style(file, model, source)
     if isinstance(style, ByteLevel):
@@ -54,6 +57,16 @@ def read_tokenizer_json(data: bytes, config: _Json, source: str) -> Vocabulary:
         eos_ids=_ends(config, ids, source),
         source=source,
     )
+
+
+def _unigram(file: _Json, config: _Json, added: Mapping[int, tuple[str, Kind]], source: str) -> Vocabulary:
+    from herd.text.unigram_file import read_unigram
+
+    ids = {text: token for token, (text, _) in added.items()}
+    first = _first_added(file.get("post_processor"), source)
+    bos = _named(config, "bos_token", ids)
+    named = {"bos": ids.get(first) if bos is None and first else bos, "adds_bos": int(first is not None)}
+    return read_unigram(file, added, named, _ends(config, ids, source), source)
 
 
 def _parse(data: bytes, source: str) -> _Json:
@@ -85,7 +98,8 @@ def _check_model(file: _Json, model: _Json, source: str) -> None:
             raise FileProblem(f"{source}: model.{name} is {model[name]!r}; no Llama vocabulary has it, and it is not supported.")
 
 
-def _added(file: _Json, source: str) -> dict[int, tuple[str, Kind]]:
+def _added(file: _Json, source: str, *, strips: bool) -> dict[int, tuple[str, Kind]]:
+    """strips: control tokens may take the space beside them along, where texts never become control tokens."""
     added: dict[int, tuple[str, Kind]] = {}
     entries = file.get("added_tokens")
     for index, entry in enumerate(_objects([] if entries is None else entries, "added_tokens", source)):
@@ -93,7 +107,7 @@ def _added(file: _Json, source: str) -> dict[int, tuple[str, Kind]]:
         token, text = entry.get("id"), entry.get("content")
         if type(token) is not int or not 0 <= token < TOKENS_MAX or not isinstance(text, str) or not text:
             raise FileProblem(f"{source}: {at} has id {token!r} and content {text!r}; expected an id below {TOKENS_MAX} and a text.")
-        for flag in ("single_word", "lstrip", "rstrip"):
+        for flag in ("single_word", *(() if strips else ("lstrip", "rstrip"))):
             if entry.get(flag):
                 raise FileProblem(f"{source}: {at} ({text}) has {flag}, which no Llama vocabulary has; it is not supported.")
         if token in added:

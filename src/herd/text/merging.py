@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from herd.errors import FileProblem
 from herd.text.ascii_cutting import AsciiCutter
-from herd.text.vocabulary import ByteLevel, Kind, Vocabulary
+from herd.text.vocabulary import ByteLevel, Kind, Unigram, Vocabulary
 
 if TYPE_CHECKING:
     from herd import _core
@@ -31,6 +31,8 @@ def make_merger(vocabulary: Vocabulary, *, joins_words: bool) -> Merger:
     """joins_words: whether a token continues across the start of a word. `FileProblem` if the merges do not fit the tokens."""
     if vocabulary.native is not None:
         return NativeMerger(vocabulary, vocabulary.native)
+    if isinstance(vocabulary.style, Unigram):
+        return UnigramMerger(vocabulary.style, vocabulary.source)
     return LibraryMerger(vocabulary, joins_words=joins_words)
 
 
@@ -83,6 +85,25 @@ class LibraryMerger:
             raise _merge_problem(vocabulary, ids) from error
         self._library = tokenizers.Tokenizer(model)
         self._library.pre_tokenizer = _cutter(vocabulary, joins_words=joins_words)
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return found
+
+
+class UnigramMerger:
+    """The `tokenizers` object of a unigram vocabulary."""
+
+    def __init__(self, style: Unigram, source: str) -> None:
+        import tokenizers
+
+        try:
+            self._library = tokenizers.Tokenizer.from_str(style.library)
+        except BaseException as error:
+            # The library's own failures on damaged tables are no `Exception`s.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise FileProblem(f"{source}: does not make a tokenizer: {str(error)[:200]}.") from None
+            raise
 
     def ids(self, text: str) -> list[int]:
         found: list[int] = self._library.encode(text, add_special_tokens=False).ids

@@ -22,7 +22,7 @@ from herd.text import byte_level
 from herd.text.merging import SPACE, make_merger
 from herd.text.slices import chunks, slices
 from herd.text.stream import StreamDecoder
-from herd.text.vocabulary import BYTES_MAX, ByteLevel, Kind, Spaces, Vocabulary, byte_of
+from herd.text.vocabulary import BYTES_MAX, ByteLevel, Kind, Spaces, Unigram, Vocabulary, byte_of
 
 _WORD_START_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 _UNPRODUCED = frozenset({Kind.CONTROL, Kind.UNKNOWN, Kind.UNUSED})
@@ -127,7 +127,7 @@ class Tokenizer:
             byte = byte_of(text)
             assert byte is not None
             return bytes((byte,))
-        if isinstance(self._style, Spaces):
+        if isinstance(self._style, Spaces | Unigram):
             return (text if kind in _UNPRODUCED else text.replace(SPACE, " ")).encode()
         return byte_level.to_bytes(text) if kind is Kind.NORMAL else text.encode()
 
@@ -150,7 +150,7 @@ class Tokenizer:
 
     @property
     def _adds_space(self) -> bool:
-        return isinstance(self._style, Spaces) and self._style.prefix
+        return isinstance(self._style, Unigram) or (isinstance(self._style, Spaces) and self._style.prefix)
 
     @staticmethod
     def _checked_id(token: object, count: int) -> int:
@@ -173,6 +173,8 @@ class Tokenizer:
                 ids.append(part)
             elif isinstance(self._style, Spaces):
                 ids += self._spaced(part, prefix=self._style.prefix and (at_start or self._style.prefix_after_specials))
+            elif isinstance(self._style, Unigram):
+                ids += self._merger.ids(part)
             else:
                 for piece in slices(part) if self._style.split.slices else chunks(part):
                     ids += self._merger.ids(piece)
@@ -264,7 +266,9 @@ def _check_model_knows(vocabulary: Vocabulary, model_vocab: int | None) -> None:
 
 def _describe(vocabulary: Vocabulary) -> str:
     style = vocabulary.style
-    kind = f"byte-level BPE, text split as {style.split.name}" if isinstance(style, ByteLevel) else "SentencePiece BPE with bytes"
+    kind = "SentencePiece BPE with bytes" if isinstance(style, Spaces) else "SentencePiece unigram"
+    if isinstance(style, ByteLevel):
+        kind = f"byte-level BPE, text split as {style.split.name}"
     extra = f"; {vocabulary.extra_description}" if vocabulary.extra_description else ""
     return f"{kind}, {len(vocabulary.tokens):,} tokens{extra}"
 

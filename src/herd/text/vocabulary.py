@@ -52,6 +52,14 @@ class Spaces:
     """Also before text that begins with a space itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unigram:
+    """SentencePiece's other way: a text becomes the pieces whose scores sum highest. `library` is a file for the `tokenizers` library
+    that does so, without control tokens; a space is `▁`, and one is put before the text."""
+
+    library: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
     """Tokens by id as the file writes them. `exceptions` holds the ids that are not plain text; all others are `NORMAL`."""
@@ -59,7 +67,7 @@ class Vocabulary:
     tokens: Sequence[str]
     merges: Sequence[tuple[str, str]]
     """Pairs in the order in which they may merge, best first."""
-    style: ByteLevel | Spaces
+    style: ByteLevel | Spaces | Unigram
     exceptions: Mapping[int, Kind]
     bos_id: int | None = None
     adds_bos: bool = False
