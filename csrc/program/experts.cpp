@@ -59,10 +59,10 @@ void Route::run(const Context& context, int64_t) const {
     room_.starts[0] = 0;
 }
 
-int64_t EntryInstruction::pieces(const Context& context) const { return few_pieces(context, num_entries()); }
+int64_t EntryInstruction::pieces(const Context& context) const { return few_pieces(context, num_entries(context)); }
 
 void EntryInstruction::run(const Context& context, int64_t piece) const {
-    const int64_t count = pieces(context), all = num_entries();
+    const int64_t count = pieces(context), all = num_entries(context);
     for (int64_t at = all * piece / count; at < all * (piece + 1) / count; ++at) entry(context, at);
 }
 
@@ -77,15 +77,19 @@ void PrepareHidden::entry(const Context& context, int64_t entry) const {
     context.machine.linear.prepare(room_.down_form, reinterpret_cast<const float*>(room_.gate.at(entry)), room_.ffn_width, room_.down_input.at(entry));
 }
 
-int64_t ExpertProduct::cuts(const Context& context) const {
-    const int64_t wanted = divide_up(32 * context.machine.pool.workers(), std::max<int64_t>(1, static_cast<int64_t>(room_.active.size())));
-    return std::clamp<int64_t>(wanted, 1, first_[0]->panels);
+int64_t ExpertProduct::places(const Context& context) const {
+    return std::min(room_.num_experts, context.step.rows(Rows::Tokens) * room_.num_chosen);
 }
 
-int64_t ExpertProduct::pieces(const Context& context) const { return static_cast<int64_t>(room_.active.size()) * cuts(context); }
+int64_t ExpertProduct::cuts(const Context& context) const {
+    return std::clamp<int64_t>(divide_up(32 * context.machine.pool.workers(), places(context)), 1, first_[0]->panels);
+}
+
+int64_t ExpertProduct::pieces(const Context& context) const { return places(context) * cuts(context); }
 
 void ExpertProduct::run(const Context& context, int64_t piece) const {
     const int64_t count = cuts(context), cut = piece % count;
+    if (piece / count >= static_cast<int64_t>(room_.active.size())) return;
     const auto expert = static_cast<size_t>(room_.active[static_cast<size_t>(piece / count)]);
     const Matrix& matrix = *first_[expert];
     const int64_t begin = matrix.panels * cut / count, end = matrix.panels * (cut + 1) / count;

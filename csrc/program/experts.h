@@ -59,7 +59,7 @@ class EntryInstruction : public Instruction {
     void run(const Context& context, int64_t piece) const final;
 
   protected:
-    int64_t num_entries() const { return room_.starts.back(); }
+    int64_t num_entries(const Context& context) const { return context.step.rows(Rows::Tokens) * room_.num_chosen; }
     virtual void entry(const Context& context, int64_t entry) const = 0;
     ExpertRoom& room_;
 };
@@ -93,6 +93,8 @@ class ExpertProduct final : public Instruction {
     void run(const Context& context, int64_t piece) const override;
 
   private:
+    // Experts that may have entries, and the pieces of each.
+    int64_t places(const Context& context) const;
     int64_t cuts(const Context& context) const;
 
     std::vector<MatrixPtr> first_, second_;

@@ -78,7 +78,8 @@ class Instruction {
   public:
     explicit Instruction(std::string label) : label_(std::move(label)) {}
     virtual ~Instruction() = default;
-    // How many pieces there are in this step; 0 leaves the instruction out.
+    // How many pieces there are in this step; 0 leaves the instruction out. The same throughout the step: a worker that comes late
+    // asks when later instructions have already run.
     virtual int64_t pieces(const Context& context) const = 0;
     // Called by every worker that has a piece, before its first.
     virtual void begin(const Context&) const {}

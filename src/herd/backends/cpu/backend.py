@@ -61,6 +61,8 @@ class CpuBackend:
         self._packer = Packer(self._machine, options.activations, PLAIN_DTYPES[options.dtype])
         self._model = architecture_of(cfg)
         self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in self._model.tensors(cfg)}
+        self._watched: WatchedProgram | None = None
+        self._pictures: Pictures | None = None
         self._kept = None if origin is None else KeptWeights(origin, self._machine, options)
         try:
             self._packed = self._load_or_pack(leaf, release)
@@ -68,7 +70,7 @@ class CpuBackend:
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
             self._cache = _core.Cache(max(len(caches), 1), self._shape.num_kv_heads, self._shape.head_width, self._is_cache_half())
-            self._traced()
+            self._program, self._value_names, _ = self._trace()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
         except MemoryError as problem:
             raise CapacityError(_NO_MEMORY) from problem
@@ -139,8 +141,8 @@ class CpuBackend:
         classifier = classifying(self._cfg)
         assert classifier is not None, "only for classifiers"
         check_tokens(tokens, self.num_embeddings)
-        logits_1C: NDArray[np.float32] = classifier.classify(self._weights(), self._cfg, cast(Any, CpuPictureOps(self._machine)), tokens)
-        return logits_1C[0]
+        ops = cast(Any, CpuPictureOps(self._machine))
+        return cast("NDArray[np.float32]", classifier.classify(self._weights(), self._cfg, ops, tokens)[0])
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
         for name in weights:
@@ -207,8 +209,7 @@ class CpuBackend:
 
     def _traced(self) -> None:
         """The program of every step, made anew; what was made of the weights before is gone."""
-        self._watched: WatchedProgram | None = None
-        self._pictures: Pictures | None = None
+        self._watched = self._pictures = None
         self._program, self._value_names, _ = self._trace()
 
     def _trace(self, watched: frozenset[str] = frozenset()) -> tuple[_core.Program, tuple[str, ...], list[Mark]]:

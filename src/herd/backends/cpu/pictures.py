@@ -79,7 +79,8 @@ class Pictures:
         layers = self._model.num_crossing(self._cfg)
         if not layers:
             return tensors
-        kept = _core.KeyValues(layers, *tensors[0].shape, self._is_half)
+        rows, kv_heads, head_width = tensors[0].shape
+        kept = _core.KeyValues(layers, rows, kv_heads, head_width, self._is_half)
         for layer in range(layers):
             keys, values = (np.ascontiguousarray(each, np.float32) for each in tensors[2 * layer : 2 * layer + 2])
             kept.store(self._machine, layer, keys, values)
