@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from herd.backends.torch import TorchBackend
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.family.finding import Found
+    from herd.family.release import Release
     from herd.models.weights import Leaf
+    from herd.text.formats import Formats
+    from herd.text.tokenizer import Tokenizer
 
 BACKENDS = ("cpu", "torch", "reference")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -141,15 +144,20 @@ def _words(found: Found, checkpoint: Checkpoint) -> Words:
     source = checkpoint.tokenizer
     if source is None:
         return Words()
-    from herd.text.formats import NAMES, choose_format, meta_format
     from herd.text.tokenizer import load_tokenizer
 
     known = checkpoint.config.vocab_size
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
-    name = found.release.chat_format if found.release is not None else None
-    hint = name if name in NAMES and checkpoint.chat_template is None else None
-    chat_format = choose_format(tokenizer, checkpoint.chat_template, hint)
-    return Words(tokenizer, chat_format, None if chat_format is None else meta_format(chat_format, name))
+    return Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release))
+
+
+def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None) -> Formats:
+    """The published format and Meta's own."""
+    from herd.text.formats import NAMES, choose_format, meta_format
+
+    name = release.chat_format if release is not None else None
+    chat_format = choose_format(tokenizer, template, name if name in NAMES and template is None else None)
+    return chat_format, None if chat_format is None else meta_format(chat_format, name)
 
 
 def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from herd.providers.local import LocalProvider
     from herd.sampling.params import SamplingParams
     from herd.sampling.stop import StopReason
-    from herd.text.formats import ChatFormat
+    from herd.text.formats import ChatFormat, Formats
     from herd.text.messages import Message
     from herd.text.tokenizer import Tokenizer
     from herd.text.tools import BuiltIn, Tool, ToolCall
@@ -68,13 +69,21 @@ class Output:
         return self.decoded
 
 
-@dataclass(frozen=True, slots=True)
 class Words:
-    """Tokenizer and chat format, where the files have them."""
+    """Tokenizer and chat formats, where the files have them. Which formats is found out when somebody wants to chat: `find_formats`
+    gives the published one and Meta's own."""
 
-    tokenizer: Tokenizer | None = None
-    chat_format: ChatFormat | None = None
-    meta_format: ChatFormat | None = None
+    def __init__(self, tokenizer: Tokenizer | None = None, find_formats: Callable[[], Formats] = lambda: (None, None)) -> None:
+        self.tokenizer = tokenizer
+        self._find_formats = find_formats
+
+    @cached_property
+    def formats(self) -> Formats:
+        return self._find_formats()
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        return self.formats[0]
 
 
 @final
@@ -90,10 +99,8 @@ class Model:
         self._engine = engine
         self._words = words
         self._eyes = Eyes(found.name, checkpoint.config)
-        facts = _model_facts(found, checkpoint, engine, words)
-        self._provider = LocalProvider(
-            engine, words.tokenizer, words.chat_format, facts, meta_format=words.meta_format, eyes=self._eyes
-        )
+        facts = _model_facts(found, checkpoint, engine)
+        self._provider = LocalProvider(engine, words.tokenizer, None, facts, find_formats=lambda: words.formats, eyes=self._eyes)
 
     @property
     def name(self) -> str:
@@ -357,7 +364,7 @@ class Model:
         raise AssertionError("an answer ended without saying how")
 
 
-def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine, words: Words) -> ModelFacts:
+def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine) -> ModelFacts:
     from herd.providers.base import ModelFacts
 
     return ModelFacts(
@@ -365,7 +372,6 @@ def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine, words: Wo
         context_length=engine.max_length,
         vocab_size=checkpoint.config.vocab_size,
         fingerprint=engine.backend.fingerprint,
-        chat_format=words.chat_format.name if words.chat_format is not None else None,
         sources={key: fact.source for key, fact in checkpoint.facts.items()},
     )
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from herd.engine.engine import Engine
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from herd.backends.base import Picture, Placed
-    from herd.text.formats import ChatFormat
+    from herd.text.formats import ChatFormat, Formats
     from herd.text.formats.parsing import Piece, StreamParser
     from herd.text.tokenizer import Tokenizer
     from herd.text.tools import BuiltIn, Tool
@@ -60,21 +62,30 @@ class LocalProvider:
         facts: ModelFacts,
         *,
         meta_format: ChatFormat | None = None,
+        find_formats: Callable[[], Formats] | None = None,
         eyes: Eyes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """meta_format: for requests with `format="meta"`. eyes: of a model that looks at pictures."""
+        """meta_format: for requests with `format="meta"`. find_formats: gives both formats instead, when one is first asked for. eyes:
+        of a model that looks at pictures."""
         self._engine = engine
         self._tokenizer = tokenizer
-        self._chat_format = chat_format
-        self._meta_format = meta_format
+        self._find_formats = find_formats or (lambda: (chat_format, meta_format))
         self._eyes = eyes
         self._facts = facts
         self._clock = clock
 
-    @property
+    @cached_property
     def facts(self) -> ModelFacts:
-        return self._facts
+        return replace(self._facts, chat_format=None if self._chat_format is None else self._chat_format.name)
+
+    @cached_property
+    def _formats(self) -> Formats:
+        return self._find_formats()
+
+    @property
+    def _chat_format(self) -> ChatFormat | None:
+        return self._formats[0]
 
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         """As `Provider.chat`. `UsageError` for a model without a chat format."""
@@ -110,9 +121,10 @@ class LocalProvider:
             return self._chat_format
         if request.format != "meta":
             raise UsageError(f"format is {request.format!r:.60}; it must be 'template' or 'meta'.")
-        if self._meta_format is None:
+        meta_format = self._formats[1]
+        if meta_format is None:
             raise UsageError(f"format='meta' is not possible: the chat format {self._chat_format.name} is not one of Meta's.")
-        return self._meta_format
+        return meta_format
 
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """As `Provider.complete`. `FileProblem` for a text when there is no tokenizer."""

@@ -3,4 +3,7 @@
 from herd.text.formats.choose import NAMES, choose_format, meta_format
 from herd.text.formats.parts import ChatFormat
 
-__all__ = ["NAMES", "ChatFormat", "choose_format", "meta_format"]
+__all__ = ["NAMES", "ChatFormat", "Formats", "choose_format", "meta_format"]
+
+Formats = tuple[ChatFormat | None, ChatFormat | None]
+"""Of one model: the published format, and Meta's own."""
