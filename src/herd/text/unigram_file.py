@@ -19,6 +19,8 @@ SPACE = "▁"
 _Json = Mapping[str, Any]
 _MODEL = frozenset({"type", "unk_id", "vocab", "byte_fallback"})
 _PLAIN_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt"})
+_REPLACED = (" {2,}", r"\s{2,}|[\n\r\t]")
+"""What these files replace by a space; linear whatever the text."""
 _PUNCTUATION = frozenset({"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"})
 _CHARSMAP_MAX = 4 << 20
 
@@ -119,7 +121,7 @@ def _normalizers(value: Any, source: str) -> Iterator[dict[str, Any]]:
             yield {"type": kind, "strip_left": bool(step.get("strip_left")), "strip_right": bool(step.get("strip_right"))}
         elif kind == "Precompiled" and isinstance(text, str) and len(text) <= _CHARSMAP_MAX:
             yield {"type": kind, "precompiled_charsmap": text}
-        elif kind == "Replace" and step.get("pattern") == {"Regex": " {2,}"} and step.get("content") in (" ", SPACE):
+        elif kind == "Replace" and step.get("pattern") in [{"Regex": known} for known in _REPLACED] and step.get("content") in (" ", SPACE):
             yield {"type": kind, "pattern": step["pattern"], "content": step["content"]}
         else:
             raise FileProblem(f"{source}: the normalizer has the step {json.dumps(step)[:200]}, which is not one of those known here.")
