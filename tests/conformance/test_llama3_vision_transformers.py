@@ -34,10 +34,20 @@ from tiny import random_leaves
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """The model in float64 and its folder. Random everywhere, gates and norms too; the tables of places written out from a grid."""
-    from transformers import MllamaConfig, MllamaForConditionalGeneration
-    from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+    from transformers import MllamaForConditionalGeneration
 
     torch.set_num_threads(1)
+    model = MllamaForConditionalGeneration(_config()).eval()
+    _randomise(model)
+    folder = tmp_path_factory.mktemp("mllama")
+    model.save_pretrained(folder)
+    return _mended(model.double()), folder
+
+
+def _config() -> Any:
+    from transformers import MllamaConfig
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
     vision, scaling = CFG.vision, CFG.rope.scaling
     text_config = MllamaTextConfig(
         vocab_size=CFG.vocab_size,
@@ -74,11 +84,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     )
     config = MllamaConfig(vision_config=vision_config, text_config=text_config, image_token_index=CFG.picture_id)
     config._attn_implementation = "sdpa"
-    model = MllamaForConditionalGeneration(config).eval()
-    _randomise(model)
-    folder = tmp_path_factory.mktemp("mllama")
-    model.save_pretrained(folder)
-    return _mended(model.double()), folder
+    return config
 
 
 def _randomise(model: Any) -> None:

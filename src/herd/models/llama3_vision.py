@@ -181,7 +181,7 @@ def num_crossing(cfg: Llama3VisionConfig) -> int:
 def placeholders(cfg: Llama3VisionConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
     """One position for each picture: that of its token. `UsageError` when there are more of one than of the other."""
     ids = (cfg.picture_id, *cfg.picture_aliases)
-    positions = [(position,) for position, token in enumerate(tokens) if token in ids]
+    positions: list[tuple[int, ...]] = [(position,) for position, token in enumerate(tokens) if token in ids]
     if len(positions) != len(shapes):
         named = " or ".join(str(each) for each in ids)
         raise UsageError(
