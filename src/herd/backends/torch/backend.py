@@ -47,7 +47,7 @@ _OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 class TorchBackend:
     """A model in torch. `release` gives back pages of the file that were copied. `keep_bytes` bounds what decoded quantised
-    matrices may take; None: 4 GiB on a CPU, half of what is free on a GPU."""
+    matrices may take; None: 4 GiB on a CPU, on a GPU half of what weights and cache leave free."""
 
     name = "torch"
 
@@ -65,7 +65,8 @@ class TorchBackend:
         self._leaves: dict[str, Matrix] = {name: leaf(name) for name in self._specs}
         self._weights = self._model.weights(cfg, self._leaves.__getitem__)
         self._dtype = compute_dtype(options.dtype, self._leaves.values(), self._device)
-        self._tensors = self._load(release, keep_bytes)
+        self._keep_bytes = keep_bytes
+        self._tensors = self._load(release)
         self._ops, self._picture_ops = TorchOps(self._tensors), TorchPictureOps(self._tensors)
         self._decoding_ops = TorchOps(self._tensors, is_static=self._device.type == "cuda")
         self._encoded = Encoded(self.encode)
@@ -102,6 +103,7 @@ class TorchBackend:
                 f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self.page_bytes()} bytes and "
                 f"{device_name(self._device)} refused them. Ask for a shorter context or fewer sequences at once."
             ) from problem
+        self._tensors.keep_bytes = self._bytes_to_keep()
         self.num_pages = num_pages
 
     def page_bytes(self) -> int:
@@ -197,7 +199,15 @@ class TorchBackend:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _load(self, release: Callable[[], None], keep_bytes: int | None) -> Tensors:
+    def _bytes_to_keep(self) -> int:
+        """What decoded matrices may take."""
+        if self._keep_bytes is not None:
+            return self._keep_bytes
+        if self._device.type != "cuda":
+            return CPU_KEEP_BYTES
+        return self._tensors.decoded_bytes + torch.cuda.mem_get_info(self._device)[0] // 2
+
+    def _load(self, release: Callable[[], None]) -> Tensors:
         """Brings all weights to the device."""
         tensors = Tensors(self._device, self._dtype)
         since_release = 0
@@ -212,8 +222,6 @@ class TorchBackend:
             raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
         if self._device.type != "cpu":
             release()
-            keep_bytes = torch.cuda.mem_get_info(self._device)[0] // 2 if keep_bytes is None else keep_bytes
-        tensors.keep_bytes = CPU_KEEP_BYTES if keep_bytes is None else keep_bytes
         return tensors
 
     def _make_decoder(self) -> Decoder:

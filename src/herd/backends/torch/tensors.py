@@ -23,7 +23,8 @@ PLAIN: Mapping[DType, torch.dtype] = {F32: torch.float32, F16: torch.float16, BF
 
 
 class Tensors:
-    """Gives the tensor of a leaf, in the type `dtype` on `device`. Leaves are told apart by identity."""
+    """Gives the tensor of a leaf, in the type `dtype` on `device`. Leaves are told apart by identity. `keep_bytes` bounds
+    `decoded_bytes`, those of what is kept decoded beside the stored weights."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, keep_bytes: int = 0) -> None:
         self.device = device
@@ -32,16 +33,12 @@ class Tensors:
         self.keep_bytes = keep_bytes
         self._placed: dict[int, tuple[Dense | Blocks, Tensor]] = {}
         self._decoded: dict[int, Tensor] = {}
+        self.decoded_bytes = 0
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all weights on the device, a mapped file's own included."""
         return sum(tensor.nbytes for _, tensor in self._placed.values())
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Bytes of what is kept decoded besides."""
-        return sum(tensor.nbytes for tensor in self._decoded.values())
 
     def place(self, leaf: Matrix) -> None:
         """Brings a weight to the device, if it is not there."""
@@ -58,11 +55,13 @@ class Tensors:
         """Gives back what the device holds of a weight."""
         for part in parts(leaf):
             self._placed.pop(id(part), None)
-            self._decoded.pop(id(part), None)
+            if (kept := self._decoded.pop(id(part), None)) is not None:
+                self.decoded_bytes -= kept.nbytes
 
     def clear(self) -> None:
         self._placed.clear()
         self._decoded.clear()
+        self.decoded_bytes = 0
 
     def get(self, leaf: Dense | Blocks) -> Tensor:
         """The values of `leaf`, in its shape and in the type that is computed in."""
@@ -75,6 +74,7 @@ class Tensors:
         values = decode(leaf.dtype, tensor, self.dtype)
         if self.decoded_bytes + values.nbytes <= self.keep_bytes:
             self._decoded[id(leaf)] = values
+            self.decoded_bytes += values.nbytes
         return values
 
     def vector(self, leaf: Dense) -> Tensor:
