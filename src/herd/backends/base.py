@@ -134,7 +134,7 @@ class StepResult:
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
     """How to run. `threads` None: all physical cores this process may use. `dtype` None: as stored; else "float32",
-    "bfloat16", "float16" or, for the reference, "float64". `activations`: what block-quantised weights are multiplied with.
+    "bfloat16", "float16" or, for the reference and torch, "float64". `activations`: what block-quantised weights are multiplied with.
     `max_step_tokens`: the largest step the buffers are made for."""
 
     threads: int | None = None
