@@ -22,7 +22,7 @@ from herd.errors import UsageError
 from herd.files import kept as files_kept
 from herd.files.folders import cache_folder
 from herd.models.weights import Kind, TensorSpec
-from tiny import dense_f32, random_leaves, tiny_llama
+from tiny import dense_f32, random_leaves, tiny_llama, tiny_llama4
 from tiny_files import write_gguf
 
 _core = pytest.importorskip("herd._core", reason="the extension herd._core is not built (pip install -e .)", exc_type=ImportError)
@@ -204,6 +204,19 @@ def test_weights_that_are_updated_while_others_are_kept_stay_this_backends_own(p
     assert not np.array_equal(answer(backend), before)
     backend.close()
     assert run(path) == (first, 0)
+
+
+def test_stacked_experts_are_kept_too() -> None:
+    cfg = tiny_llama4()
+    leaves = random_leaves(cfg, dtype=lambda spec: F32 if spec.kind.is_vector else Q8_0)
+    origin = kept.Origin("a model of experts", Path("model"))
+    bits = []
+    for leaf in (leaves.__getitem__, {}.__getitem__):
+        backend = cpu.CpuBackend(cfg, leaf, BackendOptions(threads=2, max_step_tokens=64), lambda: None, origin=origin)
+        backend.allocate(4)
+        bits.append(answer(backend).tobytes())
+        backend.close()
+    assert bits[0] == bits[1]
 
 
 def test_small_models_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from herd.errors import CapacityError, FileProblem, UsageError
 from herd.family import store
 from herd.family.finding import find_model
 from herd.files import models_folder
+from herd.files.kept import keep, open_kept
 
 
 @pytest.fixture
@@ -115,6 +116,15 @@ def test_a_home_that_is_a_file_names_the_way_out(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HERD_HOME", str(tmp_path / "home"))
     with pytest.raises(UsageError, match="HERD_HOME"):
         store.make_folder(models_folder())
+
+
+def test_removing_a_model_removes_what_the_cache_keeps_of_it(folder: Path) -> None:
+    for name in ("a", "b"):
+        put(folder / name, "model.gguf")
+        about = {"source": str(folder / name / "model.gguf")}
+        assert keep(name, about, {"weights": memoryview(bytes(100))}, lambda: False)
+    assert store.remove("a", on_wait=nobody) > 100
+    assert open_kept("a") is None and open_kept("b") is not None
 
 
 def test_a_model_that_another_process_removed_meanwhile_is_told_as_not_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from herd.errors import FileProblem, UsageError
 from herd.files import file_lock, models_folder
+from herd.files.kept import forget
 from herd.files.writing import cannot_write, sync_folder
 from herd.records import dataclass
 
@@ -54,7 +55,9 @@ def locate(name: str) -> Installed | None:
 
 
 def remove(name: str, *, on_wait: Callable[[], None]) -> int:
-    """Deletes a model from the models folder, and only there; the bytes that were freed. `UsageError` if it is not here.
+    """Deletes a model from the models folder, and only there, and what the cache keeps of it; the bytes that were freed.
+
+    `UsageError` if it is not here.
 
     The model disappears at once (a rename), then its files are deleted: a half-deleted model is never seen.
     """
@@ -66,16 +69,17 @@ def remove(name: str, *, on_wait: Callable[[], None]) -> int:
         found = _required(name)  # While this process waited, another one may have removed or replaced it.
         trash = partial_folder(name)
         shutil.rmtree(trash, ignore_errors=True)
+        freed = forget(entry)
         if entry.is_symlink():
             entry.unlink()
-            return 0
+            return freed
         if entry.is_file():
             entry.unlink()
-            return found.num_bytes
+            return freed + found.num_bytes
         trash.parent.mkdir(parents=True, exist_ok=True)
         os.rename(entry, trash)
         shutil.rmtree(trash)
-    return found.num_bytes
+    return freed + found.num_bytes
 
 
 def _required(name: str) -> Installed:

@@ -6,13 +6,14 @@ activations, dtype) and to the layout of packed bytes. Anything else is another 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from herd import _core
 from herd.backends.base import BackendOptions
-from herd.backends.cpu.packed import Packed, PackedMatrix, PackedVector
+from herd.backends.cpu.packed import Packed, PackedExperts, PackedMatrix, PackedVector
 from herd.dtypes import BY_GGML_ID
 from herd.files.kept import Kept, keep, open_kept
 from herd.models.weights import TensorSpec
@@ -81,8 +82,12 @@ class KeptWeights:
 
     def _write(self, packed: Mapping[str, Packed]) -> None:
         matrices: dict[str, tuple[int, int, int]] = {}
+        experts: dict[str, tuple[int, int]] = {}
         parts: dict[str, memoryview] = {}
         for name, each in packed.items():
+            if isinstance(each, PackedExperts):
+                experts[name] = (each.count, each.rows)
+                each = each.whole
             if isinstance(each, PackedMatrix):
                 matrices[name] = (each.native.storage, *each.shape)
                 parts[name] = each.native.packed
@@ -90,17 +95,22 @@ class KeptWeights:
                 parts[name] = (each.values if isinstance(each.values, memoryview) else each.values.data).cast("B")
             else:
                 return  # adapters are laid over weights anew
-        about = {"source": str(self._origin.path.absolute()), "matrices": matrices}
+        about = {"source": str(self._origin.path.absolute()), "matrices": matrices, "experts": experts}
         keep(self._name, about, parts, self._is_cancelled.is_set)
 
     def _packed(self, kept: Kept, spec: TensorSpec) -> Packed:
         part = kept.part(spec.name)
-        matrix = kept.about["matrices"].get(spec.name)
-        count = len(part) // 4 if matrix is None else matrix[1] * matrix[2]
-        if count != spec.count:
-            raise ValueError(f"{spec.name} has {count} values; the model's has {spec.count}")
+        matrix, experts = kept.about["matrices"].get(spec.name), kept.about["experts"].get(spec.name)
         if matrix is None:
+            _check_count(spec, len(part) // 4)
             return PackedVector(part.cast("f"))
         storage, rows, columns = matrix
+        _check_count(spec, columns * (rows if experts is None else math.prod(experts)))
         native = _core.Matrix.over(self._machine, storage, self._options.activations, rows, columns, part)
-        return PackedMatrix(native, is_int8=BY_GGML_ID[storage].is_block and self._options.activations == "int8")
+        whole = PackedMatrix(native, is_int8=BY_GGML_ID[storage].is_block and self._options.activations == "int8")
+        return whole if experts is None else PackedExperts(whole, *experts)
+
+
+def _check_count(spec: TensorSpec, count: int) -> None:
+    if count != spec.count:
+        raise ValueError(f"{spec.name} has {count} values; the model's has {spec.count}")
