@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from herd.checkpoints import names
 from herd.checkpoints.stored import StoredTensor
@@ -15,6 +15,7 @@ from herd.models.weights import Kind, TensorSpec
 MAX_LISTED = 40
 
 
+@runtime_checkable
 class Rotating(Config, Protocol):
     """What the configs of all architectures with rotary positions have."""
 
@@ -70,16 +71,23 @@ def refuse(where: str, problems: Sequence[str], conclusion: str) -> None:
     raise FileProblem(f"{where}: {len(problems)} things are wrong. {conclusion}\n" + "\n".join(f"  - {problem}" for problem in shown))
 
 
-def check_config(cfg: Rotating, where: str, num_tensors: int) -> None:
+def check_config(cfg: Config, where: str, num_tensors: int) -> None:
     """Refuse numbers that no model can have, all at once, before a list of tensors is made from them."""
     problems: list[str] = []
     if cfg.num_layers > num_tensors:
         problems.append(f"{cfg.num_layers} layers are declared and the file has {num_tensors} tensors in all")
+    if isinstance(cfg, Rotating):
+        problems += _rotary_problems(cfg)
+    if problems:
+        refuse(where, problems, "These are not the numbers of a model.")
+
+
+def _rotary_problems(cfg: Rotating) -> list[str]:
+    problems = []
     if cfg.num_heads % cfg.num_kv_heads:
         problems.append(f"{cfg.num_heads} query heads cannot be shared out evenly over {cfg.num_kv_heads} kv heads")
     if cfg.head_width % 2:
         problems.append(f"the head width {cfg.head_width} is odd; rotary positions turn pairs")
     if cfg.rope.width % 2 or cfg.rope.width > cfg.head_width:
         problems.append(f"the rotary width {cfg.rope.width} must be even and at most the head width {cfg.head_width}")
-    if problems:
-        refuse(where, problems, "These are not the numbers of a model.")
+    return problems

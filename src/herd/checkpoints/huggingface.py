@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.checkpoints import names
-from herd.checkpoints.account import Rotating, account, check_config
+from herd.checkpoints.account import account, check_config
 from herd.checkpoints.checkpoint import Checkpoint, Fact
 from herd.checkpoints.config_reader import shown
 from herd.checkpoints.folder import inside
@@ -23,14 +23,14 @@ from herd.checkpoints.sources import Interleaved, SameBytes, Source, StoredTenso
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
-from herd.models.architecture import architecture_of
+from herd.models.architecture import Config, architecture_of
 from herd.models.weights import TensorSpec
 
 DTYPES: dict[str, DType] = {"F32": F32, "F16": F16, "BF16": BF16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INV_FREQ = re.compile(r"(.*\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 TIED = "but config.json says tie_word_embeddings: true, so that both are one matrix. Set it to false if the stored head is meant."
-MODEL_TYPES = ("llama", "mllama", "llama4", "llama4_text")
+MODEL_TYPES = ("llama", "mllama", "llama4", "llama4_text", "muse_glimmer", "deberta-v2")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -45,7 +45,7 @@ class Naming:
     spelled    a tensor's name as `names` has it, where files spell it in several ways
     """
 
-    read: Callable[[Mapping[str, Any], str, dict[str, Fact]], Rotating]
+    read: Callable[[Mapping[str, Any], str, dict[str, Fact]], Config]
     names: dict[str, str]
     stored: Callable[[TensorSpec], tuple[TensorSpec, ...]]
     source: Callable[[TensorSpec, Mapping[str, Source]], Source]
@@ -63,6 +63,14 @@ def naming_of(model_type: object, where: str) -> Naming:
 
         table = llama4.NAMES if model_type == "llama4" else names.HUGGING_FACE_LLAMA4
         return Naming(llama4.read_config, table, llama4.stored, llama4.source)
+    if model_type == "muse_glimmer":
+        import herd.checkpoints.huggingface_muse_glimmer as muse_glimmer
+
+        return Naming(muse_glimmer.read_config, muse_glimmer.NAMES, lambda spec: (spec,), _in_our_order)
+    if model_type == "deberta-v2":
+        import herd.checkpoints.huggingface_deberta as deberta
+
+        return Naming(deberta.read_config, deberta.NAMES, lambda spec: (spec,), _in_our_order)
     if model_type == "mllama":
         import herd.checkpoints.huggingface_mllama as mllama
 
@@ -97,7 +105,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
 
 def match(
-    cfg: Rotating, entries: Mapping[str, Entry], where: str, naming: Naming | None = None
+    cfg: Config, entries: Mapping[str, Entry], where: str, naming: Naming | None = None
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Source]]:
     """Every weight of the config against every tensor of the files: the weights, and where each one's bytes come from. `naming`
     None: that of llama."""
@@ -106,7 +114,7 @@ def match(
     check_config(cfg, FILE, len(entries))
     specs = tuple(architecture_of(cfg).tensors(cfg))
     harmless = {name: "a table of rotary frequencies, which follow from the config" for name in entries if INV_FREQ.fullmatch(name)}
-    head, embed = naming.names["head"], naming.names["embed"]
+    head, embed = naming.names.get("head", ""), naming.names["embed"]
     is_twice = all(spec.name != "head" for spec in specs) and head in entries
     if is_twice:
         harmless[head] = "compared with the embedding, which it must equal, when that is read"
