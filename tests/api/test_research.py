@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import herd
+from conformance.running import cpu_is_built
 from herd.errors import UsageError
 from tiny import random_leaves, tiny_llama
 from tiny_files import write_huggingface
@@ -17,8 +18,12 @@ CFG = tiny_llama()
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, CFG.vocab_size, 150)]
 
 
-@pytest.fixture(scope="module", params=["reference"])
+@pytest.fixture(scope="module", params=["reference", "cpu", "torch"])
 def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if request.param == "torch":
+        pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
+    if request.param == "cpu" and not cpu_is_built():
+        pytest.skip("the native core is not built here")
     folder = tmp_path_factory.mktemp("research")
     write_huggingface(folder, CFG, random_leaves(CFG))
     with herd.load(folder, backend=request.param) as loaded:
