@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from fakes import FakeBackend, FakeFormat, FakeTokenizer, fake_logits
 from herd.backends.base import Plan, StepResult
 from herd.engine.engine import Engine
 from herd.errors import FileProblem, UsageError
-from herd.providers.base import ChatRequest, CompletionRequest, Event, Failed, Finished, ModelFacts, Text
+from herd.providers.base import Called, ChatRequest, CompletionRequest, Event, Failed, Finished, ModelFacts, Text
 from herd.providers.local import LocalProvider
 from herd.sampling.chain import Choice
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
-from herd.text.messages import Message, Role
+from herd.text.messages import Image, Message, Role, Tool
 
 VOCAB, EOS, TURN = 259, 257, 258
 GREEDY = SamplingParams(temperature=0.0)
@@ -204,3 +205,70 @@ def test_the_scorer_gives_a_row_per_position() -> None:
     ids = provider.encode("some text", bos=False)
     rows = np.concatenate(list(provider.logits(ids)))
     np.testing.assert_array_equal(rows, [fake_logits(ids[: end + 1], VOCAB) for end in range(len(ids))])
+
+
+# Tools, formats and further ends
+
+TOOL = Tool("f", "does", {"type": "object"})
+
+
+def ask(provider: LocalProvider, **choices: Any) -> list[Event]:
+    return list(provider.chat(ChatRequest(messages=[Message(Role.USER, "hi")], sampling=GREEDY, **choices)))
+
+
+def talking(says: bytes, **choices: Any) -> LocalProvider:
+    """A provider that answers any chat so."""
+    prompt = FakeFormat().render([Message(Role.USER, "hi")])
+    engine = Engine(Parrot([*says, TURN], len(prompt)), context_length=512, stop_ids={EOS}, num_pages=8)
+    return LocalProvider(engine, FakeTokenizer(), FakeFormat(), FACTS, **choices)
+
+
+def test_calls_of_offered_tools_are_events_and_no_text() -> None:
+    says = b'Wait. <function=f>{"a": 1}</function> Done.'
+    events = ask(talking(says), tools=[TOOL])
+    assert "".join(texts(events)) == "Wait.  Done."
+    calls = [event.call for event in events if isinstance(event, Called)]
+    assert [(call.name, call.arguments) for call in calls] == [("f", {"a": 1})]
+    order = [type(event) for event in events]
+    assert order.index(Called) < len(order) - 1 and order[-1] is Finished
+    assert tokens(events) == [*says, TURN], "every token is in one text event"
+
+
+def test_an_answer_that_is_all_call_has_its_tokens_in_an_empty_text() -> None:
+    events = ask(talking(b'{"name": "f", "parameters": {}}'), tools=[TOOL])
+    assert texts(events) == [""] and [type(event) for event in events] == [Called, Text, Finished]
+    assert tokens(events) == [*b'{"name": "f", "parameters": {}}', TURN]
+
+
+def test_without_tools_an_answer_is_never_a_call() -> None:
+    says = b'{"name": "f", "parameters": {}}'
+    assert "".join(texts(ask(talking(says)))) == says.decode()
+    assert "".join(texts(ask(talking(b'{"name": "g", "parameters": {}}'), tools=[TOOL]))) == '{"name": "g", "parameters": {}}'
+
+
+def test_closing_a_chat_with_tools_early_gives_the_pages_back() -> None:
+    provider, engine = parrot(b"abcdefgh" * 20, prompt="x" * (len(FakeFormat().render([Message(Role.USER, "hi")])) - 1))
+    events = provider.chat(ChatRequest(messages=[Message(Role.USER, "hi")], sampling=GREEDY, tools=[TOOL]))
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    all_back(engine)
+
+
+def test_a_format_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="format='meta' is not possible: the chat format turns is not one of Meta's"):
+        ask(talking(b""), format="meta")
+    with pytest.raises(UsageError, match="format is 'alpaca'; it must be 'template' or 'meta'"):
+        ask(talking(b""), format="alpaca")
+    assert "".join(texts(ask(talking(b"Hi", meta_format=FakeFormat()), format="meta"))) == "Hi"
+
+
+def test_pictures_are_refused_by_a_model_without_eyes() -> None:
+    request = ChatRequest(messages=[Message(Role.USER, (Image(b"x"),))], sampling=GREEDY)
+    with pytest.raises(UsageError, match="fake reads text only; the conversation has 1 pictures"):
+        talking(b"").chat(request)
+
+
+def test_a_completion_may_have_ends_of_its_own() -> None:
+    provider, _ = parrot(b"one;two")
+    request = CompletionRequest(prompt="hi", sampling=GREEDY, stop_ids={ord(";")})
+    assert "".join(texts(list(provider.complete(request)))) == "one"

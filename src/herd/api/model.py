@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from herd.errors import FileProblem, UsageError, did_you_mean
-from herd.records import dataclass
+from herd.api import asking
+from herd.api.output import Output, collect, no_tokenizer
+from herd.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,50 +22,17 @@ if TYPE_CHECKING:
     from herd.engine.engine import Engine
     from herd.family.finding import Found
     from herd.models.architecture import Config
-    from herd.providers.base import ChatRequest, Event, ModelFacts, TokenLogprob, Usage
+    from herd.providers.base import ChatRequest, Event, ModelFacts
     from herd.providers.local import LocalProvider
     from herd.sampling.params import SamplingParams
-    from herd.sampling.stop import StopReason
     from herd.text.formats import ChatFormat, Formats
+    from herd.text.formats.guard import Category, Verdict
     from herd.text.messages import Message
     from herd.text.tokenizer import Tokenizer
-    from herd.text.tools import BuiltIn, Tool, ToolCall
+    from herd.text.tools import BuiltIn, Tool
 
 META_SAMPLING = {"temperature": 0.6, "top_p": 0.9}
 """What Meta's own programs sample with; used for a model that recommends nothing itself."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One answer.
-
-    token_ids    of the answer, the token that ended it included
-    logprobs     natural-log probability of each of them, from the model's distribution before temperature
-    top          per token the alternatives (id, log-probability) that `logprobs=N` asked for
-    stop_reason  why no more tokens came; `stop_text` is the stop text that was met, if one was
-    usage        counts and wall times
-    tool_calls   what a chat with tools asks for
-    """
-
-    token_ids: list[int]
-    logprobs: list[float]
-    top: list[tuple[tuple[int, float], ...]]
-    stop_reason: StopReason
-    stop_text: str | None
-    prompt_token_ids: list[int]
-    seed: int
-    usage: Usage
-    model_name: str
-    decoded: str | None
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """The answer as text, up to a stop text. `FileProblem` if the model came without a tokenizer."""
-        if self.decoded is None:
-            raise _no_tokenizer(self.model_name)
-        return self.decoded
 
 
 class Words:
@@ -131,7 +97,7 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """Words to tokens and back. `FileProblem` if the model came without one."""
         if self._words.tokenizer is None:
-            raise _no_tokenizer(self.name)
+            raise no_tokenizer(self.name)
         return self._words.tokenizer
 
     @property
@@ -163,7 +129,7 @@ class Model:
         """
         import numpy as np
 
-        ids = _ids(tokens, "tokens")
+        ids = asking.token_ids(tokens, "tokens")
         rows = list(self._engine.score(ids, pictures=self._placed(ids, images)))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
@@ -233,7 +199,7 @@ class Model:
         from herd.providers.base import CompletionRequest
 
         ids = self._prompt_ids(prompt)
-        request = CompletionRequest(prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=_stop_texts(stop))
+        request = CompletionRequest(prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=asking.stop_texts(stop))
         return self.collect(ids, self._provider.complete(request))
 
     def chat(
@@ -271,22 +237,28 @@ class Model:
         **sampling: Any,
     ) -> ChatRequest:
         """What `chat` asks the provider, with this model's defaults filled in."""
-        from herd.providers.base import ChatRequest
-        from herd.text.messages import read_messages, read_tools
-
-        return ChatRequest(
-            messages=read_messages(messages),
-            sampling=self.sampling(sampling),
-            max_tokens=max_tokens,
-            stop=_stop_texts(stop),
-            date=_today() if date == "today" else date,
-            tools=read_tools(tools),
-            format=format,
+        return asking.chat_request(
+            self.sampling(sampling), messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format
         )
 
     def chat_token_ids(self, request: ChatRequest) -> list[int]:
         """The prompt that a chat request becomes. `UsageError` if the model has no chat format."""
         return self._provider.prompt(request)[0]
+
+    def infill(self, prefix: str, suffix: str, *, suffix_first: bool = False, max_tokens: int | None = None, **sampling: Any) -> Output:
+        """What stands between two texts, by a model that was taught to fill in (Code Llama 7B and 13B). suffix_first: show it the end
+        before the beginning. The rest as in `generate`."""
+        return asking.infill(self, prefix, suffix, suffix_first, max_tokens, self.sampling(sampling))
+
+    def moderate(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        categories: Iterable[Category | Mapping[str, str] | str] | None = None,
+    ) -> Verdict:
+        """A guard's verdict on the last message of a conversation. categories: in place of the model's own: names, or objects with
+        code, name and description. `UsageError` for a model that is no guard, and for an answer that is no verdict."""
+        return asking.moderate(self, messages, categories)
 
     def sampling(self, given: Mapping[str, Any]) -> SamplingParams:
         """The model's recommended sampling with what was given put over it. `UsageError` for an unknown name."""
@@ -329,39 +301,11 @@ class Model:
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        return _ids(prompt, "prompt")
+        return asking.token_ids(prompt, "prompt")
 
     def collect(self, prompt_token_ids: Sequence[int], events: Iterable[Event]) -> Output:
         """Reads an answer's events to their end. Raises what made it fail."""
-        from herd.providers.base import Called, Failed, Finished, Text
-
-        texts: list[str] = []
-        tokens: list[TokenLogprob] = []
-        calls: list[ToolCall] = []
-        for event in events:
-            match event:
-                case Text(text, more):
-                    texts.append(text)
-                    tokens.extend(more)
-                case Called(call):
-                    calls.append(call)
-                case Failed(error):
-                    raise error
-                case Finished() as end:
-                    return Output(
-                        token_ids=[item.token for item in tokens],
-                        logprobs=[item.logprob for item in tokens],
-                        top=[item.top for item in tokens],
-                        stop_reason=end.stop_reason,
-                        stop_text=end.stop_text,
-                        prompt_token_ids=list(prompt_token_ids),
-                        seed=end.seed,
-                        usage=end.usage,
-                        model_name=self.name,
-                        decoded="".join(texts) if self.has_tokenizer else None,
-                        tool_calls=calls,
-                    )
-        raise AssertionError("an answer ended without saying how")
+        return collect(self.name, prompt_token_ids, events, has_text=self.has_tokenizer)
 
 
 def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine) -> ModelFacts:
@@ -373,33 +317,4 @@ def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine) -> ModelF
         vocab_size=checkpoint.config.vocab_size,
         fingerprint=engine.backend.fingerprint,
         sources={key: fact.source for key, fact in checkpoint.facts.items()},
-    )
-
-
-def _today() -> str:
-    """Today as Meta's templates write dates, in English whatever the locale: `26 Jul 2024`."""
-    day = datetime.date.today()
-    month = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[day.month - 1]
-    return f"{day.day:02d} {month} {day.year}"
-
-
-def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
-    """One text or several; each is checked by the request."""
-    if isinstance(stop, str):
-        return (stop,)
-    if not isinstance(stop, Iterable):
-        raise UsageError(f"stop is {type(stop).__name__}; expected a text or a list of texts.")
-    return tuple(stop)
-
-
-def _ids(tokens: object, name: str) -> list[int]:
-    """Token ids as a list; each is checked by the engine. `UsageError` for what is no sequence of them."""
-    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
-        raise UsageError(f"{name} is {type(tokens).__name__}; expected {'a text or ' if name == 'prompt' else ''}token ids.")
-    return list(tokens)
-
-
-def _no_tokenizer(name: str) -> FileProblem:
-    return FileProblem(
-        f"{name} came without a tokenizer, so it has token ids and no texts. Put a tokenizer.json beside it, or use token ids."
     )

@@ -7,7 +7,7 @@ A provider turns messages into a stream of events; a scorer turns texts into log
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -42,12 +42,14 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """Text or token ids to be continued. A text is tokenised as the model does for plain text (with its BOS, if it has one)."""
+    """Text or token ids to be continued. A text is tokenised as the model does for plain text (with its BOS, if it has one).
+    `stop_ids` are tokens that end the answer besides the model's own."""
 
     prompt: str | Sequence[int]
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: Sequence[str] = ()
+    stop_ids: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,17 +87,17 @@ class LocalProvider:
     def _chat_format(self) -> ChatFormat | None:
         return self._formats[0]
 
-    def chat(self, request: ChatRequest) -> Iterator[Event]:
-        """As `Provider.chat`. `UsageError` for a model without a chat format."""
-        chat_format = self._format(request)
-        ids, pictures = self.prompt(request)
+    def chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Iterator[Event]:
+        """As `Provider.chat`. chat_format: in place of the model's own. `UsageError` for a model without a chat format."""
+        chat_format = chat_format or self._format(request)
+        ids, pictures = self.prompt(request, chat_format)
         stop_ids = frozenset(chat_format.stop_ids) | self._stop_ids()
         answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids, pictures=pictures)
         return self._events(answer, request.stop, chat_format if request.tools else None, request.tools)
 
-    def prompt(self, request: ChatRequest) -> tuple[list[int], tuple[Placed, ...]]:
+    def prompt(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> tuple[list[int], tuple[Placed, ...]]:
         """The token ids that a chat becomes, and its pictures with their places there. `UsageError` as `chat`."""
-        chat_format = self._format(request)
+        chat_format = chat_format or self._format(request)
         images = chat_format.images(request.messages)
         if not images:
             return chat_format.render(request.messages, tools=request.tools, date=request.date), ()
@@ -129,7 +129,8 @@ class LocalProvider:
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """As `Provider.complete`. `FileProblem` for a text when there is no tokenizer."""
         ids = self.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt
-        answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=self._stop_ids())
+        stop_ids = self._stop_ids() | frozenset(request.stop_ids)
+        answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids)
         return self._events(answer, request.stop)
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:

@@ -8,10 +8,10 @@ The answer ends with `▁<EOT>`. The suffix is encoded without the space that th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 from herd.errors import UsageError
+from herd.records import dataclass
 from herd.text.tokenizer import Tokenizer
 
 _BEFORE = "☺"
@@ -37,10 +37,11 @@ class Infilling:
         """Ids of the prompt whose answer is what stands between the two texts. Neither text can become a control token."""
         bos = self.tokenizer.bos_id
         assert bos is not None
-        before = self.tokenizer.encode(prefix, bos=False)
-        if suffix_first:
-            return [bos, self._id("PRE"), self._id("SUF"), *self._inside(suffix), self._id("MID"), *before]
-        return [bos, self._id("PRE"), *before, self._id("SUF"), *self._inside(suffix), self._id("MID")]
+        before, after = self.tokenizer.encode(prefix, bos=False), self._inside(suffix)
+        pre, suf, mid = (self._id(name) for name in ("PRE", "SUF", "MID"))
+        if {pre, suf, mid, self._id("EOT")} & {*before, *after}:
+            raise UsageError("the prefix or the suffix contains a token of infilling itself, such as ▁<PRE>. Write it differently.")
+        return [bos, pre, suf, *after, mid, *before] if suffix_first else [bos, pre, *before, suf, *after, mid]
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -1,0 +1,111 @@
+"""What `Model` is asked in words: chats, what stands between two texts, and verdicts of a guard."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from herd.errors import UsageError
+
+if TYPE_CHECKING:
+    from herd.api.model import Model
+    from herd.api.output import Output
+    from herd.providers.base import ChatRequest
+    from herd.sampling.params import SamplingParams
+    from herd.text.formats.guard import Category, Verdict
+    from herd.text.messages import Message
+    from herd.text.tools import BuiltIn, Tool
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+VERDICT_TOKENS = 64
+"""More than any verdict has."""
+VERDICT_LOGPROBS = 20
+
+
+def chat_request(
+    sampling: SamplingParams,
+    messages: Iterable[Message | Mapping[str, Any]],
+    *,
+    max_tokens: int | None,
+    stop: str | Iterable[str],
+    date: str | None,
+    tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]],
+    format: str,
+) -> ChatRequest:
+    """A chat as the provider takes it. `UsageError` names what is wrong with messages, tools or stop texts."""
+    from herd.providers.base import ChatRequest
+    from herd.text.messages import read_messages, read_tools
+
+    return ChatRequest(
+        messages=read_messages(messages),
+        sampling=sampling,
+        max_tokens=max_tokens,
+        stop=stop_texts(stop),
+        date=today() if date == "today" else date,
+        tools=read_tools(tools),
+        format=format,
+    )
+
+
+def infill(model: Model, prefix: str, suffix: str, suffix_first: bool, max_tokens: int | None, sampling: SamplingParams) -> Output:
+    """See `Model.infill`."""
+    from herd.providers.base import CompletionRequest
+    from herd.text.formats.infilling import Infilling
+
+    infilling = Infilling(model.tokenizer)
+    ids = infilling.render(prefix, suffix, suffix_first=suffix_first)
+    request = CompletionRequest(prompt=ids, sampling=sampling, max_tokens=max_tokens, stop_ids=infilling.stop_ids)
+    return model.collect(ids, model.provider.complete(request))
+
+
+def moderate(
+    model: Model, messages: Iterable[Message | Mapping[str, Any]], categories: Iterable[Category | Mapping[str, str] | str] | None
+) -> Verdict:
+    """See `Model.moderate`."""
+    from herd.sampling.params import SamplingParams
+    from herd.text.formats.guard import Guard, read_categories
+
+    guard = model.chat_format
+    if not isinstance(guard, Guard):
+        raise UsageError(f"{model.name} is no guard (its chat format is {guard.name}), so it gives no verdicts. Load a Llama Guard.")
+    if categories is not None:
+        guard = replace(guard, categories=read_categories(categories))
+    greedy = SamplingParams(temperature=0.0, logprobs=VERDICT_LOGPROBS)
+    asked = chat_request(greedy, messages, max_tokens=VERDICT_TOKENS, stop=(), date=None, tools=(), format="template")
+    output = model.collect([], model.provider.chat(asked, guard))
+    verdict = guard.verdict(output.token_ids, _first_word(model, output))
+    if verdict is None:
+        raise UsageError(f"{model.name} gave no verdict but {output.text!r:.200}.")
+    return verdict
+
+
+def _first_word(model: Model, output: Output) -> dict[int, float]:
+    """Natural-log probabilities of the first token that is no white space, and of its alternatives."""
+    for token, logprob, top in zip(output.token_ids, output.logprobs, output.top, strict=True):
+        if model.tokenizer.token_bytes(token).strip():
+            return {**dict(top), token: logprob}
+    return {}
+
+
+def today() -> str:
+    """Today as Meta's templates write dates, in English whatever the locale: `26 Jul 2024`."""
+    day = datetime.date.today()
+    return f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}"
+
+
+def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
+    """One text or several; each is checked by the request."""
+    if isinstance(stop, str):
+        return (stop,)
+    if not isinstance(stop, Iterable):
+        raise UsageError(f"stop is {type(stop).__name__}; expected a text or a list of texts.")
+    return tuple(stop)
+
+
+def token_ids(tokens: object, name: str) -> list[int]:
+    """Token ids as a list; each is checked by the engine. `UsageError` for what is no sequence of them."""
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise UsageError(f"{name} is {type(tokens).__name__}; expected {'a text or ' if name == 'prompt' else ''}token ids.")
+    return list(tokens)
