@@ -20,12 +20,10 @@ from herd.checkpoints.huggingface_rope import read_rope
 from herd.checkpoints.mllama_places import places_of_tiles, shapes_of_pictures
 from herd.checkpoints.sources import Interleaved, Reshaped
 from herd.checkpoints.stored import Source
-from herd.models.llama3_vision import Llama3VisionConfig
+from herd.models.llama3_vision import META_PICTURE, META_VOCABULARY, Llama3VisionConfig
 from herd.models.llama3_vision_encoder import CHANNELS, NORM_EPS, EncoderConfig
 from herd.models.weights import TensorSpec
 
-META_VOCABULARY, META_PICTURE = 128256, 128011
-"""In Meta's own vocabulary the picture token has a number below the vocabulary's size; its code exchanges it for the one above."""
 PLACES = ("vision.tile_positions", "vision.before", "vision.after")
 MAX_TILES = 64
 # What transformers up to 4.5x wrote into every config, for whatever the model is used to generate.

@@ -41,7 +41,7 @@ def _llama(release: Release, numbers: Mapping[str, Any]) -> Config:
 
 def _llama3_vision(release: Release, numbers: Mapping[str, Any]) -> Config:
     """Crossing blocks stand before layers counted down from the last one, evenly."""
-    from herd.models.llama3_vision import Llama3VisionConfig
+    from herd.models.llama3_vision import META_PICTURE, Llama3VisionConfig
     from herd.models.llama3_vision_encoder import EncoderConfig
 
     given = dict(numbers)
@@ -55,6 +55,7 @@ def _llama3_vision(release: Release, numbers: Mapping[str, Any]) -> Config:
         context_length=release.context_length,
         norm_eps=release.norm_eps,
         rope=_rope(release, given.get("head_width", 0)),
+        picture_aliases=(META_PICTURE,),
         vision=_filled(EncoderConfig, release, {**vision, "kept": tuple(vision.get("kept", ()))}),
     )
 

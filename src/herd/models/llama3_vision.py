@@ -38,6 +38,8 @@ from herd.models.ops import PictureStep, Step, Tensor
 from herd.models.rope import Rope
 from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
 
+META_VOCABULARY, META_PICTURE = 128256, 128011
+"""In Meta's own vocabulary the picture token has a number below the vocabulary's size; its code exchanges it for the one above."""
 EXTRA_ROWS = 8
 """Rows of the embedding that were trained with the pictures, after those of the text model."""
 
