@@ -247,7 +247,7 @@ def test_a_decoding_step_that_is_rounded_up_says_the_same() -> None:
         shapes.append(run().logits_RV.shape)
         return run
 
-    rounded._decoder = Decoder(rounded._decode, torch.device("cpu"), capture, rounds=True, max_rows=4)
+    rounded._decoder = Decoder(rounded._decode, torch.device("cpu"), lambda: capture, rounds=True, max_rows=4)
     rounded._decoding_ops._is_static = True
     texts = [[3, 4, 5], list(range(70)), [9] * 20]
     for backend in (exact, rounded):

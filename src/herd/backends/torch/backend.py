@@ -231,7 +231,7 @@ class TorchBackend:
             return Decoder(self._decode, self._device, uncaptured, rounds=False, max_rows=MAX_DECODED_ROWS)
         if _is_compiling():
             self._judged_forward = torch.compile(self._judged, dynamic=False)
-        return Decoder(self._decode, self._device, CudaGraphs(self._device), rounds=True, max_rows=most)
+        return Decoder(self._decode, self._device, lambda: CudaGraphs(self._device), rounds=True, max_rows=most)
 
     def _run(self, plan: Plan) -> Outcome:
         if self._decoder.takes(plan) and not any(self._looks(span) for span in plan.spans):

@@ -36,12 +36,13 @@ Capture = Callable[[Callable[[], Outcome]], Callable[[], Outcome]]
 
 class Decoder:
     """Runs decoding steps through `run`, a function of the table. `rounds` sizes up (for captures); `max_rows` is the largest step
-    that it takes."""
+    that it takes. `capturing` gives what captures, anew each time that all captures are forgotten."""
 
-    def __init__(self, run: Run, device: torch.device, capture: Capture, *, rounds: bool, max_rows: int) -> None:
+    def __init__(self, run: Run, device: torch.device, capturing: Callable[[], Capture], *, rounds: bool, max_rows: int) -> None:
         self._run = run
         self._device = device
-        self._capture = capture
+        self._capturing = capturing
+        self._capture = capturing()
         self._rounds = rounds
         self._max_rows = max_rows
         self._captured: OrderedDict[tuple[int, int], tuple[Tensor, Callable[[], Outcome]]] = OrderedDict()
@@ -69,6 +70,7 @@ class Decoder:
     def clear(self) -> None:
         """Forgets all captures: they name weights and pages by address."""
         self._captured.clear()
+        self._capture = self._capturing()
 
     def _rows(self, count: int) -> int:
         return _power_of_two(count) if self._rounds else count
@@ -96,9 +98,9 @@ class Decoder:
         return self._captured[shape]
 
 
-def uncaptured(run: Callable[[], Outcome]) -> Callable[[], Outcome]:
+def uncaptured() -> Capture:
     """Runs the function itself each time."""
-    return run
+    return lambda run: run
 
 
 class CudaGraphs:
@@ -109,6 +111,10 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Outcome]) -> Callable[[], Outcome]:
+        with torch.cuda.device(self._device):
+            return self._captured(run)
+
+    def _captured(self, run: Callable[[], Outcome]) -> Callable[[], Outcome]:
         # What libraries set up when first called must not fall into the capture.
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
