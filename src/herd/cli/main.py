@@ -19,7 +19,7 @@ from herd.errors import CapacityError, HerdError
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
-COMMANDS = ("bench", "chat", "eval", "models", "pull", "remove", "run", "show")
+COMMANDS = ("bench", "chat", "convert", "eval", "models", "pull", "remove", "run", "show", "verify")
 
 
 class Herd(Examples, click.Group):
@@ -137,6 +137,10 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.models import remove as found
         case "run":
             from herd.cli.run import run as found
+        case "convert":
+            from herd.cli.convert import convert as found
+        case "verify":
+            from herd.cli.verify import verify as found
         case "show":
             from herd.cli.show import show as found
         case _:

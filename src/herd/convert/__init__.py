@@ -1,5 +1,7 @@
 """One checkpoint into another: layouts, number formats, and whether a checkpoint is whole."""
 
 from herd.convert.conversion import Report, convert
+from herd.convert.findings import Finding, Outcome, Verdict
+from herd.convert.verify import verify
 
-__all__ = ["Report", "convert"]
+__all__ = ["Finding", "Outcome", "Report", "Verdict", "convert", "verify"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from herd.checkpoints.checkpoint import Checkpoint
-from herd.errors import FileProblem
+from herd.errors import FileProblem, UsageError
 from herd.text.byte_level import to_bytes
 from herd.text.splits import GPT2, SPLITS, Split, Step
 from herd.text.tokenizer import read_vocabulary
@@ -34,7 +34,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> bytes:
     kinds = vocabulary.exceptions
     ids = {token: index for index, token in enumerate(vocabulary.tokens) if kinds.get(index) is not Kind.UNUSED}
     special = [index for index, kind in sorted(kinds.items()) if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)]
-    style = vocabulary.style
+    style = _style(vocabulary)
     is_byte_level = isinstance(style, ByteLevel)
     plain = {token: index for token, index in ids.items() if not is_byte_level or index not in kinds}
     unknown = next((vocabulary.tokens[index] for index, kind in kinds.items() if kind is Kind.UNKNOWN), None)
@@ -61,6 +61,13 @@ def tokenizer_json(vocabulary: Vocabulary) -> bytes:
         },
     }
     return json.dumps(file, ensure_ascii=False).encode()
+
+
+def _style(vocabulary: Vocabulary) -> ByteLevel | Spaces:
+    """How the vocabulary writes text. `UsageError` for a way that no language model of the family has."""
+    if isinstance(vocabulary.style, ByteLevel | Spaces):
+        return vocabulary.style
+    raise UsageError(f"{vocabulary.source}: a vocabulary of this kind belongs to classifiers, which are not converted.")
 
 
 def _added(vocabulary: Vocabulary, index: int) -> dict[str, Any]:
@@ -142,17 +149,17 @@ def gguf_tokens(vocabulary: Vocabulary, vocab_size: int, stop_ids: tuple[int, ..
     """The tokenizer.* keys, but for the chat template. Ids that only the model has become unused tokens."""
     tokens = [*vocabulary.tokens, *(f"[PAD{index}]" for index in range(len(vocabulary.tokens), vocab_size))]
     kinds = [int(vocabulary.exceptions.get(index, Kind.NORMAL)) for index in range(len(vocabulary.tokens))]
-    at = "tokenizer.ggml."
-    keys: dict[str, Any] = {f"{at}model": "gpt2"} if isinstance(vocabulary.style, ByteLevel) else {f"{at}model": "llama"}
-    keys[f"{at}pre"] = _split_name(vocabulary.style.split) if isinstance(vocabulary.style, ByteLevel) else "default"
+    at, style = "tokenizer.ggml.", _style(vocabulary)
+    keys: dict[str, Any] = {f"{at}model": "gpt2" if isinstance(style, ByteLevel) else "llama"}
+    keys[f"{at}pre"] = _split_name(style.split) if isinstance(style, ByteLevel) else "default"
     keys |= {f"{at}tokens": tokens, f"{at}token_type": kinds + [int(Kind.UNUSED)] * (len(tokens) - len(kinds))}
-    if isinstance(vocabulary.style, ByteLevel):
+    if isinstance(style, ByteLevel):
         keys[f"{at}merges"] = [f"{left} {right}" for left, right in vocabulary.merges]
     else:
         scores = scores_of(vocabulary)
         keys[f"{at}scores"] = scores + [min(scores) - 1 - index for index in range(len(tokens) - len(scores))]
-        keys[f"{at}add_space_prefix"] = vocabulary.style.prefix
-        if vocabulary.style.prefix and vocabulary.style != Spaces():
+        keys[f"{at}add_space_prefix"] = style.prefix
+        if style.prefix and style != Spaces():
             notes.append("GGUF cannot say when no space is put before a text; after special tokens and before spaces one is.")
     if vocabulary.bos_id is not None:
         keys[f"{at}bos_token_id"] = vocabulary.bos_id

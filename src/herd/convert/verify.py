@@ -1,0 +1,77 @@
+"""Is a checkpoint whole? Every file, tensor and key, every value, its words and its numbers, on one page."""
+
+from __future__ import annotations
+
+import os
+
+from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.open import open_checkpoint
+from herd.convert.findings import Finding, Outcome, Verdict
+from herd.convert.scanning import check_published_sums, scan_weights, scanned_bytes
+from herd.convert.self_test import self_test
+from herd.convert.text_checks import TEXTS, check_format, check_tokenizer
+from herd.convert.writing import Told
+from herd.errors import FileProblem
+from herd.family.finding import Found, find_model
+from herd.family.progress import Progress, silent
+
+
+def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Verdict:
+    """Check the checkpoint that `model` names, as for `herd.load`; nothing is fetched.
+
+    files        every tensor and key accounted for, shapes against the config
+    release      the number of parameters against what is published, for a model that the family knows
+    checksums    those that Meta's files carry
+    weights      all values finite, no matrix of zeros
+    tokenizer    against the embedding
+    chat format  against the template that came with the model
+    self-test    the compiled backend against the definition, on a short prompt
+
+    `UsageError` if there is no such model; what is wrong with it is in the verdict.
+    """
+    found = find_model(model, is_fetched=False)
+    try:
+        checkpoint = open_checkpoint(found.path)
+    except FileProblem as problem:
+        return Verdict(found.name, str(found.path), (Finding("files", Outcome.PROBLEM, str(problem)),))
+    try:
+        return Verdict(found.name, str(found.path), tuple(_findings(found, checkpoint, progress)))
+    finally:
+        checkpoint.close()
+
+
+def _findings(found: Found, checkpoint: Checkpoint, progress: Progress) -> list[Finding]:
+    findings = [_files(checkpoint), _release(found, checkpoint)]
+    try:
+        findings.append(check_published_sums(checkpoint))
+        findings.append(scan_weights(checkpoint, Told(progress, f"reading {found.name}", scanned_bytes(checkpoint))))
+    except FileProblem as problem:
+        findings.append(Finding("weights", Outcome.PROBLEM, str(problem)))
+    text, tokenizer = check_tokenizer(checkpoint)
+    findings.append(text)
+    findings.append(check_format(checkpoint, tokenizer, found.release.chat_format if found.release is not None else None))
+    if all(each is None or each.outcome is not Outcome.PROBLEM or each.check == "chat format" for each in findings):
+        findings.append(self_test(checkpoint, tokenizer.encode(TEXTS[2]) if tokenizer is not None else None))
+    else:
+        findings.append(Finding("self-test", Outcome.SKIPPED, "something above is wrong already"))
+    return [each for each in findings if each is not None]
+
+
+def _files(checkpoint: Checkpoint) -> Finding:
+    stored = checkpoint.facts.get("stored_as")
+    dtypes = str(stored.value) if stored is not None else ", ".join(sorted({checkpoint.dtype(spec.name).name for spec in checkpoint.specs}))
+    what = (
+        f"{checkpoint.layout} layout, {checkpoint.architecture}: {len(checkpoint.specs)} weights, {checkpoint.num_bytes:,} bytes ({dtypes})"
+    )
+    return Finding("files", Outcome.GOOD, f"{what}; every tensor and key is accounted for, every shape is the config's")
+
+
+def _release(found: Found, checkpoint: Checkpoint) -> Finding | None:
+    """The shape against what the family says of a release of this name."""
+    if found.release is None:
+        return None
+    count = sum(spec.count for spec in checkpoint.specs)
+    published = found.release.parameters
+    if published is None or count in (published, found.release.huggingface_parameters):
+        return Finding("release", Outcome.GOOD, f"{count:,} parameters, as {found.release.title} has")
+    return Finding("release", Outcome.PROBLEM, f"{count:,} parameters; {found.release.title} has {published:,}")
