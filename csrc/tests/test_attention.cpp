@@ -17,6 +17,7 @@ namespace {
 struct Case {
     int64_t head_width, group, tokens, position;
     bool half;
+    Sight sight{};
 };
 
 // One sequence in a cache of shuffled pages, and its queries.
@@ -53,7 +54,7 @@ struct Sequence {
         const int64_t rows = count * at.group, end = at.position + first + count;
         AlignedBytes scratch(kernels.attention_scratch_bytes(shape, rows)), partial(partial_floats(rows, shape.padded_width) * 4);
         const AttentionTile tile{shape, cache.data(), shape.bytes(), pages.data(), q.data() + first * at.group * at.head_width, at.group * at.head_width,
-                                 count, at.group, at.position + first, 0, divide_up(end, kSplitTokens), 0.3f};
+                                 count, at.group, at.position + first, 0, divide_up(end, kSplitTokens), 0.3f, at.sight};
         kernels.attend(tile, scratch.data(), partial.as<float>());
         std::vector<float> y(static_cast<size_t>(rows * at.head_width));
         kernels.finish(shape, partial.as<float>(), count, at.group, y.data(), at.group * at.head_width);
@@ -67,7 +68,7 @@ struct Sequence {
         AlignedBytes scratch(kernels.attention_scratch_bytes(shape, rows)), partials(splits * floats * 4);
         for (int64_t split = 0; split < splits; ++split) {
             const AttentionTile tile{shape, cache.data(), shape.bytes(), pages.data(), q.data(), at.group * at.head_width,
-                                     at.tokens, at.group, at.position, split, split + 1, 0.3f};
+                                     at.tokens, at.group, at.position, split, split + 1, 0.3f, at.sight};
             kernels.attend(tile, scratch.data(), partials.as<float>() + split * floats);
             if (split > 0) kernels.fold(shape, rows, partials.as<float>() + split * floats, partials.as<float>());
         }
@@ -79,12 +80,13 @@ struct Sequence {
     double exact(int64_t token, int64_t head, int64_t component) const {
         const float* query = q.data() + (token * at.group + head) * at.head_width;
         double largest = -1e300, total = 0, sum = 0;
-        std::vector<double> scores(static_cast<size_t>(at.position + token + 1));
-        for (size_t s = 0; s < scores.size(); ++s) {
+        std::vector<double> scores(static_cast<size_t>(at.sight.end(at.position + token)));
+        const auto first = static_cast<size_t>(at.sight.first(at.position + token));
+        for (size_t s = first; s < scores.size(); ++s) {
             for (int64_t h = 0; h < at.head_width; ++h) scores[s] += 0.3 * query[h] * k[s * static_cast<size_t>(at.head_width) + static_cast<size_t>(h)];
             largest = std::max(largest, scores[s]);
         }
-        for (size_t s = 0; s < scores.size(); ++s) {
+        for (size_t s = first; s < scores.size(); ++s) {
             const double weight = std::exp(scores[s] - largest);
             total += weight;
             sum += weight * v[s * static_cast<size_t>(at.head_width) + static_cast<size_t>(component)];
@@ -95,7 +97,10 @@ struct Sequence {
 
 void attention_is_right_and_does_not_depend_on_tiles(const Kernels& kernels, const char* isa) {
     for (const Case& at : {Case{64, 3, 20, 0, true}, Case{64, 3, 7, 300, false}, Case{8, 2, 30, 50, true}, Case{128, 4, 15, 500, true},
-                           Case{48, 1, 33, 63, false}, Case{80, 8, 1, 1023, true}, Case{6, 5, 3, 255, false}}) {
+                           Case{48, 1, 33, 63, false}, Case{80, 8, 1, 1023, true}, Case{6, 5, 3, 255, false},
+                           Case{64, 3, 20, 300, true, {Sight::Kind::Sliding, 70}}, Case{16, 2, 30, 90, false, {Sight::Kind::Sliding, 1}},
+                           Case{32, 2, 30, 500, false, {Sight::Kind::Chunks, 256}}, Case{8, 3, 20, 120, true, {Sight::Kind::Chunks, 7}},
+                           Case{24, 2, 9, 400, false, {Sight::Kind::Whole, 409}}}) {
         const Sequence sequence(kernels, at);
         const std::vector<float> y = sequence.attend(kernels, 0, at.tokens);
         for (size_t i = 0; i < y.size(); i += 7) {

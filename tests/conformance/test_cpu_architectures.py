@@ -20,6 +20,8 @@ from conformance.seeing_models import MUSE, STORIES, Story, leaves_of
 from herd import dtypes
 from herd.backends.base import Backend, BackendOptions, Plan, Span
 from herd.backends.reference import ReferenceBackend
+from herd.errors import UsageError
+from herd.models.deberta import DebertaConfig
 from herd.models.weights import Kind, Matrix, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -154,3 +156,30 @@ def test_encoded_pictures_are_counted_and_kept() -> None:
     held = backend.memory().other["pictures"]
     assert held > 0
     assert same_bits(logits_of(backend, story(name).span()), first) and backend.memory().other["pictures"] == held
+
+
+@pytest.mark.parametrize("dtype", [dtypes.F32, dtypes.Q8_0], ids=lambda dtype: dtype.name)
+def test_a_classifier_gives_the_numbers_of_the_oracle_and_takes_no_steps(dtype: dtypes.DType) -> None:
+    cfg = DebertaConfig(
+        width=256,
+        num_layers=2,
+        num_heads=4,
+        mlp_width=512,
+        vocab_size=120,
+        context_length=64,
+        buckets=8,
+        max_distance=40,
+        norm_eps=1e-7,
+        labels=("BENIGN", "INJECTION", "JAILBREAK"),
+    )
+    leaves, tokens = leaves_of(cfg, dtype), [token % 120 for token in range(7, 60)]
+    ours: Any = make_backend("cpu", cfg, leaves, activations="float32", threads=2)
+    exact = reference(cfg, leaves, dtype="float64", activations="float32").classify(tokens)
+    plain = reference(cfg, leaves, dtype="float32", activations="float32").classify(tokens)
+    found = ours.classify(tokens)
+    assert found.shape == (3,) and error(found, exact) <= max(2 * error(plain, exact), 2e-6)
+    assert ours.value_names() == ()
+    with pytest.raises(UsageError, match="classifier"):
+        ours.step(Plan((whole(tokens),)))
+    with pytest.raises(UsageError, match="Token id 120 at position 1"):
+        ours.classify([1, 120])
