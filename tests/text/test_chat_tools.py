@@ -251,6 +251,8 @@ def test_pictures_are_expanded_by_their_grids() -> None:
         assert chat_format.render(messages, tiles=tiles) == expand_images(
             plain, names.image, [llama4_image_tokens(*grid, names) for grid in grids.values()]
         )
+    small = Llama4(BYTES).render(messages, tiles=lambda image: (2, 3, 5))
+    assert small.count(BYTES.special_ids["<|patch|>"]) == 2 * 7 * 5
     muse = MuseGlimmer(BYTES)
     assert muse.render(messages, tiles=lambda image: (3, 4)).count(muse.image_id) == 24
     vision = Llama3(BYTES, "llama3.2-vision")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from herd.backends.base import Picture, Placed
 from herd.errors import UsageError
 from herd.models.architecture import Config, PictureShape, seeing
+
+if TYPE_CHECKING:
+    from herd.text.formats.parts import Grid
 
 
 class Eyes:
@@ -34,6 +37,11 @@ class Eyes:
 
         kind, numbers = self._model.preparation(self._cfg)
         return [prepare(cast(Any, kind), open_image(cast(Any, image)), **numbers) for image in images]
+
+    def grid(self, picture: Picture) -> Grid:
+        """Rows and columns of a picture, and for tiles that become tokens how many each becomes."""
+        tile_rows = getattr(getattr(self._cfg, "vision", None), "tile_rows", None)
+        return (picture.rows, picture.columns) if tile_rows is None else (picture.rows, picture.columns, int(tile_rows))
 
     def place(self, tokens: Sequence[int], pictures: Sequence[Picture]) -> tuple[Placed, ...]:
         """Each picture with the positions of its placeholders. `UsageError` when placeholders and pictures do not fit together."""

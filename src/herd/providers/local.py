@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from herd.backends.base import Picture, Placed
     from herd.text.formats import ChatFormat, Formats
     from herd.text.formats.parsing import Piece, StreamParser
+    from herd.text.formats.parts import Grid
     from herd.text.tokenizer import Tokenizer
     from herd.text.tools import BuiltIn, Tool
 
@@ -39,6 +40,9 @@ class Eyes(Protocol):
 
     def prepare(self, images: Sequence[object]) -> list[Picture]:
         """Pictures as they were given -> pixels. `UsageError` for what is no picture."""
+
+    def grid(self, picture: Picture) -> Grid:
+        """Rows and columns of a picture, for the chat format to write its ids."""
 
     def place(self, tokens: Sequence[int], pictures: Sequence[Picture]) -> tuple[Placed, ...]:
         """Each picture with the positions of its ids in the prompt."""
@@ -104,7 +108,7 @@ class LocalProvider:
         if self._eyes is None:
             raise UsageError(f"{self._facts.name} reads text only; the conversation has {len(images)} pictures.")
         pictures = self._eyes.prepare([image.source for image in images])
-        grids = iter([(picture.rows, picture.columns) for picture in pictures])
+        grids = iter([self._eyes.grid(picture) for picture in pictures])
         ids = chat_format.render(request.messages, tools=request.tools, date=request.date, tiles=lambda image: next(grids))
         return ids, self._eyes.place(ids, pictures)
 

@@ -26,7 +26,7 @@ from herd.records import dataclass
 from herd.text.formats import prompts
 from herd.text.formats.calls import write_json
 from herd.text.formats.parsing import Marks
-from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, control_id
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, control_id
 from herd.text.messages import Message, Role
 from herd.text.tokenizer import Tokenizer
 
@@ -95,9 +95,10 @@ class Llama4(ChatFormat):
         """The format has no date, so one changes nothing."""
         yield from llama4_parts(self, conversation)
 
-    def expanded(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+    def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         names = ImageIds.of(self.tokenizer)
-        return expand_images(ids, names.image, [llama4_image_tokens(rows, columns, names) for rows, columns in grids])
+        expansions = [llama4_image_tokens(*grid[:2], names, tile_patches=grid[2] if len(grid) == 3 else TILE_PATCHES) for grid in grids]
+        return expand_images(ids, names.image, expansions)
 
 
 @final
@@ -128,8 +129,8 @@ class MuseGlimmer(ChatFormat):
             written += (Control("<|image_start|>"), part, Control("<|image_end|>")) if is_picture else (part,)
         return written
 
-    def expanded(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
-        return expand_images(ids, self.image_id, [[self.image_id] * (rows * columns) for rows, columns in grids])
+    def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        return expand_images(ids, self.image_id, [[self.image_id] * (grid[0] * grid[1]) for grid in grids])
 
 
 def llama4_parts(chat_format: ChatFormat, conversation: Conversation) -> Iterator[Part]:

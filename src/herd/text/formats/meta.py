@@ -20,7 +20,7 @@ from herd.records import dataclass
 from herd.text.formats import prompts
 from herd.text.formats.llama3 import DATE, Llama3
 from herd.text.formats.llama4 import Llama4
-from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, to_ids
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, to_ids
 from herd.text.messages import Message, Role, Text
 from herd.text.tools import BuiltIn, ToolCall
 
@@ -134,7 +134,7 @@ class MetaLlama4(_Meta):
     def header(self) -> Sequence[Part]:
         return Llama4(self.tokenizer).header()
 
-    def expanded(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+    def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         return Llama4(self.tokenizer).expanded(ids, grids)
 
     def _message(self, message: Message) -> Iterator[Piece]:

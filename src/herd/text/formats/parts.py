@@ -26,8 +26,10 @@ class Control:
 
 
 Part = str | Control
-Tiles = Callable[[Image], tuple[int, int]]
-"""How many rows and columns of tiles (for Muse-Glimmer: of patches) a picture becomes."""
+Grid = tuple[int, int] | tuple[int, int, int]
+"""Rows and columns of tiles (for Muse-Glimmer: of patches) that a picture becomes; and how many ids a tile is, where that is not
+the release's number."""
+Tiles = Callable[[Image], Grid]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ class ChatFormat(ABC):
         """Ids of a conversation that was read already."""
         return to_ids(self.parts(conversation), self.tokenizer)
 
-    def expanded(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+    def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         """`ids` with all ids of each picture in place of its one; the same in formats where a picture is one id."""
         return list(ids)
 
