@@ -1,0 +1,155 @@
+"""Does loading cost more than reading the file? One JSON line per figure.
+
+    python benchmarks/loading.py [--size 1b] [--rounds 3] [--folder FOLDER]
+
+Writes a Hugging Face folder with the shape of Llama 3.2 1B and random bfloat16 weights (2.5 GB; --size tiny for a trial), and
+measures, each in a fresh process:
+
+  read cold    reading the file from beginning to end after the system was told to forget it: the physical limit
+  load cold    `herd.load` after the system was told to forget it, with nothing kept from earlier starts
+  load warm    `herd.load` with the file in memory, nothing kept from earlier starts: what packing costs
+  load kept    `herd.load` with packed weights kept from an earlier start, mapped: no packing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from record import commit, figure, machine, say
+
+SHAPES = {
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
+    "tiny": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32},
+}
+WIDER = {"1b": {"intermediate_size": 8192, "vocab_size": 128256}, "tiny": {"intermediate_size": 1024, "vocab_size": 4096}}
+LOAD = """
+import sys, time
+before = time.perf_counter()
+import herd
+model = herd.load(sys.argv[1])
+print(time.perf_counter() - before)
+if sys.argv[2] == "keep":
+    model.generate([1, 2, 3], max_tokens=2, temperature=0.0)
+    time.sleep(float(sys.argv[3]))
+model.close()
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SHAPES), default="1b")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=None, help="where the model is written; removed at the end")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="herd-loading-", dir=options.folder))
+    try:
+        weights = write_model(folder, options.size)
+        measure(folder, weights, options.rounds)
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(folder: Path, weights: Path, rounds: int) -> None:
+    home = folder / "home"
+    facts = {"bytes": weights.stat().st_size, "commit": commit(), "machine": machine()}
+    read_cold, load_cold, load_warm, load_kept = [], [], [], []
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        forget(weights)
+        read_cold.append(read_through(weights))
+        forget(weights)
+        load_cold.append(load(folder, home / f"cold{number}"))
+        load_warm.append(load(folder, home / f"warm{number}"))
+        shutil.rmtree(home, ignore_errors=True)
+    load(folder, home / "kept", keep_s=30.0)
+    for _ in range(rounds):
+        load_kept.append(load(folder, home / "kept"))
+    bound = {"value": float(np.median(read_cold)), "unit": "s", "what": "reading the file cold"}
+    share = float(np.median(load_cold) / np.median(read_cold))
+    figure("loading: read cold", read_cold, "s", facts)
+    figure("loading: load cold", load_cold, "s", facts, bound=bound, times_the_bound=round(share, 3))
+    figure("loading: load warm, packing", load_warm, "s", facts)
+    figure("loading: load warm, packed weights kept", load_kept, "s", facts)
+
+
+def write_model(folder: Path, size: str) -> Path:
+    """config.json and model.safetensors with random weights, streamed."""
+    shape = {**SHAPES[size], **WIDER[size]}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "max_position_embeddings": 4096}
+    config |= {"rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu", "torch_dtype": "bfloat16", **shape}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = shapes_of(shape)
+    header, offset = {}, 0
+    for name, dims in tensors.items():
+        length = 2 * int(np.prod(dims))
+        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [offset, offset + length]}
+        offset += length
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = folder / "model.safetensors"
+    pool = (np.random.default_rng(0).standard_normal(1 << 24).astype(np.float32) * 0.02).view(np.uint32) >> 16
+    values = pool.astype(np.uint16)
+    say(f"writing {offset / 1e9:.1f} GB")
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for dims in tensors.values():
+            left = int(np.prod(dims))
+            while left:
+                count = min(left, len(values))
+                file.write(values[:count].tobytes())
+                left -= count
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def shapes_of(shape: dict[str, int]) -> dict[str, list[int]]:
+    width, ffn = shape["hidden_size"], shape["intermediate_size"]
+    q, kv = (shape[key] * shape["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
+    found = {"model.embed_tokens.weight": [shape["vocab_size"], width], "model.norm.weight": [width]}
+    for index in range(shape["num_hidden_layers"]):
+        at = f"model.layers.{index}."
+        found |= {f"{at}input_layernorm.weight": [width], f"{at}post_attention_layernorm.weight": [width]}
+        found |= {f"{at}self_attn.{name}_proj.weight": [rows, width] for name, rows in (("q", q), ("k", kv), ("v", kv))}
+        found |= {f"{at}self_attn.o_proj.weight": [width, q], f"{at}mlp.down_proj.weight": [width, ffn]}
+        found |= {f"{at}mlp.{name}_proj.weight": [ffn, width] for name in ("gate", "up")}
+    return found
+
+
+def forget(path: Path) -> None:
+    """Tells the system to drop what it holds of the file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_through(path: Path) -> float:
+    buffer = bytearray(8 << 20)
+    before = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - before
+
+
+def load(folder: Path, home: Path, keep_s: float = 0.0) -> float:
+    """Seconds from `import herd` to a loaded model, in a process of its own."""
+    home.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-c", LOAD, str(folder), "keep" if keep_s else "", str(keep_s)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "HERD_HOME": str(home)})
+    return float(done.stdout.split()[0])
+
+
+if __name__ == "__main__":
+    main()
