@@ -146,6 +146,8 @@ def test_scout_as_released() -> None:
         ),
     )
     assert facts["expert_width"] == Fact(8192, "text_config.intermediate_size in config.json")
+    assert facts["rope_theta"] == Fact(500000.0, "text_config.rope_theta in config.json")
+    assert facts["vision.rope_theta"] == Fact(10000, "vision_config.rope_theta in config.json")
     assert facts["vision.tile"] == Fact(336, "vision_config.image_size in config.json")
 
 

@@ -175,7 +175,7 @@ def in_float64() -> Iterator[None]:
         yield
 
 
-def transformers_logits(model: Any, tokens: Sequence[int], pictures: Sequence[Cut] = ()) -> NDArray[np.floating[Any]]:
+def transformers_logits(model: Any, tokens: Sequence[int], pictures: Sequence[Any] = ()) -> NDArray[np.floating[Any]]:
     """Logits [T, V] of a whole prompt, in the model's type."""
     import torch
 
@@ -233,7 +233,7 @@ def cut(vision: Llama4VisionConfig, rows: int, columns: int, seed: int) -> Cut:
     return Cut(pixels, rows, columns, bytes([seed]))
 
 
-def with_pictures(cfg: Llama4Config, pictures: Sequence[Cut], tokens: Sequence[int]) -> list[int]:
+def with_pictures(cfg: Llama4Config, pictures: Sequence[Any], tokens: Sequence[int]) -> list[int]:
     """`tokens` with each picture's placeholders after the first of them, two ordinary tokens between tiles."""
     assert cfg.vision is not None
     row = [cfg.vision.picture_token] * cfg.vision.tile_rows

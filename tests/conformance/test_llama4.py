@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from herd.backends.reference import ReferenceBackend
 from herd.checkpoints import open_checkpoint
 from herd.dtypes import BF16, DType
 from herd.errors import UsageError
+from herd.images.pixels import prepare
 from herd.models import llama4, llama4_vision
 from herd.models.architecture import PictureShape, seeing
 from herd.models.llama4 import Llama4Config, every
@@ -43,18 +43,6 @@ from tiny import random_leaves, tiny_llama4, tiny_llama4_vision
 TOKENS = 150
 SCOUT, MAVERICK = LLAMA4["llama-4 scout"], LLAMA4["llama-4 maverick"]
 SEEING = tiny_llama4(vision=tiny_llama4_vision())
-# Backends that do not have every operation of this architecture say so when they are made.
-LACKING = ["cpu"]
-
-
-def backend_of(name: str, cfg: Llama4Config, leaves: Mapping[str, Any], **options: Any) -> Any:
-    """A backend, or a skip that says what it lacks."""
-    try:
-        return make_backend(name, cfg, leaves, **options)
-    except (UsageError, ValueError) as problem:
-        if name not in LACKING:
-            raise
-        pytest.skip(f"{name}: {problem}")
 
 
 def text(cfg: Llama4Config, length: int = TOKENS, seed: int = 0) -> list[int]:
@@ -131,7 +119,7 @@ def test_every_weight_changes_the_logits() -> None:
 def test_chunks_of_the_prompt_change_nothing(backend_name: str, name: str, chunk: int) -> None:
     cfg = LLAMA4[name]
     leaves, tokens = random_leaves(cfg), text(cfg)
-    backend = backend_of(backend_name, cfg, leaves, activations="float32")
+    backend = make_backend(backend_name, cfg, leaves, activations="float32")
     exact = oracle(cfg, leaves, tokens)
     at_once = error(logits_of(backend, whole(tokens)), exact)
     assert error(in_chunks(backend, tokens, chunk, first_page=7), exact) <= 2 * at_once
@@ -142,7 +130,7 @@ def test_sequences_in_one_step_equal_each_alone(backend_name: str, name: str) ->
     """Each with its own positions in chunks and steps of temperature, some of them begun before."""
     cfg = LLAMA4[name]
     leaves = random_leaves(cfg)
-    backend = backend_of(backend_name, cfg, leaves, activations="float32")
+    backend = make_backend(backend_name, cfg, leaves, activations="float32")
     texts = [text(cfg, length, seed=length) for length in (1, 70, 33, 130)]
     pages, starts = (0, 1, 3, 4), (0, 69, 20, 64)
     for tokens, page, start in zip(texts, pages, starts, strict=True):
@@ -168,7 +156,7 @@ def test_stored_experts_are_inside_the_budget(backend_name: str, dtype: DType) -
     leaves, tokens = random_leaves(cfg, dtype=stored), text(cfg, 60)
     exact = oracle(cfg, leaves, tokens)
     plain = error(logits_of(make_backend("reference", cfg, leaves, activations="float32"), whole(tokens)), exact)
-    assert 0 < error(logits_of(backend_of(backend_name, cfg, leaves, activations="float32"), whole(tokens)), exact) <= 2 * plain
+    assert 0 < error(logits_of(make_backend(backend_name, cfg, leaves, activations="float32"), whole(tokens)), exact) <= 2 * plain
 
 
 def test_a_local_layer_sees_nothing_of_earlier_chunks() -> None:
@@ -251,6 +239,27 @@ def test_answers_about_several_pictures_equal_transformers(cfg: Llama4Config) ->
     assert abs(picture_logits(cfg, leaves, tokens, pictures, chunk=13) - ours).max() < 1e-10
     exact = error(transformers_logits(transformers_model(cfg, leaves), tokens, pictures), ours)
     assert 0 < error(picture_logits(cfg, leaves, tokens, pictures, "float32"), ours) <= 2 * exact
+
+
+def test_pictures_given_to_a_loaded_model_are_seen_as_by_transformers(tmp_path: Path, backend_name: str) -> None:
+    """From a folder and a picture to logits: several tiles and the small whole picture."""
+    from PIL import Image
+
+    import herd
+
+    cfg = SEEING
+    leaves = random_leaves(cfg)
+    transformers_model(cfg, leaves).save_pretrained(tmp_path / "model")
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    prepared = prepare("llama4", image, tile=cfg.vision.tile)
+    assert (prepared.rows, prepared.columns, len(prepared.pixels)) == (2, 2, 5)
+    tokens = with_pictures(cfg, [prepared], text(cfg, 40))
+    exact = transformers_logits(transformers_model(cfg, leaves, "float64"), tokens, [prepared])
+    theirs = error(transformers_logits(transformers_model(cfg, leaves), tokens, [prepared]), exact)
+    with herd.load(str(tmp_path / "model"), backend=backend_name) as model:
+        ours = model.logits(tokens, images=[image])
+    assert abs(exact - oracle(cfg, leaves, tokens)).max() > 0.1
+    assert error(ours, exact) <= 2 * theirs
 
 
 def test_without_pictures_their_token_is_one_like_others() -> None:

@@ -237,11 +237,12 @@ def _merge(r: ConfigReader) -> int:
     merge = round(1 / ratio)
     if abs(merge * ratio - 1) > 1e-9:
         r.problem(f"{r.prefix}pixel_shuffle_ratio is {ratio:g}; allowed is one over a whole number")
+    r.note("vision.merge", merge, "pixel_shuffle_ratio")
     return merge
 
 
 def _vision_theta(r: ConfigReader) -> float:
-    rope = read_rope(r, 2, MAX_CONTEXT)
+    rope = read_rope(r, 2, MAX_CONTEXT, fact="vision.rope")
     if rope.scaling is not None:
         r.problem(f"{r.prefix}rope_parameters ask for scaling; the positions in a tile are not stretched")
     return rope.theta

@@ -13,8 +13,9 @@ DEPENDS_ON_HISTORY = (
 )
 
 
-def read_rope(r: ConfigReader, head_width: int, context_length: int, default_theta: float = 10000.0) -> Rope:
-    """Both spellings: `rope_theta` with `rope_scaling` (transformers 4), all in `rope_parameters` (transformers 5)."""
+def read_rope(r: ConfigReader, head_width: int, context_length: int, default_theta: float = 10000.0, fact: str = "rope") -> Rope:
+    """Both spellings: `rope_theta` with `rope_scaling` (transformers 4), all in `rope_parameters` (transformers 5). `fact`: what the
+    facts' names begin with."""
     old, new = r.raw("rope_scaling"), r.raw("rope_parameters")
     for key, value in (("rope_scaling", old), ("rope_parameters", new)):
         if value is not None and not isinstance(value, dict):
@@ -25,16 +26,16 @@ def read_rope(r: ConfigReader, head_width: int, context_length: int, default_the
     if new is not None and old is not None and any(old[each] != new.get(each, old[each]) for each in old):
         r.problem("rope_scaling and rope_parameters contradict each other; leave one of them")
     inner = r.within(key, values)
-    theta = r.number("rope_theta", "rope_theta", lowest=1.0, highest=1e15, default=default_theta)
+    theta = r.number("rope_theta", f"{fact}_theta", lowest=1.0, highest=1e15, default=default_theta)
     if inner.has("rope_theta"):
-        inner_theta = inner.number("rope_theta", "rope_theta", lowest=1.0, highest=1e15)
+        inner_theta = inner.number("rope_theta", f"{fact}_theta", lowest=1.0, highest=1e15)
         if r.has("rope_theta") and theta != inner_theta:
             r.problem(f"{r.prefix}rope_theta is {theta:g} and {inner.prefix}rope_theta is {inner_theta:g}; they must agree")
         theta = inner_theta
     inner.expect("partial_rotary_factor", 1, because="all of a head is rotated")
     scaling = _scaling(inner, context_length)
     if scaling is not None:
-        r.note("rope_scaling", scaling, key)
+        r.note(f"{fact}_scaling", scaling, key)
     left = [each for each in inner.unread() if values[each] is not None]
     r.problems += [f"{inner.prefix}{shown(each)[1:-1]} is not a key of this kind of scaling" for each in left]
     return Rope(theta=theta, width=head_width, scaling=scaling)
