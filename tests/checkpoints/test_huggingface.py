@@ -114,7 +114,7 @@ def test_the_magnitude_of_yarn_follows_from_mscale(written: Write) -> None:
         ({"model_type": "mistral"}, "model_type is 'mistral'; herd reads 'llama'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "classifiers and other heads are no language models"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; allowed is 'silu'"),
-        ({"quantization_config": {"bits": 4}}, "quantised Hugging Face folders are not read"),
+        ({"quantization_config": {"bits": 4}}, "quant_method is None, which is not read"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "code that comes with a model is never run"),
         ({"sliding_window": 4096}, "sliding_window is 4096"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "allowed is 'full_attention' for every layer"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from herd.checkpoints import names
-from herd.checkpoints.stored import StoredTensor
+from herd.checkpoints.stored import Source
 from herd.errors import FileProblem
+from herd.files import MappedFile
 from herd.models.architecture import Config
 from herd.models.rope import Rope
 from herd.models.weights import Kind, TensorSpec
@@ -29,20 +30,32 @@ class Rotating(Config, Protocol):
     def rope(self) -> Rope: ...
 
 
+class Held(Source, Protocol):
+    """A tensor that a file holds, or that stands for some of them."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> MappedFile: ...
+
+
+H = TypeVar("H", bound=Held)
+
+
 def account(
     specs: Sequence[TensorSpec],
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, H],
     table: dict[str, str],
     where: str,
     harmless: Mapping[str, str],
     unreadable: Sequence[str] = (),
-) -> dict[str, StoredTensor]:
+) -> dict[str, H]:
     """Our name -> stored tensor, for every spec.
 
     `harmless` maps names of further tensors in the file to why they are not needed; `unreadable` are problems found before.
     """
     problems = list(unreadable)
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, H] = {}
     wanted: set[str] = set(harmless)
     for spec in specs:
         name = names.in_file(table, spec.name)

@@ -17,9 +17,10 @@ from herd.checkpoints.checkpoint import Checkpoint, Fact
 from herd.checkpoints.config_reader import shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface_config import FILE
+from herd.checkpoints.huggingface_fp8 import without_quantisation
 from herd.checkpoints.huggingface_text import read_about
 from herd.checkpoints.safetensors import Entry, read_safetensors
-from herd.checkpoints.sources import Interleaved, SameBytes, Source, StoredTensor
+from herd.checkpoints.sources import Built, Interleaved, SameBytes, Source, StoredTensor
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
@@ -85,9 +86,10 @@ def open_huggingface(folder: Path) -> Checkpoint:
     values = read_json(inside(folder, FILE, folder.name))
     facts: dict[str, Fact] = {}
     naming = naming_of(values.get("model_type"), FILE)
-    cfg = naming.read(values, FILE, facts)
     entries = _entries(folder)
-    specs, sources = match(cfg, entries, folder.name, naming)
+    plain_values, plain, built = without_quantisation(values, entries)
+    cfg = naming.read(plain_values, FILE, facts)
+    specs, sources = match(cfg, plain, folder.name, naming, built)
     about = read_about(folder, {**(values.get("text_config") or {}), **values}, cfg.vocab_size, facts)
     files = {id(entry.file): entry.file for entry in entries.values()}
     dtypes = sorted({entry.dtype.lower() for entry in entries.values()})
@@ -105,13 +107,13 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
 
 def match(
-    cfg: Config, entries: Mapping[str, Entry], where: str, naming: Naming | None = None
+    cfg: Config, entries: Mapping[str, Entry], where: str, naming: Naming | None = None, built: Mapping[str, Built] | None = None
 ) -> tuple[tuple[TensorSpec, ...], dict[str, Source]]:
     """Every weight of the config against every tensor of the files: the weights, and where each one's bytes come from. `naming`
-    None: that of llama."""
+    None: that of llama. `built`: further tensors, made of several of the files'."""
     naming = naming or naming_of("llama", where)
     entries = _spelled(entries, naming, where)
-    check_config(cfg, FILE, len(entries))
+    check_config(cfg, FILE, len(entries) + len(built or {}))
     specs = tuple(architecture_of(cfg).tensors(cfg))
     harmless = {name: "a table of rotary frequencies, which follow from the config" for name in entries if INV_FREQ.fullmatch(name)}
     head, embed = naming.names.get("head", ""), naming.names["embed"]
@@ -123,7 +125,8 @@ def match(
         for entry in entries.values()
         if entry.dtype not in DTYPES and entry.name not in harmless
     ]
-    tensors = {entry.name: _stored(entry) for entry in entries.values() if entry.dtype in DTYPES}
+    tensors: dict[str, StoredTensor | Built] = {entry.name: _stored(entry) for entry in entries.values() if entry.dtype in DTYPES}
+    tensors |= {naming.spelled(name): tensor for name, tensor in (built or {}).items()}
     stored = [each for spec in specs for each in naming.stored(spec)]
     found = account(stored, tensors, naming.names, where, harmless, unreadable)
     sources = {spec.name: naming.source(spec, found) for spec in specs}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
 from herd.dtypes import F32, DType
 from herd.errors import FileProblem
+from herd.files import MappedFile
 from herd.quant import dequantize
 
 __all__ = [
@@ -302,6 +303,37 @@ class Scaled:
 
     def rows(self) -> Bytes:
         return self.read(0, num_rows(self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A tensor that stands for another source under a name, as if a file held it."""
+
+    name: str
+    source: Source
+
+    @property
+    def dtype(self) -> DType:
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return self.source.tensors
+
+    @property
+    def file(self) -> MappedFile:
+        """Where (the first part of) it is."""
+        return self.tensors[0].file
+
+    def read(self, first: int, last: int) -> Bytes:
+        return self.source.read(first, last)
+
+    def rows(self) -> Bytes:
+        return self.source.rows()
 
 
 def tensor_of(source: Source) -> StoredTensor:
