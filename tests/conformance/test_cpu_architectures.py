@@ -183,3 +183,23 @@ def test_a_classifier_gives_the_numbers_of_the_oracle_and_takes_no_steps(dtype: 
         ours.step(Plan((whole(tokens),)))
     with pytest.raises(UsageError, match="Token id 120 at position 1"):
         ours.classify([1, 120])
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_fused_and_composed_programs_give_the_same_bits(name: str) -> None:
+    from herd.backends.cpu import CpuBackend
+
+    found = []
+    for fuse in (True, False):
+        options = BackendOptions(activations="int8", threads=2, max_step_outputs=512)
+        backend = CpuBackend(story(name).cfg, stored(name, "q8_0").__getitem__, options, lambda: None, fuse=fuse)
+        backend.allocate(NUM_PAGES)
+        found.append(logits_of(backend, story(name).span()))
+    assert same_bits(*found)
+
+
+def test_products_of_one_value_are_one_instruction() -> None:
+    backend: Any = make_backend("cpu", TEXTS["muse-glimmer"], stored("muse-glimmer", "f32"), threads=1)
+    labels = [label for label, _ in backend.profile(False)]
+    # Queries, the gate, keys and values.
+    assert sum(label.count("product") == 4 for label in labels) == len(MUSE.layers)

@@ -7,6 +7,7 @@ With `fuse`, when nothing else looks at the values in between:
   q, k, v -> rotate -> attention       one instruction multiplies, rotates and writes to the cache
   gate, up -> silu_gate                one instruction
   x + product                          the product adds to x in place
+  products of one value                one instruction, where none of the above takes them
 
 Fused or not, the bits are the same (tests/backends/test_cpu_program.py). Buffers are taken when a value arises and given
 back when its last user is done, so that all layers share a few of them.
@@ -69,6 +70,7 @@ class _Lowering:
         self._program = program
         self._nodes = nodes
         self._logits = logits
+        self._fuse = fuse
         self._users: dict[Node, list[Node]] = {node: [] for node in nodes}
         for node in nodes:
             for source in node.inputs:
@@ -86,7 +88,7 @@ class _Lowering:
 
     def run(self) -> None:
         for node in self._nodes:
-            if node not in self._postponed:
+            if node not in self._postponed and node not in self._buffers:
                 self._emit(node)
         if not isinstance(self._logits, Linear | Add):
             self._program.check_finite(self._buffers[self._logits])
@@ -173,11 +175,28 @@ class _Lowering:
             case Experts():
                 self._experts(node)
             case Linear():
-                program.product([self._term(node, self._take(node))], after=self._after(node), label=_label(node))
-                self._done_with(*node.inputs)
+                self._products([node, *self._siblings(node)])
             case _:
                 self._by_rows(node)
                 self._done_with(*node.inputs)
+
+    def _siblings(self, node: Linear) -> list[Linear]:
+        """Later products of the same value, which may as well run now."""
+        if not self._fuse or node is self._logits:
+            return []
+        later = self._users[node.inputs[0]]
+        return [
+            each
+            for each in later[later.index(node) + 1 :]
+            if isinstance(each, Linear)
+            and not (each in self._postponed or each is self._logits or (each in self._if_seen) != (node in self._if_seen))
+        ]
+
+    def _products(self, nodes: Sequence[Linear]) -> None:
+        terms = [self._term(node, self._take(node)) for node in nodes]
+        self._program.product(terms, after=self._after(nodes[0]), label=", ".join(_label(node) for node in nodes))
+        for node in nodes:
+            self._done_with(*node.inputs)
 
     def _by_rows(self, node: Node) -> None:
         """What treats every row alike. Most of it may happen in place."""
