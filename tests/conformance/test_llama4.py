@@ -114,8 +114,10 @@ def test_every_weight_changes_the_logits() -> None:
         assert abs(picture_logits(cfg, {**leaves, name: others[name]}, tokens, pictures, "float32") - before).max() > 1e-4, name
 
 
-@pytest.mark.parametrize("name", ["llama-4 scout", "llama-4 maverick", "llama guard 4", "llama-4 with two experts a token"])
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [("llama-4 scout", 1), ("llama-4 scout", 7), ("llama-4 maverick", 13), ("llama guard 4", 64), ("llama-4 with two experts a token", 64)],
+)
 def test_chunks_of_the_prompt_change_nothing(backend_name: str, name: str, chunk: int) -> None:
     cfg = LLAMA4[name]
     leaves, tokens = random_leaves(cfg), text(cfg)
@@ -207,7 +209,7 @@ def test_only_chunked_layers_have_a_reach() -> None:
 # Pictures
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 2)], ids=str)
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2)], ids=str)
 @pytest.mark.parametrize(
     "changes", [{}, {"merge": 1, "ffn_width": 256}, {"num_heads": 8, "rope_theta": 50.0}, {"tile": 32, "patch": 8}], ids=str
 )
