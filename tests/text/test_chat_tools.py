@@ -13,6 +13,7 @@ import pytest
 from herd.errors import FileProblem, UsageError
 from herd.text.formats import ChatFormat, choose_format, meta_format
 from herd.text.formats.chatml import ChatML
+from herd.text.formats.guard import Guard
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.llama2 import Llama2
 from herd.text.formats.llama3 import Llama3
@@ -257,6 +258,15 @@ def test_pictures_are_expanded_by_their_grids() -> None:
     assert muse.render(messages, tiles=lambda image: (3, 4)).count(muse.image_id) == 24
     vision = Llama3(BYTES, "llama3.2-vision")
     assert vision.render(messages, tiles=tiles) == vision.render(messages)
+    written = Jinja(BYTES, source="{% for m in messages %}{% for p in m.content %}<|patch|>{% endfor %}{% endfor %}")
+    framed = Jinja(
+        BYTES, source="{% for m in messages %}{% for p in m.content %}<|image_start|><|patch|><|image_end|>{% endfor %}{% endfor %}"
+    )
+    expected = [BYTES.special_ids[f"<|{name}|>"] for name in ("image_start", "patch", "patch", "image_end")] * 2
+    assert written.render(messages, tiles=lambda image: (1, 2)) == framed.render(messages, tiles=lambda image: (1, 2)) == expected
+    assert Jinja(BYTES, source=LLAMA4).render(messages, tiles=tiles) == Llama4(BYTES).render(messages, tiles=tiles)
+    guard = Guard(BYTES, "guard4")
+    assert guard.render(messages, tiles=tiles).count(BYTES.special_ids["<|patch|>"]) == 144 * 4
     with pytest.raises(UsageError, match="places for 1 pictures; 0 are given"):
         expand_images([1, 2, 3], 2, [])
 

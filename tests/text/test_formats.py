@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.errors import FileProblem, UsageError
-from herd.text.formats import ChatFormat, choose_format
+from herd.text.formats import NAMES, ChatFormat, choose_format
 from herd.text.formats.chatml import ChatML
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.llama2 import Llama2
@@ -240,3 +240,10 @@ def test_ids_equal_the_models_template_rendered_by_hugging_face(template: str, t
 
 def test_messages_keep_their_role() -> None:
     assert chat(("tool", "x"))[0] == Message(Role.TOOL, "x")
+
+
+def test_every_release_of_the_family_names_a_format_that_exists() -> None:
+    from herd.family.catalogue import releases
+
+    named = {release.chat_format for release in releases().values() if release.chat_format is not None}
+    assert named <= set(NAMES) and {"llama3.3", "llama4", "muse-glimmer", "guard1", "guard4", "code-llama-70b"} <= named

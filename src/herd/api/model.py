@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -105,12 +106,13 @@ class Model:
         """Whether the model came with a tokenizer; without one it has token ids and no texts."""
         return self._words.tokenizer is not None
 
-    @property
+    @cached_property
     def chat_format(self) -> ChatFormat:
         """How this model reads conversations: `render(messages, tools=...)` gives token ids, `parse(ids)` an answer's message."""
-        if self._words.chat_format is None:
+        found = self._words.chat_format
+        if found is None:
             raise UsageError(f"{self.name} has no chat format: it is a base model, or its template is not known.")
-        return self._words.chat_format
+        return replace(found, tiles=self._eyes.tiles) if self._eyes.can_see else found
 
     @property
     def provider(self) -> LocalProvider:

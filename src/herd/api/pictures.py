@@ -11,6 +11,7 @@ from herd.models.architecture import Config, PictureShape, seeing
 
 if TYPE_CHECKING:
     from herd.text.formats.parts import Grid
+    from herd.text.messages import Image
 
 
 class Eyes:
@@ -42,6 +43,10 @@ class Eyes:
         """Rows and columns of a picture, and for tiles that become tokens how many each becomes."""
         tile_rows = getattr(getattr(self._cfg, "vision", None), "tile_rows", None)
         return (picture.rows, picture.columns) if tile_rows is None else (picture.rows, picture.columns, int(tile_rows))
+
+    def tiles(self, image: Image) -> Grid:
+        """`grid` of a picture in a message."""
+        return self.grid(self.prepare([image.source])[0])
 
     def place(self, tokens: Sequence[int], pictures: Sequence[Picture]) -> tuple[Placed, ...]:
         """Each picture with the positions of its placeholders. `UsageError` when placeholders and pictures do not fit together."""

@@ -12,14 +12,15 @@ asked for. Without one the prompt is Meta's published text, with the misprints t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 from herd.errors import UsageError
 from herd.records import dataclass
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.llama2 import refuse_tags
-from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, refuse_tools
+from herd.text.formats.llama4 import expand_llama4
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, refuse_tools
 from herd.text.messages import Message, Role
 
 _NAMES_1 = (
@@ -104,6 +105,9 @@ class Guard(ChatFormat):
         yield from (Control(self.image_token) for _ in conversation.images)
         yield from self._task(conversation.messages)
         yield from close_turn
+
+    def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        return expand_llama4(self.tokenizer, ids, grids) if self.version == "guard4" else list(ids)
 
     def verdict(self, answer: str | Iterable[int], logprobs: Mapping[int, float] | None = None) -> Verdict | None:
         """What an answer says; None if it is no verdict. logprobs: natural-log probabilities by token of its first word."""

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, final
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
 from herd.text.formats.llama3 import DATE
+from herd.text.formats.llama4 import expand_images, expand_llama4
 from herd.text.formats.parsing import Marks
-from herd.text.formats.parts import ChatFormat, Control, Conversation, Part
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part
 from herd.text.messages import Image, Message, Role
 from herd.text.tokenizer import Tokenizer
 
@@ -89,6 +90,18 @@ class Jinja(ChatFormat):
         if pieces is not None:
             return [part for piece, is_content in pieces for part in ([piece] if is_content else _found(piece, self.tokenizer))]
         return _checked(text, marked, texts, self.tokenizer)
+
+    def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        """As the model's release has pictures; Muse-Glimmer's patches get their two control tokens if the template wrote none."""
+        known = self.tokenizer.special_ids
+        if self.image_token == "<|image|>" and "<|tile_x_separator|>" in known:
+            return expand_llama4(self.tokenizer, ids, grids)
+        if self.image_token != "<|patch|>" or "<|image_start|>" not in known:
+            return list(ids)
+        start, patch, end = (known[name] for name in ("<|image_start|>", "<|patch|>", "<|image_end|>"))
+        framed = start in ids
+        patches = [[patch] * (grid[0] * grid[1]) for grid in grids]
+        return expand_images(ids, patch, patches if framed else [[start, *run, end] for run in patches])
 
     def text(self, conversation: Conversation) -> str:
         """What the template writes for a conversation; for people and for comparing, not for encoding."""

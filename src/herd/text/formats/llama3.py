@@ -29,9 +29,6 @@ from herd.text.tools import BuiltIn
 DATE = "26 Jul 2024"
 """Today, for a model that is told none: the date that the templates of Llama 3.1 to 3.3 fall back on."""
 VERSIONS = ("llama3", "llama3.1", "llama3.2", "llama3.2-vision")
-EXTRA_IMAGE_ID = (128_011, 128_256)
-"""Meta's vocabulary file has `<|image|>` inside; the models read it as the row after the vocabulary, as Meta's code does."""
-
 _BEGIN, _END, _CALL_END = Control("<|begin_of_text|>"), Control("<|eot_id|>"), Control("<|eom_id|>")
 _HEADER, _HEADER_END = Control("<|start_header_id|>"), Control("<|end_header_id|>")
 _PYTHON, _IMAGE = Control("<|python_tag|>"), "<|image|>"
@@ -55,20 +52,8 @@ class Llama3(ChatFormat):
     def image_token(self) -> str:  # type: ignore[override]
         return _IMAGE if self.version == "llama3.2-vision" else ""
 
-    @property
-    def image_id(self) -> int:
-        found = super().image_id
-        return EXTRA_IMAGE_ID[1] if (found, self.tokenizer.vocab_size) == EXTRA_IMAGE_ID else found
-
     def header(self) -> Sequence[Part]:
         return tuple(_header("assistant"))
-
-    def token_ids(self, conversation: Conversation) -> list[int]:
-        ids = super().token_ids(conversation)
-        if not conversation.images:
-            return ids
-        written, read = super().image_id, self.image_id
-        return [read if token == written else token for token in ids]
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The date is `26 Jul 2024` if none is given; Llama 3 of April 2024 is told none at all."""

@@ -75,6 +75,13 @@ def expand_images(tokens: Sequence[int], image: int, expansions: Sequence[Sequen
     return [part for token in tokens for part in (next(following) if token == image else (token,))]
 
 
+def expand_llama4(tokenizer: Tokenizer, tokens: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+    """`tokens` with all ids of each picture in place of its `<|image|>`."""
+    names = ImageIds.of(tokenizer)
+    expansions = [llama4_image_tokens(*grid[:2], names, tile_patches=grid[2] if len(grid) == 3 else TILE_PATCHES) for grid in grids]
+    return expand_images(tokens, names.image, expansions)
+
+
 @final
 @dataclass(frozen=True)
 class Llama4(ChatFormat):
@@ -96,9 +103,7 @@ class Llama4(ChatFormat):
         yield from llama4_parts(self, conversation)
 
     def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
-        names = ImageIds.of(self.tokenizer)
-        expansions = [llama4_image_tokens(*grid[:2], names, tile_patches=grid[2] if len(grid) == 3 else TILE_PATCHES) for grid in grids]
-        return expand_images(ids, names.image, expansions)
+        return expand_llama4(self.tokenizer, ids, grids)
 
 
 @final

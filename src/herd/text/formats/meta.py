@@ -19,7 +19,7 @@ from herd.errors import UsageError
 from herd.records import dataclass
 from herd.text.formats import prompts
 from herd.text.formats.llama3 import DATE, Llama3
-from herd.text.formats.llama4 import Llama4
+from herd.text.formats.llama4 import Llama4, expand_llama4
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, to_ids
 from herd.text.messages import Message, Role, Text
 from herd.text.tools import BuiltIn, ToolCall
@@ -74,19 +74,8 @@ class MetaLlama3(_Meta):
     def name(self) -> str:
         return "meta-llama3"
 
-    @property
-    def image_id(self) -> int:
-        return Llama3(self.tokenizer, "llama3.2-vision").image_id
-
     def header(self) -> Sequence[Part]:
         return _header3("assistant")
-
-    def token_ids(self, conversation: Conversation) -> list[int]:
-        ids = super().token_ids(conversation)
-        if not conversation.images:
-            return ids
-        written, read = super().image_id, self.image_id
-        return [read if token == written else token for token in ids]
 
     def _message(self, message: Message) -> Iterator[Piece]:
         yield _header3("ipython" if message.role is Role.TOOL else message.role.value)
@@ -135,7 +124,7 @@ class MetaLlama4(_Meta):
         return Llama4(self.tokenizer).header()
 
     def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
-        return Llama4(self.tokenizer).expanded(ids, grids)
+        return expand_llama4(self.tokenizer, ids, grids)
 
     def _message(self, message: Message) -> Iterator[Piece]:
         yield _header4("ipython" if message.role is Role.TOOL else message.role.value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
 from typing import Any, ClassVar
 
 from herd.errors import FileProblem, UsageError
@@ -24,6 +25,9 @@ class Control:
 
     name: str
 
+
+EXTRA_IMAGE_ID = (128_011, 128_256)
+"""Meta's vocabulary of Llama 3 has `<|image|>` inside; the models read it as the row after the vocabulary, as Meta's code does."""
 
 Part = str | Control
 Grid = tuple[int, int] | tuple[int, int, int]
@@ -60,6 +64,8 @@ class ChatFormat(ABC):
     """
 
     tokenizer: Tokenizer
+    tiles: Tiles | None = field(default=None, kw_only=True, compare=False, repr=False)
+    """Gives the grid of each picture, where a model is known that cuts pictures so; used when `render` is given none."""
 
     image_token = ""
     """The control token that stands for a picture; empty in formats without pictures."""
@@ -92,23 +98,29 @@ class ChatFormat(ABC):
         date: str | None = None,
         tiles: Tiles | None = None,
     ) -> list[int]:
-        """Ids of the whole conversation, with BOS where the format has one. Each picture is one id.
+        """Ids of the whole conversation, with BOS where the format has one.
 
         tools: what the model may call. add_generation_prompt: end with the header of the answer. date: today as the format
         writes it, such as `26 Jul 2024`, for formats that tell the model; None: the format's own fixed date. Rendering never
         reads a clock. tiles: gives the rows and columns of each picture; then a picture becomes all of its ids, in formats
-        where it has several. `UsageError` for roles, an order, tools or pictures that the format does not know.
+        where it has several (a model's own `chat_format` knows them); else each picture is one id. `UsageError` for roles, an order,
+        tools or pictures that the format does not know.
         """
         conversation = read_conversation(messages, tools, add_generation_prompt=add_generation_prompt, date=date)
         images = conversation.images
         if images and not self.image_token:
             raise UsageError(f"the conversation has a picture; the chat format {self.name} has none, as the model reads text only.")
         ids = self.token_ids(conversation)
-        if images and ids.count(self.image_id) != len(images):
+        if not images:
+            return ids
+        written, read = control_id(self.image_token, self.tokenizer), self.image_id
+        ids = [read if token == written else token for token in ids]
+        if ids.count(read) != len(images):
             raise UsageError(
-                f"the conversation has {len(images)} pictures; the chat format {self.name} placed {ids.count(self.image_id)} in the prompt."
+                f"the conversation has {len(images)} pictures; the chat format {self.name} placed {ids.count(read)} in the prompt."
             )
-        return self.expanded(ids, [tiles(image) for image in images]) if images and tiles is not None else ids
+        cut = tiles or self.tiles
+        return ids if cut is None else self.expanded(ids, [cut(image) for image in images])
 
     def token_ids(self, conversation: Conversation) -> list[int]:
         """Ids of a conversation that was read already."""
@@ -125,7 +137,8 @@ class ChatFormat(ABC):
     @property
     def image_id(self) -> int:
         """The id that stands for a picture. `FileProblem` if the vocabulary has none."""
-        return control_id(self.image_token, self.tokenizer)
+        found = control_id(self.image_token, self.tokenizer)
+        return EXTRA_IMAGE_ID[1] if (found, self.tokenizer.vocab_size) == EXTRA_IMAGE_ID else found
 
     @property
     def stop_ids(self) -> frozenset[int]:
