@@ -207,5 +207,7 @@ def test_published_templates_give_hugging_faces_text(shared_data: Path) -> None:
 
 def test_metas_templates_are_recognised(shared_data: Path) -> None:
     for path in (shared_data / "tokenizers" / "chat_templates").glob("meta-llama*.jinja"):
-        chosen = choose_format(BYTES, path.read_text("utf-8"))
+        template = path.read_text("utf-8")
+        chosen = choose_format(BYTES, template)
+        assert chosen == choose_format(BYTES, "{# the same, seen for the first time #}" + template)
         assert chosen is not None and chosen.name == ("llama3.2" if "3.2" in path.name else "llama3.1"), path.name

@@ -15,8 +15,8 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import re
-import secrets
 import threading
 import warnings
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ Found = tuple[ToolCall, ...] | None
 
 def make_call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
     """A call with an id of its own."""
-    return ToolCall(f"call_{secrets.token_hex(12)}", name, arguments)
+    return ToolCall(f"call_{os.urandom(12).hex()}", name, arguments)
 
 
 def read_json(text: str) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -40,6 +41,11 @@ _BY_NAME: dict[str, Callable[[Tokenizer], ChatFormat]] = {
     "muse-glimmer": MuseGlimmer,
     **{version: lambda tokenizer, version=version: Guard(tokenizer, version) for version in GUARDS},  # type: ignore[misc]
 }
+_PUBLISHED = {
+    "93c0e9aa3629bbd77e68dbc0f5621f6e6b23aa8d74b932595cdb8d64684526d7": "llama3.1",
+    "d82792f95932f1c9cef5c4bd992f171225e3bf8c7b609b4557c9e1ec96be819f": "llama3.2",
+}
+"""SHA-256 of templates that Meta published for 3.1 and 3.3, and for 3.2; others are found out by running them."""
 NAMES = tuple(_BY_NAME)
 """Formats that can be chosen by name."""
 
@@ -55,6 +61,9 @@ def choose_format(tokenizer: Tokenizer, template: str | None, hint: str | None =
         return _BY_NAME[hint](tokenizer)
     if template is None:
         return None
+    published = _PUBLISHED.get(hashlib.sha256(template.rstrip("\n").encode("utf-8", "replace")).hexdigest())
+    if published is not None:
+        return _BY_NAME[published](tokenizer)
     found = _CHATML.fullmatch(template)
     if found is not None:
         return ChatML(tokenizer, default_system=found["system"])
