@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from conformance.llama3_vision_texts import CFG, SEES, picture
 from conformance.llama4 import LLAMA4
 from conformance.running import NUM_PAGES, error, in_chunks, logits_of, make_backend, prompt, whole
 from conformance.seeing_models import MUSE, STORIES, Story, leaves_of
 from herd import dtypes
-from herd.backends.base import Backend, BackendOptions, Plan, Span
+from herd.backends.base import Backend, BackendOptions, Placed, Plan, Span
 from herd.backends.reference import ReferenceBackend
 from herd.errors import UsageError
 from herd.models.deberta import DebertaConfig
@@ -156,6 +157,26 @@ def test_encoded_pictures_are_counted_and_kept() -> None:
     held = backend.memory().other["pictures"]
     assert held > 0
     assert same_bits(logits_of(backend, story(name).span()), first) and backend.memory().other["pictures"] == held
+
+
+def test_many_sequences_with_a_picture_each_do_not_make_each_other_encode_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from herd.backends.cpu.pictures import Pictures
+
+    encoded = []
+    encode = Pictures._encode
+    monkeypatch.setattr(Pictures, "_encode", lambda self, shown: encoded.append(shown.digest) or encode(self, shown))
+    backend = make_backend("cpu", CFG, leaves_of(CFG), threads=1)
+    spans = [Span(0, [SEES, 5], [page], 1, pictures=(Placed(picture((1, 1), page), (0,)),)) for page in range(12)]
+    following = [Span(2, [6], [page], 1, pictures=span.pictures) for page, span in enumerate(spans)]
+    for plan in (spans, following, following):
+        backend.step(Plan(tuple(plan)))
+    assert len(encoded) == 12
+
+
+def test_pictures_for_a_model_that_takes_none_are_refused() -> None:
+    backend = make_backend("cpu", TEXTS["llama-4 scout"], stored("llama-4 scout", "f32"), threads=1)
+    with pytest.raises(UsageError, match="This model takes no pictures"):
+        backend.step(Plan((Span(0, [1, 2], [0], 1, pictures=(Placed(picture((1, 1)), (0,)),)),)))
 
 
 @pytest.mark.parametrize("dtype", [dtypes.F32, dtypes.Q8_0], ids=lambda dtype: dtype.name)

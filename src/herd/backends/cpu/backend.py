@@ -268,6 +268,8 @@ class CpuBackend:
 
         model = seeing(self._cfg)
         if model is None:
+            if any(span.pictures for span in plan.spans):
+                raise UsageError("This model takes no pictures; leave them out, or load a model that sees.")
             return StepPictures()
         if self._pictures is None:
             self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._is_cache_half())

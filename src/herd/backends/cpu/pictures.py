@@ -48,8 +48,10 @@ class Pictures:
 
     def of(self, plan: Plan) -> StepPictures:
         """Encodes what is new and says what each row of the step sees."""
-        if not any(span.pictures for span in plan.spans):
+        wanted = {placed.picture.digest for span in plan.spans for placed in span.pictures}
+        if not wanted:
             return StepPictures()
+        self._encoded.hold(len(wanted))
         if self._model.num_crossing(self._cfg):
             return StepPictures(seeing=self._seeing(plan))
         found = overlays(plan, self._encoded)

@@ -43,6 +43,10 @@ class Encoded:
             self._of.popitem(last=False)
         return made
 
+    def hold(self, count: int) -> None:
+        """From now on keeps `count` pictures, and never fewer than at first: a step must not drop what the next one needs."""
+        self._kept = max(count, KEPT_PICTURES)
+
     def clear(self) -> None:
         self._of.clear()
 
