@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 
 from herd.dtypes import F16, F32, DType
-from herd.models.architecture import Config, architecture_of
+from herd.models.architecture import CacheShape, Config, architecture_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
+from herd.records import dataclass
 
 
 def count_parameters(cfg: Config) -> int:
@@ -34,25 +35,113 @@ def weight_bytes(cfg: Config, dtype: DType | Callable[[TensorSpec], DType]) -> i
     return sum(stored_bytes(chosen(spec), spec.shape) for spec in architecture_of(cfg).tensors(cfg))
 
 
+def part_of(spec: TensorSpec) -> str:
+    """Which part of a model a weight belongs to, for tables: what it does, or the encoder of pictures."""
+    pieces = spec.name.split(".")
+    if pieces[0] == "vision":
+        return "vision"
+    if spec.kind.is_vector:
+        return "norms and biases"
+    if spec.kind in _PARTS:
+        return _PARTS[spec.kind]
+    if "shared" in pieces:
+        return "shared experts"
+    return "attention" if "attention" in pieces or pieces[-1] in ("q", "k", "v", "out") else "feed-forward"
+
+
+_PARTS = {Kind.EMBEDDING: "embedding", Kind.HEAD: "head", Kind.EXPERTS: "experts", Kind.ROUTER: "routers"}
+
+
+def weight_parts(cfg: Config, dtype: Callable[[TensorSpec], DType]) -> dict[str, int]:
+    """The bytes of `weight_bytes`, by part."""
+    parts: dict[str, int] = {}
+    for spec in architecture_of(cfg).tensors(cfg):
+        parts[part_of(spec)] = parts.get(part_of(spec), 0) + stored_bytes(dtype(spec), spec.shape)
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKind:
+    """Layers that keep alike: `bytes_per_token` of all of them together; none looks back further than `reach` (None: to the first)."""
+
+    num_layers: int
+    reach: int | None
+    bytes_per_token: int
+
+    @property
+    def name(self) -> str:
+        return "global layers" if self.reach is None else "local layers"
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """What the layers must keep of a sequence of `num_tokens` so that the next token can be computed."""
+        return self.bytes_per_token * (num_tokens if self.reach is None else min(num_tokens, self.reach))
+
+
+def cache_kinds(cfg: Config, dtype: DType = F16) -> tuple[CacheKind, ...]:
+    """The model's caches by how far they look back, global layers first."""
+    shapes = architecture_of(cfg).caches(cfg)
+    reaches = sorted({shape.reach for shape in shapes}, key=lambda reach: (reach is not None, reach or 0))
+    return tuple(
+        CacheKind(len(own), reach, sum(_bytes_per_token(shape, dtype) for shape in own))
+        for reach in reaches
+        if (own := [shape for shape in shapes if shape.reach == reach])
+    )
+
+
+def needed_cache_bytes(cfg: Config, num_tokens: int, dtype: DType = F16) -> int:
+    """Keys and values that later tokens can still see: of layers that look back a window or chunk, no more than that."""
+    return sum(kind.num_bytes(num_tokens) for kind in cache_kinds(cfg, dtype))
+
+
 def cache_bytes_per_token(cfg: Config, dtype: DType = F16) -> int:
     """Keys and values of one token over all layers."""
-    return sum(2 * stored_bytes(dtype, (shape.num_kv_heads, shape.head_width)) for shape in architecture_of(cfg).caches(cfg))
+    return sum(_bytes_per_token(shape, dtype) for shape in architecture_of(cfg).caches(cfg))
+
+
+def _bytes_per_token(shape: CacheShape, dtype: DType) -> int:
+    return 2 * stored_bytes(dtype, (shape.num_kv_heads, shape.head_width))
 
 
 def cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, dtype: DType = F16) -> int:
-    """The cache of one sequence of `num_tokens`, in whole pages of `page_tokens`."""
+    """The cache of one sequence of `num_tokens`, in whole pages of `page_tokens`, of which every layer keeps everything."""
     return math.ceil(num_tokens / page_tokens) * page_tokens * cache_bytes_per_token(cfg, dtype)
 
 
 def buffer_bytes(cfg: Config, num_tokens: int, num_outputs: int) -> int:
     """Float32 activations that one step of `num_tokens` needs at the same time, and its logits.
 
-    Besides the residual stream x and its norm, either attention's (queries and what is read with them, keys, values) or the
-    feed-forward's (gate, up, their product) are alive; the larger counts. The widest feed-forward is the widest thing that a matrix
-    of a layer reads.
+    Besides the residual stream x and its norm, the values inside one block are alive: of attention the queries and what is read
+    with them, keys and values (and gates); of a feed-forward gate, up and their product; of experts the scores, and for each chosen
+    one its input, gate, up, product and output, beside what the shared expert gave. The block that needs most counts.
     """
-    model = architecture_of(cfg)
-    attention = max(((2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_width for shape in model.caches(cfg)), default=0)
-    ffn = max((spec.shape[-1] for spec in model.tensors(cfg) if spec.kind in (Kind.MATRIX, Kind.EXPERTS)), default=0)
-    widest = 2 * cfg.width + max(attention, 3 * ffn)
+    widest = 2 * cfg.width + max(_inner_widths(cfg), default=0)
     return F32.block_bytes * (num_tokens * widest + num_outputs * (cfg.width + cfg.vocab_size))
+
+
+def _inner_widths(cfg: Config) -> list[int]:
+    """For each different block of the language model, how many values a token has inside it at once. A matrix that ends a block
+    (`out`, `down`) reads what the block has made; the others make it."""
+    blocks: dict[str, dict[str, int]] = {}
+    scores: dict[str, int] = {}
+    for spec in architecture_of(cfg).tensors(cfg):
+        place, _, name = spec.name.rpartition(".")
+        if spec.kind is Kind.ROUTER:
+            scores[place] = spec.shape[0]
+        if spec.kind in (Kind.MATRIX, Kind.EXPERTS) and part_of(spec) != "vision":
+            blocks.setdefault(place, {})[name] = spec.shape[-1] if name in ("out", "down") else spec.shape[-2]
+    widths = []
+    for place, values in blocks.items():
+        layer, _, name = place.rpartition(".")
+        width = sum(values.values())
+        widths.append(cfg.width + scores[layer] + num_chosen(cfg) * (width + 2 * cfg.width) if name == "experts" else width)
+    return widths
+
+
+def num_chosen(cfg: Config) -> int:
+    """How many experts a token goes to, in layers that have them."""
+    return int(getattr(cfg, "num_chosen", 1))
+
+
+def distinct_experts(num_experts: int, chosen: int, num_tokens: int) -> float:
+    """How many experts of a layer a step of `num_tokens` meets on average, if every expert is as likely as any other."""
+    return num_experts * (1.0 - (1.0 - chosen / num_experts) ** num_tokens)
