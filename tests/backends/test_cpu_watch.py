@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conformance.llama4 import LLAMA4
 from conformance.seeing_models import STORIES, leaves_of
 from herd.backends.base import BackendOptions, Plan, Span, StepResult, Watch
 from herd.backends.reference import ReferenceBackend
@@ -25,7 +24,7 @@ CpuBackend = pytest.importorskip("herd.backends.cpu").CpuBackend
 
 MODELS: dict[str, Config] = {
     "llama": tiny_llama(),
-    "llama 4": LLAMA4["llama-4 scout"],
+    "llama 4": STORIES["llama 4"]().cfg,
     "muse-glimmer": STORIES["muse-glimmer"]().cfg,
     "llama 3.2 vision": STORIES["llama 3.2 vision"]().cfg,
 }
@@ -149,6 +148,14 @@ def test_a_patch_of_another_shape_is_refused_and_the_model_goes_on() -> None:
     with pytest.raises(UsageError, match=r"The patch of embed gave shape \[3\]; the value has \[80, 256\]"):
         step(backend, patch={"embed": lambda value: np.zeros(3)})
     assert np.array_equal(backend.step(Plan(spans(), want_logits=True)).logits_RV, before)
+
+
+def test_what_a_patch_raises_goes_through_and_the_model_goes_on() -> None:
+    backend = cpu()
+    before = backend.step(Plan(spans(), want_logits=True)).logits_RV
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        step(backend, patch={"layers.0.out": lambda value: value + np.zeros((3, 2))})
+    assert np.array_equal(step(backend, read=["layers.0.out"]).logits_RV, before)
 
 
 def test_a_name_that_no_value_has_is_refused() -> None:

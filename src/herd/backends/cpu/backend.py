@@ -110,21 +110,7 @@ class CpuBackend:
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
         refuse_classifier(self._cfg)
-        spans: list[tuple[int, Any, Any, int]] = [(span.start, span.tokens, span.pages, span.num_outputs) for span in plan.spans]
-        values: Mapping[str, Any] = {}
-        program = self._program
-        try:
-            if plan.watch is not None:
-                watched = self._watching(plan.watch)
-                program = watched.program
-                bad_rows, values = watched.run(plan, spans, self._pictures_of(plan))
-            elif any(span.pictures for span in plan.spans):
-                seen = self._pictures_of(plan)
-                bad_rows = program.step(spans, seen.placeholders, seen.features, seen.seeing or [])
-            else:
-                bad_rows = program.step(spans)
-        except ValueError as problem:
-            raise UsageError(f"{problem}.") from problem
+        program, bad_rows, values = self._run(plan)
         if bad_rows:
             raise FileProblem(_not_finite(plan, bad_rows[0]))
         choices = self._choose(plan, program)
@@ -132,6 +118,23 @@ class CpuBackend:
         if self._kept is not None:
             self._kept.start()  # nobody waits for the first answer any more
         return StepResult(choices, logits_RV, values)
+
+    def _run(self, plan: Plan) -> tuple[_core.Program, list[int], Mapping[str, Any]]:
+        """The program that ran, the rows of logits that are not finite, and what was watched."""
+        try:
+            pictures = self._pictures_of(plan) if any(span.pictures for span in plan.spans) else ()
+            watched = None if plan.watch is None else self._watching(plan.watch)
+        except MemoryError as problem:
+            raise CapacityError(_NO_MEMORY) from problem
+        program = self._program if watched is None else watched.program
+        spans = [(span.start, span.tokens, span.pages, span.num_outputs) for span in plan.spans]
+        try:
+            if watched is None:
+                return program, program.step(spans, *pictures), {}
+            program.begin(spans, *pictures)
+        except ValueError as problem:
+            raise UsageError(f"{problem}.") from problem
+        return program, *watched.run(plan)
 
     def classify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         from herd.backends.cpu.picture_ops import CpuPictureOps
@@ -264,13 +267,11 @@ class CpuBackend:
         return self._watched
 
     def _pictures_of(self, plan: Plan) -> StepPictures:
-        from herd.backends.cpu.pictures import Pictures, StepPictures
+        from herd.backends.cpu.pictures import Pictures
 
         model = seeing(self._cfg)
         if model is None:
-            if any(span.pictures for span in plan.spans):
-                raise UsageError("This model takes no pictures; leave them out, or load a model that sees.")
-            return StepPictures()
+            raise UsageError("This model takes no pictures; leave them out, or load a model that sees.")
         if self._pictures is None:
             self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._is_cache_half())
         return self._pictures.of(plan)

@@ -5,8 +5,8 @@ Keys and values of crossing layers are kept in the cache's format, as native cod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,13 @@ from herd.models.architecture import Config, Seeing
 from herd.models.ops import PictureStep
 
 
-@dataclass(frozen=True, slots=True)
-class StepPictures:
+class StepPictures(NamedTuple):
     """What `Program.step` takes besides spans: rows of placeholders with their features, and (first row, count, pictures) of rows
     that see pictures."""
 
     placeholders: NDArray[np.int32] | None = None
     features: NDArray[np.float32] | None = None
-    seeing: list[tuple[int, int, list[_core.KeyValues]]] | None = None
+    seeing: Sequence[tuple[int, int, list[_core.KeyValues]]] = ()
 
 
 class Pictures:
@@ -49,8 +48,6 @@ class Pictures:
     def of(self, plan: Plan) -> StepPictures:
         """Encodes what is new and says what each row of the step sees."""
         wanted = {placed.picture.digest for span in plan.spans for placed in span.pictures}
-        if not wanted:
-            return StepPictures()
         self._encoded.hold(len(wanted))
         if self._model.num_crossing(self._cfg):
             return StepPictures(seeing=self._seeing(plan))

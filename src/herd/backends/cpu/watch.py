@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from herd import _core
 from herd.backends.base import PAGE_TOKENS, Plan, Span, Watch
 from herd.backends.cpu.lower import Mark
-from herd.backends.cpu.pictures import StepPictures
 from herd.backends.cpu.trace import Attention, Tap
 from herd.backends.reference.ops import attention_weights, patched, read_values
 from herd.models.architecture import CacheShape
@@ -35,11 +34,10 @@ class WatchedProgram:
     shape: CacheShape
     is_half: bool
 
-    def run(self, plan: Plan, spans: list[tuple[int, Any, Any, int]], pictures: StepPictures) -> tuple[list[int], dict[str, Any]]:
-        """One step. Rows of logits that are not finite, and what was read."""
+    def run(self, plan: Plan) -> tuple[list[int], dict[str, Any]]:
+        """The step that was begun. Rows of logits that are not finite, and what was read. What a patch raises goes through."""
         assert plan.watch is not None
         program, values = self.program, dict[str, Any]()
-        program.begin(spans, pictures.placeholders, pictures.features, pictures.seeing or [])
         for mark in self.marks:
             if mark.node.name not in self.names:
                 continue
