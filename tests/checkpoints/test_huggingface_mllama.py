@@ -276,7 +276,7 @@ REFUSED = {
     "text_config.rope_scaling.beta_fast is not a key of this kind of scaling": lambda values: values["text_config"]["rope_scaling"].update(
         beta_fast=3
     ),
-    "quantization_config is {'bits': 4}; allowed is": within("", quantization_config={"bits": 4}),
+    "quant_method is None, which is not read": within("", quantization_config={"bits": 4}),
 }
 
 

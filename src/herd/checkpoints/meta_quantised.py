@@ -81,6 +81,10 @@ class Quantised:
             if entry.dtype in SCALE_DTYPES
         }
 
+    def scales(self, key: str, number: int) -> StoredTensor | None:
+        """The scales called `key` in the file beside shard `number`."""
+        return self._fp8[number].get(key)
+
     def leaf(self, spec: TensorSpec, piece: StoredTensor, number: int) -> Source:
         """The piece of a weight in shard `number`, with its scales, adaptors and rotation. `FileProblem` if one is missing or odd."""
         if piece.dtype is F8_E4M3:
