@@ -64,4 +64,5 @@ def _pieces(tokenizer: Tokenizer, text: str, context_length: int) -> list[list[i
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     weights: NDArray[np.float64] = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights

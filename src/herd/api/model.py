@@ -82,7 +82,8 @@ class Model:
     @property
     def config(self) -> Config:
         """The facts of its architecture."""
-        return self._checkpoint.config
+        config: Config = self._checkpoint.config
+        return config
 
     @property
     def facts(self) -> Mapping[str, Fact]:

@@ -118,7 +118,8 @@ def _check_ids(values: Iterable[object], what: str, vocab_size: int) -> list[int
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise UsageError(f"{what} contains {value!r:.60}; token ids are whole numbers from 0 to {vocab_size - 1}.")
-        if not 0 <= value < vocab_size:
-            raise UsageError(f"{what} contains token {value}; the model's vocabulary is 0 to {vocab_size - 1}.")
-        ids.append(int(value))
+        token = int(value)
+        if not 0 <= token < vocab_size:
+            raise UsageError(f"{what} contains token {token}; the model's vocabulary is 0 to {vocab_size - 1}.")
+        ids.append(token)
     return ids

@@ -119,8 +119,8 @@ class ReferenceBackend:
         assert classifier is not None, "only for classifiers"
         check_tokens(tokens, self.num_embeddings)
         with np.errstate(all="ignore"):
-            logits_1C: Floats = classifier.classify(self._weights, self._cfg, self._picture_ops, tokens)
-        return logits_1C[0]
+            logits_C: Floats = classifier.classify(self._weights, self._cfg, self._picture_ops, tokens)[0]
+        return logits_C
 
     def encode(self, picture: Picture) -> list[Floats]:
         """A picture through the model's encoder: the tensors that its `encode` gives."""
