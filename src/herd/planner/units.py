@@ -69,7 +69,7 @@ def _scaled(text: str, what: str, units: tuple[str, ...], like: str) -> float:
     for ending in sorted(units, key=len, reverse=True):
         scale = bare.lower().removesuffix(ending) if bare.lower().endswith(ending) else None
         if scale is not None and scale in _SCALES and not (scale == "b" and ending == ""):
-            return number * _SCALES[scale]
+            return number * float(_SCALES[scale])
     raise UsageError(f"{what} is {text!r:.60}; write a quantity such as {like}.")
 
 

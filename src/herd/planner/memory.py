@@ -1,0 +1,133 @@
+"""What a model takes while it answers: weights by part, keys and values by kind of layer, pictures, activations, the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from herd.dtypes import BF16, BY_NAME, F16, F32, Q4_0, Q8_0, DType
+from herd.errors import UsageError, did_you_mean
+from herd.models.architecture import Config
+from herd.models.sizes import buffer_bytes, cache_bytes, cache_kinds, needed_cache_bytes, weight_parts
+from herd.planner.formats import Format
+from herd.planner.pictures import largest_picture
+from herd.records import dataclass
+
+PAGE_TOKENS = 64
+STEP_TOKENS = 512
+STEP_OUTPUTS = 64
+CACHE_FORMATS: Mapping[str, DType] = {"f16": F16, "bf16": BF16, "f32": F32, "q8_0": Q8_0, "q4_0": Q4_0}
+RUNTIME_BYTES: Mapping[str, int] = {"gpu": 1_500_000_000, "apple": 1_000_000_000, "cpu": 250_000_000}
+USABLE_SHARE: Mapping[str, float] = {"gpu": 0.92, "apple": 0.75, "cpu": 0.90}
+ASSUMED = (
+    "a GPU's runtime (context, libraries, workspaces of products) takes 1.5 GB on each device; a processor's program 0.25 GB",
+    "92 % of a GPU's memory can be used, 75 % of Apple's shared memory, 90 % of a processor's: the rest is other programs' and waste",
+    f"a step takes at most {STEP_TOKENS} tokens of prompts at once, in float32 between its products",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of a model: `users` answered at the same time, each with a conversation of `prompt_tokens` and
+    `answer_tokens`, and room for one conversation of the whole `context`. `pictures`: in each conversation."""
+
+    users: int
+    context: int
+    prompt_tokens: int
+    answer_tokens: int
+    pictures: int = 0
+
+    @property
+    def conversation_tokens(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes, by what for. `cache` by kind of layer; `cache_kept_whole` what it would be if local layers kept every token, as herd's
+    engine does today; `whole` says that the sums count that."""
+
+    weights: Mapping[str, int]
+    cache: Mapping[str, int]
+    cache_kept_whole: int
+    pictures: int
+    buffers: int
+    runtime: int
+    whole: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.weights.values())
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache_kept_whole if self.whole else sum(self.cache.values())
+
+    @property
+    def total(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.pictures + self.buffers + self.runtime
+
+
+def cache_format(name: str) -> DType:
+    """The number format of keys and values that a user names."""
+    bare = name.strip().lower()
+    aliases = {
+        "16": "f16",
+        "fp16": "f16",
+        "float16": "f16",
+        "8": "q8_0",
+        "int8": "q8_0",
+        "q8": "q8_0",
+        "4": "q4_0",
+        "q4": "q4_0",
+        "float32": "f32",
+    }
+    found = CACHE_FORMATS.get(aliases.get(bare, bare))
+    if found is None:
+        raise UsageError(f"--cache is {name!r:.40}{did_you_mean(bare, CACHE_FORMATS)} Keys and values: {', '.join(CACHE_FORMATS)}.")
+    return found
+
+
+def check_load(config: Config, load: Load, name: str) -> None:
+    """`UsageError` for a context that the model does not have, and for conversations that do not fit into it."""
+    if load.users < 1:
+        raise UsageError(f"--users is {load.users}; it must be at least 1.")
+    if not 1 <= load.context <= config.context_length:
+        raise UsageError(
+            f"--context is {load.context:,}; {name} was made for up to {config.context_length:,} tokens. Beyond that its positions "
+            "mean nothing to it: choose a shorter context, or a release with a longer one (`herd models --pick --context N` lists them)."
+        )
+    if load.prompt_tokens < 1 or load.answer_tokens < 1:
+        raise UsageError("--prompt-tokens and --answer-tokens must be at least 1.")
+    if load.conversation_tokens > load.context:
+        raise UsageError(
+            f"A prompt of {load.prompt_tokens:,} and an answer of {load.answer_tokens:,} tokens do not fit into a context of "
+            f"{load.context:,}."
+        )
+
+
+def reckon(config: Config, stored: Format, cache: DType, load: Load, *, kind: str = "gpu", whole: bool = False, devices: int = 1) -> Memory:
+    """The memory of a model under a load, over all its devices together. `BF16` and the like are kept as they are."""
+    assert cache in BY_NAME.values()
+    others, typical = load.users - 1, load.conversation_tokens
+    by_kind = {each.name: each.num_bytes(load.context) + others * each.num_bytes(typical) for each in cache_kinds(config, cache)}
+    kept_whole = cache_bytes(config, load.context, PAGE_TOKENS, cache) + others * cache_bytes(config, typical, PAGE_TOKENS, cache)
+    picture = largest_picture(config)
+    pictures = 0 if picture is None or not load.pictures else picture.encoding_bytes + load.users * load.pictures * picture.kept_bytes
+    return Memory(
+        weights=weight_parts(config, stored.chosen),
+        cache=by_kind,
+        cache_kept_whole=kept_whole,
+        pictures=pictures,
+        buffers=buffer_bytes(config, max(STEP_TOKENS, load.users), max(STEP_OUTPUTS, load.users)) * devices,
+        runtime=RUNTIME_BYTES[kind] * devices,
+        whole=whole,
+    )
+
+
+def longest_context(config: Config, free_bytes: float, cache: DType) -> int:
+    """How many tokens of one conversation fit into so much memory, up to the model's context."""
+    low, high = 0, config.context_length
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed_cache_bytes(config, middle, cache) <= free_bytes else (low, middle - 1)
+    return low
