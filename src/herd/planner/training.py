@@ -1,0 +1,245 @@
+"""What training takes: memory of a step by part, operations and time of a token budget, and how devices can share it.
+
+Mixed precision as usual: weights and gradients in 16 bits, AdamW with float32 weights and moments. Methods: `full` (all weights),
+`pretrain` (the same, from nothing), `lora` (a small pair of matrices beside each frozen one) and `qlora` (those frozen in 4 bits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from herd.dtypes import BF16, F16, Q4_0
+from herd.errors import UsageError
+from herd.models.architecture import Config, architecture_of
+from herd.models.sizes import count_parameters, num_chosen, part_of
+from herd.models.weights import Kind, TensorSpec, stored_bytes
+from herd.planner.devices import Device
+from herd.planner.formats import Format
+from herd.planner.memory import RUNTIME_BYTES, USABLE_SHARE
+from herd.planner.speed import Work
+from herd.records import dataclass
+
+METHODS = ("full", "lora", "qlora", "pretrain")
+COMPUTE_SHARE = 0.40
+LOGITS_CHUNK = 512
+ADAM_BYTES = 12
+ASSUMED = (
+    f"a step computes at {COMPUTE_SHARE:.0%} of the dense 16-bit peak; Meta reports 38 to 43 % for Llama 3.1 405B on up to 16,384 H100",
+    "AdamW keeps 12 bytes for each trained weight: a float32 copy and two float32 moments; gradients are 16-bit",
+    "the backward pass costs twice the forward pass, of frozen weights once; checkpointing computes each layer's forward again",
+    "attention is computed in blocks: its scores are never kept, and its backward costs 2.5 times its forward",
+    f"logits exist for {LOGITS_CHUNK} tokens at a time, in float32, with their gradient",
+    "sharded devices hold whole weights of one layer at a time, gathered in 16 bits",
+    "GPUs: 1.5 GB of runtime each, 92 % of the memory usable",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A training run. `sequences` of `sequence_tokens` are in one device's memory at once; `batch_tokens` go into a step over all
+    devices; `tokens` in all. `rank` of LoRA. `checkpointing`: activations of a layer are computed again when needed."""
+
+    method: str
+    tokens: int
+    sequence_tokens: int
+    sequences: int = 1
+    batch_tokens: int | None = None
+    rank: int = 16
+    checkpointing: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Bytes of one step. What is shared out over devices (`weights`, `gradients`, `optimizer`) and what each device has of its own."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    gathered: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def on_each(self, devices: int, tensor: int = 1, context: int = 1) -> int:
+        """With weights and states sharded over so many devices (FSDP), of which `tensor` share each layer and `context` each
+        sequence: they share its activations. Alone, nothing needs gathering."""
+        shared = (self.weights + self.gradients + self.optimizer) / devices
+        gathered = self.gathered / tensor if devices > tensor else 0
+        return int(shared + self.activations / (tensor * context) + gathered)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """One way to run: so many devices; `per_device` bytes of `usable`; seconds for the budget; tokens per second."""
+
+    devices: int
+    how: str
+    per_device: int
+    usable: int
+    seconds: float | None
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """`trained` weights of `parameters`; operations for a token and for the budget; the layouts that fit on the device, fewest
+    first, or none with `why_not`."""
+
+    run: Run
+    parameters: int
+    trained: int
+    memory: StepMemory
+    operations_per_token: float
+    operations: float
+    layouts: tuple[Sharing, ...]
+    why_not: str
+
+
+def check_run(run: Run, config: Config, name: str) -> None:
+    """`UsageError` for a run that cannot be."""
+    if run.method not in METHODS:
+        raise UsageError(f"The method is {run.method!r}; it must be one of {', '.join(METHODS)}.")
+    if not 1 <= run.sequence_tokens <= config.context_length:
+        raise UsageError(f"--sequence is {run.sequence_tokens:,}; {name} takes 1 to {config.context_length:,} tokens.")
+    for what, value in (("--tokens", run.tokens), ("--sequences", run.sequences), ("--rank", run.rank)):
+        if value < 1:
+            raise UsageError(f"{what} is {value}; it must be at least 1.")
+    if run.batch_tokens is not None and run.batch_tokens < run.sequences * run.sequence_tokens:
+        raise UsageError(
+            f"--batch is {run.batch_tokens:,} tokens; {run.sequences} sequence(s) of {run.sequence_tokens:,} are already more. "
+            "Make the batch larger or the sequences fewer."
+        )
+
+
+def reckon_run(config: Config, run: Run, device: Device) -> TrainingPlan:
+    """The plan for a run on devices of one kind. Weights of the encoder of pictures are there and not trained."""
+    specs = [spec for spec in architecture_of(config).tensors(config)]
+    trained = _adapter_count(specs, run.rank) if _is_adapter(run) else sum(s.count for s in specs if part_of(s) != "vision")
+    memory = step_memory(config, run)
+    per_token = operations_per_token(config, run)
+    layouts = tuple(_layouts(run, memory, per_token, device))
+    why_not = "" if layouts else f"{memory.on_each(2**14, 8, 16) / 1e9:,.0f} GB are needed on each device, however many share the rest"
+    return TrainingPlan(run, count_parameters(config), trained, memory, per_token, per_token * run.tokens, layouts, why_not)
+
+
+def _is_adapter(run: Run) -> bool:
+    return run.method in ("lora", "qlora")
+
+
+def step_memory(config: Config, run: Run) -> StepMemory:
+    """The bytes of one step of one device's sequences."""
+    specs = list(architecture_of(config).tensors(config))
+    adapters = _adapter_count(specs, run.rank) if _is_adapter(run) else 0
+    frozen = sum(stored_bytes(Q4_0 if run.method == "qlora" and _is_cut(spec) else BF16, spec.shape) for spec in specs)
+    trained = adapters if _is_adapter(run) else sum(spec.count for spec in specs if part_of(spec) != "vision")
+    return StepMemory(
+        weights=frozen + 2 * adapters,
+        gradients=2 * trained,
+        optimizer=ADAM_BYTES * trained,
+        activations=activation_bytes(config, run),
+        gathered=_largest_layer(specs),
+    )
+
+
+def _is_cut(spec: TensorSpec) -> bool:
+    return spec.kind in (Kind.MATRIX, Kind.EXPERTS) and part_of(spec) != "vision" and spec.shape[-1] % Q4_0.block == 0
+
+
+def _adapter_count(specs: list[TensorSpec], rank: int) -> int:
+    """Two matrices of `rank` beside every matrix of the layers; stacked experts have none."""
+    return sum(rank * sum(spec.shape) for spec in specs if spec.kind is Kind.MATRIX and part_of(spec) != "vision")
+
+
+def _largest_layer(specs: list[TensorSpec]) -> int:
+    """Bytes in 16 bits of the largest group of weights that is needed at once: a layer, or a table."""
+    groups: dict[str, int] = {}
+    for spec in specs:
+        group = ".".join(spec.name.split(".")[:2])
+        groups[group] = groups.get(group, 0) + 2 * spec.count
+    return max(groups.values())
+
+
+def activation_bytes(config: Config, run: Run) -> int:
+    """What the backward pass needs of one device's tokens, in 16 bits: with checkpointing each layer's input and everything of one
+    layer, else everything of every layer; and a chunk of logits."""
+    tokens = run.sequences * run.sequence_tokens
+    layers = _kept_by_layers(config)
+    kept = 2 * (config.width * len(layers) + max(layers)) if run.checkpointing else 2 * sum(layers)
+    logits = 2 * 4 * min(tokens, LOGITS_CHUNK) * config.vocab_size
+    return tokens * (kept + 2 * config.width * 3) + logits
+
+
+def _kept_by_layers(config: Config) -> list[int]:
+    """For each layer, how many values of a token its backward pass needs: what goes into each product and each norm, the
+    queries, keys, values, what was read with them, gate, up and their product."""
+    layers: dict[str, int] = {}
+    for spec in architecture_of(config).tensors(config):
+        pieces = spec.name.split(".")
+        if spec.kind not in (Kind.MATRIX, Kind.EXPERTS) or pieces[0] not in ("layers", "crossing"):
+            continue
+        size = spec.shape[-1] if pieces[-1] in ("out", "down") else spec.shape[-2]
+        times = num_chosen(config) if spec.kind is Kind.EXPERTS else 1
+        layer = ".".join(pieces[:2])
+        layers[layer] = layers.get(layer, 4 * config.width) + times * size
+    return list(layers.values())
+
+
+def operations_per_token(config: Config, run: Run) -> float:
+    """Of the forward and backward pass of one token: 2 for each weight and pass; a text of `sequence_tokens` sees half of itself.
+
+    A pass for the input's gradient and one for the weights' follow the forward; frozen weights have no gradient of their own.
+    """
+    work = Work(config, Format("bf16", lambda _: BF16, ("bf16",), ""), F16)
+    attention = work.attention_operations(run.sequence_tokens) / run.sequence_tokens
+    specs = list(architecture_of(config).tensors(config))
+    adapters = _adapter_count(specs, run.rank) if _is_adapter(run) else 0
+    passes = 4.0 if _is_adapter(run) else 6.0
+    total = passes * work.matrices + 6.0 * adapters + 3.5 * attention
+    if run.checkpointing:
+        total += 2.0 * (work.matrices - work.head) + 2.0 * adapters + attention
+    return total
+
+
+def _layouts(run: Run, memory: StepMemory, per_token: float, device: Device) -> Iterator[Sharing]:
+    """Numbers of devices over which the run fits, with everything sharded; a single one first. At most so many that each has a
+    sequence of the batch."""
+    if device.memory is None:
+        raise UsageError(f"How much memory {device.title} has is what was built in; describe it with --device-memory.")
+    usable = int(device.memory * USABLE_SHARE[device.kind]) - RUNTIME_BYTES[device.kind]
+    peak = device.peak("bf16", "fp32")
+    groups = None if run.batch_tokens is None else run.batch_tokens // (run.sequences * run.sequence_tokens)
+    for devices in (2**power for power in range(15)):
+        if devices > 1 and device.most == 1:
+            return
+        for tensor, context in _SPLITS:
+            together = tensor * context
+            if together > devices or tensor > device.most or (groups is not None and devices > groups * together):
+                continue
+            each = memory.on_each(devices, tensor, context)
+            if each <= usable:
+                rate = None if peak is None else devices * peak[1] * COMPUTE_SHARE / per_token
+                yield Sharing(devices, _how(devices, tensor, context), each, usable, None if rate is None else run.tokens / rate, rate)
+                break
+
+
+_SPLITS = sorted(((tensor, context) for tensor in (1, 2, 4, 8) for context in (1, 2, 4, 8, 16)), key=lambda split: (split[0] * split[1], split[1]))
+
+
+def _how(devices: int, tensor: int, context: int) -> str:
+    if devices == 1:
+        return "everything on one device"
+    said = f"weights, gradients and optimizer sharded over {devices:,} (FSDP)"
+    said += f", each layer shared by {tensor}" if tensor > 1 else ""
+    return said + (f", each sequence by {context}" if context > 1 else "")
+
+
+def parts(memory: StepMemory) -> Mapping[str, int]:
+    """A step's memory as rows of a table."""
+    return {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+    }
