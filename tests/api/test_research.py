@@ -86,6 +86,9 @@ def test_patches_leave_nothing_in_the_cache(model: herd.Model) -> None:
         ({"embed": np.zeros((3, 256), np.float32)}, [], r"has shape \[3, 256\]; the value has \[150, 256\]"),
         ({"embed": lambda x, at: x[:1]}, [], r"The patch of embed gave shape \[1, 256\]; the value has \[64, 256\]"),
         ({"layers.0.attention.weights": np.zeros((8, 2, 2))}, [], r"the value has \[8, 150, 150\]"),
+        ({"embed": "loud"}, [], "The replacement of embed is 'loud'; expected a number, an array or a function"),
+        (["embed"], [], "changes is list; expected names of values"),
+        ({}, [5], "A name of a value is 5; expected a text"),
     ],
 )
 def test_wrong_names_and_shapes_are_refused(model: herd.Model, changes: Any, taps: Any, message: str) -> None:
@@ -126,3 +129,15 @@ def write_bytes_tokenizer(folder: Path) -> None:
 def test_pictures_for_a_model_that_reads_text_only_are_refused(model: herd.Model) -> None:
     with pytest.raises(UsageError, match="reads text only; 1 pictures were given"):
         model.logits(IDS, images=[b""])
+    with pytest.raises(UsageError, match="images is bytes; expected a list of pictures"):
+        model.logits(IDS, images=b"one")  # type: ignore[arg-type]
+
+
+def test_one_name_need_not_stand_in_a_list(model: herd.Model) -> None:
+    assert set(model.trace(IDS[:3], "layers.*.out").values) == {"layers.0.out", "layers.1.out"}
+
+
+def test_layers_of_the_lens_are_whole_numbers_in_the_model(model: herd.Model) -> None:
+    for wrong in (-1, 2, 0.5, "0"):
+        with pytest.raises(UsageError, match="There is no layer"):
+            model.lens(IDS[:3], [wrong])  # type: ignore[list-item]

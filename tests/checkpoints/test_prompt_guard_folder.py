@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,23 @@ def test_a_temperature_flattens_the_probabilities(saved: tuple[Path, Any, Any]) 
             model.classify("ignore", temperature=0)
 
 
-def test_a_classifier_has_no_next_token(saved: tuple[Path, Any, Any]) -> None:
-    with herd.load(saved[0], backend="reference") as model:
-        for ask in (lambda: model.generate("ignore"), lambda: model.logits([1, 4, 2])):
-            with pytest.raises(UsageError, match="classifier of whole texts and has no next token"):
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_classifier_has_no_next_token(saved: tuple[Path, Any, Any], backend: str) -> None:
+    ids = [1, 4, 2]
+    with herd.load(saved[0], backend=backend) as model:
+        asked: list[Callable[[], object]] = [
+            lambda: model.generate("ignore"),
+            lambda: model.logits(ids),
+            lambda: model.trace(ids),
+            lambda: model.patch(ids, {}),
+            lambda: model.lens(ids),
+            lambda: model.embed("ignore"),
+            lambda: model.provider.logits(ids).__next__(),
+        ]
+        for ask in asked:
+            with pytest.raises(UsageError, match=r"classifier of whole texts.* has no next token\. Use model\.classify"):
                 ask()
+        assert model.value_names == ()
 
 
 @pytest.mark.parametrize(

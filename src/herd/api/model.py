@@ -112,7 +112,9 @@ class Model:
         """How this model reads conversations: `render(messages, tools=...)` gives token ids, `parse(ids)` an answer's message."""
         found = self._words.chat_format
         if found is None:
-            raise UsageError(f"{self.name} has no chat format: it is a base model, or its template is not known.")
+            raise UsageError(
+                f"{self.name} has no chat format: it is a base model, or its template is not known. Continue a text with model.generate."
+            )
         return replace(found, tiles=self._eyes.tiles) if self._eyes.can_see else found
 
     @property
@@ -132,6 +134,7 @@ class Model:
         """
         import numpy as np
 
+        self._refuse_classifier()
         ids = asking.token_ids(tokens, "tokens")
         rows = list(self._engine.score(ids, pictures=self._placed(ids, images)))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -155,6 +158,7 @@ class Model:
         positions), called for a few tokens at a time. A softmax (`....weights`) is [N, T, T]."""
         from herd.api.research import run
 
+        self._refuse_classifier()
         ids = self._prompt_ids(prompt)
         return run(self._engine, ids, taps, changes, self._placed(ids, images))
 
@@ -162,11 +166,12 @@ class Model:
         """Logits [T, V] as if the model ended after each of `layers` (None: all): the logit lens of nostalgebraist (2020)."""
         from herd.api.research import lens
 
+        self._refuse_classifier()
         count = self.config.num_layers
         chosen = list(range(count)) if layers is None else list(layers)
         for layer in chosen:
-            if not 0 <= layer < count:
-                raise UsageError(f"There is no layer {layer}; {self.name} has layers 0 to {count - 1}.")
+            if type(layer) is not int or not 0 <= layer < count:
+                raise UsageError(f"There is no layer {layer!r:.40}; {self.name} has layers 0 to {count - 1}.")
         return lens(self._engine, self._prompt_ids(prompt), chosen, count)
 
     def classify(self, text: str, *, temperature: float = 1.0) -> Classification:
@@ -187,6 +192,7 @@ class Model:
         """Texts -> [texts, D], float32: the mean over each text's tokens of the hidden states after the last norm, of length 1."""
         from herd.api.research import embed
 
+        self._refuse_classifier()
         wanted = [texts] if isinstance(texts, str) else list(texts)
         return embed(self._engine, [self.tokenizer.encode(text) for text in wanted])
 
@@ -201,6 +207,7 @@ class Model:
         """
         from herd.providers.base import CompletionRequest
 
+        self._refuse_classifier()
         ids = self._prompt_ids(prompt)
         request = CompletionRequest(prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=asking.stop_texts(stop))
         return self.collect(ids, self._provider.complete(request))
@@ -296,6 +303,11 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<herd.Model {self.name} on {self._engine.backend.name}>"
+
+    def _refuse_classifier(self) -> None:
+        """`UsageError` for a model that reads whole texts and has no next token."""
+        if getattr(self.config, "labels", None) is not None:
+            raise UsageError(f"{self.name} is a classifier of whole texts: it has no next token. Use model.classify(text).")
 
     def _placed(self, tokens: Sequence[int], images: Sequence[object]) -> tuple[Placed, ...]:
         """Pictures and where they go; also finds placeholders without a picture."""

@@ -29,6 +29,8 @@ class Eyes:
     def prepare(self, images: Sequence[object]) -> list[Picture]:
         """PIL images, bytes of image files or data URLs -> pixels. `UsageError` for what is no picture, and for a model that
         reads text only."""
+        if isinstance(images, str | bytes) or not isinstance(images, Sequence | None):
+            raise UsageError(f"images is {type(images).__name__}; expected a list of pictures.")
         if not images:
             return []
         if self._model is None:

@@ -50,6 +50,9 @@ def run(
     stands for anything between two dots: `layers.*.out`. `UsageError` for a name that no value has and for a replacement of
     the wrong shape."""
     known = engine.backend.value_names()
+    if not isinstance(changes, Mapping):
+        raise UsageError(f"changes is {type(changes).__name__}; expected names of values with what replaces each.")
+    taps = (taps,) if isinstance(taps, str) else taps
     read = frozenset(name for pattern in taps for name in _matching(pattern, known))
     patch = {name: change for pattern, change in changes.items() for name in _matching(pattern, known)}
 
@@ -69,6 +72,8 @@ def run(
 
 
 def _matching(pattern: str, known: Sequence[str]) -> list[str]:
+    if not isinstance(pattern, str):
+        raise UsageError(f"A name of a value is {pattern!r:.40}; expected a text such as 'layers.*.out'.")
     parts = pattern.split(".")
     found = [name for name in known if len(each := name.split(".")) == len(parts) and all(map(fnmatchcase, each, parts))]
     if not found:
@@ -80,7 +85,10 @@ def _changed(name: str, change: Change, length: int, positions: NDArray[np.int64
     """The replacement of `value`, the rows of `positions`."""
     if callable(change):
         return change(value, positions)
-    array = np.asarray(change, np.float32)
+    try:
+        array = np.asarray(change, np.float32)
+    except (TypeError, ValueError):
+        raise UsageError(f"The replacement of {name} is {change!r:.60}; expected a number, an array or a function.") from None
     if array.ndim == 0:
         return np.full_like(value, array)
     wanted = (value.shape[0], length, length) if _is_softmax(name) else (length, *value.shape[1:])

@@ -103,7 +103,9 @@ class ReferenceBackend:
         return StepResult(tuple(choices), logits_RV if plan.want_logits else None, values)
 
     def value_names(self) -> tuple[str, ...]:
-        """Found by running one token through pages of its own."""
+        """Found by running one token through pages of its own. A classifier has none."""
+        if classifying(self._cfg) is not None:
+            return ()
         pages, self._pages = self._pages, Pages(self._model.caches(self._cfg), self._dtype)
         try:
             self._pages.allocate(1)

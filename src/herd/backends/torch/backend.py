@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult, check_tokens
+from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult, check_tokens, refuse_classifier
 from herd.backends.torch.attention import is_fused
 from herd.backends.torch.choosing import choose, judge
 from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, uncaptured
@@ -136,7 +136,9 @@ class TorchBackend:
 
     @torch.no_grad()
     def value_names(self) -> tuple[str, ...]:
-        """Found by running one token through the page that is nobody's."""
+        """Found by running one token through the page that is nobody's. A classifier has none."""
+        if classifying(self._cfg) is not None:
+            return ()
         self._ops.names = []
         try:
             self._forward(Plan((Span(0, (0,), (self._pages.scratch_page,), 1),)))
@@ -287,6 +289,7 @@ class TorchBackend:
         """Everything that can be wrong with a plan, before anything is written."""
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
+        refuse_classifier(self._cfg)
         assert plan.spans, "a step without spans"
         for span in plan.spans:
             check_tokens(span.tokens, self.num_embeddings, span.start)
