@@ -174,7 +174,7 @@ def test_equal_heads_for_every_layer_may_be_a_list(written: Callable[..., Path],
     ("keys", "message"),
     [
         ({"general.architecture": "mamba"}, "general.architecture is 'mamba'; herd reads 'llama'"),
-        ({"general.architecture": "llama4"}, "general.architecture is 'llama4'"),
+        ({"general.architecture": "mamba"}, "general.architecture is 'mamba'"),
         ({"general.type": "adapter"}, "general.type is 'adapter'; allowed is 'model'"),
         ({"llama.expert_count": 8}, "models with experts are not read"),
         ({"llama.attention.sliding_window": 4096}, "llama attends to everything"),

@@ -75,7 +75,7 @@ def test_llama_cpp_reads_the_gguf_layout(tmp_path: Path, name: str, dtype: DType
     asked: dict[str, Any] = {"quant": dtype.name} if dtype.is_block else {"dtype": dtype.name}
     convert(path, tmp_path / "new.gguf", to="gguf", **asked)
     tokens = prompt(cfg, 100)
-    theirs = _llama_cpp_logits(llama_cpp, tmp_path / "new.gguf", tokens)
+    theirs = llama_cpp_logits(llama_cpp, tmp_path / "new.gguf", tokens)
     ours = expected(tmp_path / "new.gguf", tokens)
     if dtype is F32:
         assert np.abs(theirs - ours).max() < 2e-4
@@ -84,7 +84,7 @@ def test_llama_cpp_reads_the_gguf_layout(tmp_path: Path, name: str, dtype: DType
     assert apart < {"f32": 1e-5, "f16": 2e-3, "bf16": 2e-2}.get(dtype.name, 6e-2)
 
 
-def _llama_cpp_logits(llama_cpp: Any, path: Path, tokens: list[int]) -> Any:
+def llama_cpp_logits(llama_cpp: Any, path: Path, tokens: list[int]) -> Any:
     model = llama_cpp.Llama(
         str(path),
         n_ctx=128,

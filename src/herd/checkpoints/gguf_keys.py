@@ -1,4 +1,4 @@
-"""The keys of a GGUF file for a config of the llama architecture, and the exact config that files of ours keep beside them.
+"""The keys of a GGUF file for a config of llama or Llama 4, and the exact config that files of ours keep beside them.
 
 GGUF's numbers are float32 and its scalings are fewer than ours, so a file that herd writes has the whole config as one more key,
 `herd.config`. What the ordinary keys say must be what that config means; else somebody has changed one of them.
@@ -9,44 +9,53 @@ from __future__ import annotations
 
 import json
 import re
-from array import array
+import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from herd.checkpoints.config_reader import shown
 from herd.checkpoints.config_text import describe, restore
 from herd.dtypes import BF16, F16, DType
 from herd.errors import FileProblem
 from herd.files.json import parse_json
+from herd.models.architecture import Config
 from herd.models.llama import LlamaConfig
 from herd.models.rope import Divisors, Linear, Llama3, Rope, Yarn
+
+if TYPE_CHECKING:
+    from herd.models.llama4 import Llama4Config
 
 CONFIG, FILES = "herd.config", "herd.file."
 CARRIED = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|ACCEPTABLE_USE|README|MODEL_CARD)[\w.-]*|generation_config\.json")
 WIDENED: dict[str, DType] = {"herd.widened.bf16": BF16, "herd.widened.f16": F16}
 
 
-def keys_of(cfg: LlamaConfig) -> dict[str, Any]:
+def keys_of(cfg: LlamaConfig | Llama4Config) -> dict[str, Any]:
     """The ordinary keys. Scaling by fixed divisors is in the tensor `rope_freqs.weight`, which `divisors_of` gives."""
+    at = "llama" if isinstance(cfg, LlamaConfig) else "llama4"
     keys: dict[str, Any] = {
-        "llama.vocab_size": cfg.vocab_size,
-        "llama.context_length": cfg.context_length,
-        "llama.embedding_length": cfg.width,
-        "llama.block_count": cfg.num_layers,
-        "llama.feed_forward_length": cfg.ffn_width,
-        "llama.attention.head_count": cfg.num_heads,
-        "llama.attention.head_count_kv": cfg.num_kv_heads,
-        "llama.attention.key_length": cfg.head_width,
-        "llama.attention.value_length": cfg.head_width,
-        "llama.attention.layer_norm_rms_epsilon": cfg.norm_eps,
-        "llama.rope.dimension_count": cfg.rope.width,
-        "llama.rope.freq_base": cfg.rope.theta,
+        f"{at}.vocab_size": cfg.vocab_size,
+        f"{at}.context_length": cfg.context_length,
+        f"{at}.embedding_length": cfg.width,
+        f"{at}.block_count": cfg.num_layers,
+        f"{at}.feed_forward_length": cfg.ffn_width,
+        f"{at}.attention.head_count": cfg.num_heads,
+        f"{at}.attention.head_count_kv": cfg.num_kv_heads,
+        f"{at}.attention.key_length": cfg.head_width,
+        f"{at}.attention.value_length": cfg.head_width,
+        f"{at}.attention.layer_norm_rms_epsilon": cfg.norm_eps,
+        f"{at}.rope.dimension_count": cfg.rope.width,
+        f"{at}.rope.freq_base": cfg.rope.theta,
     }
-    return keys | _scaling(cfg.rope)
+    if not isinstance(cfg, LlamaConfig):
+        from herd.checkpoints.gguf_llama4 import keys_of_llama4
+
+        keys |= keys_of_llama4(cfg)
+    return keys | _scaling(cfg.rope, at)
 
 
-def _scaling(rope: Rope) -> dict[str, Any]:
-    at = "llama.rope.scaling."
+def _scaling(rope: Rope, architecture: str) -> dict[str, Any]:
+    at = f"{architecture}.rope.scaling."
     match rope.scaling:
         case Linear(factor):
             return {f"{at}type": "linear", f"{at}factor": factor}
@@ -72,41 +81,49 @@ def divisors_of(rope: Rope) -> tuple[float, ...] | None:
     return tuple(omega / scaled for omega, scaled in zip(plain, rope.frequencies(), strict=True))
 
 
-def not_said(cfg: LlamaConfig) -> list[str]:
+def not_said(cfg: LlamaConfig | Llama4Config) -> list[str]:
     """What other programs do not learn about a config from a GGUF file."""
+    if not isinstance(cfg, LlamaConfig):
+        from herd.checkpoints.gguf_llama4 import not_said_of_llama4
+
+        return not_said_of_llama4(cfg)
     if isinstance(cfg.rope.scaling, Yarn) and not cfg.rope.scaling.truncate:
         return ["that YaRN's ramp is not cut to whole indices: llama.cpp cuts it"]
     return []
 
 
-def kept(cfg: LlamaConfig) -> str:
+def kept(cfg: LlamaConfig | Llama4Config) -> str:
     """The value of `herd.config`."""
     return json.dumps(describe(cfg), separators=(",", ":"))
 
 
-def exact_config(cfg: LlamaConfig, metadata: Mapping[str, Any], where: str) -> LlamaConfig:
+def exact_config(cfg: Config, metadata: Mapping[str, Any], where: str) -> Config:
     """The config that the file keeps whole, if it does; `cfg` is what its ordinary keys and tensors say."""
     text = metadata.get(CONFIG)
     if text is None:
         return cfg
     if not isinstance(text, str) or len(text) > 1 << 20:
         raise FileProblem(f"{where}: {CONFIG} is {shown(text)}; allowed is a text.")
-    exact = restore(LlamaConfig, parse_json(text.encode("utf-8", "surrogatepass"), f"{where}: {CONFIG}"), f"{where}: {CONFIG}")
+    exact: Any = restore(type(cfg), parse_json(text.encode("utf-8", "surrogatepass"), f"{where}: {CONFIG}"), f"{where}: {CONFIG}")
+    plain: Any = cfg
     try:
-        found = {**keys_of(exact), "tied embeddings": exact.tied_embeddings, "rope_freqs.weight": _single(divisors_of(exact.rope))}
-        biases = (exact.qkv_bias, exact.out_bias, exact.ffn_bias)
-    except (ValueError, ZeroDivisionError, OverflowError) as problem:
+        found: dict[str, Any] = {**keys_of(exact), **_told_by_tensors(exact), "rope_freqs.weight": _single(divisors_of(exact.rope))}
+    except (ValueError, ZeroDivisionError, OverflowError, struct.error) as problem:
         raise FileProblem(f"{where}: {CONFIG} holds numbers from which no rotary frequencies follow ({problem}).") from problem
-    said = {**metadata, "tied embeddings": cfg.tied_embeddings, "rope_freqs.weight": _single(_stored_divisors(cfg.rope))}
-    if biases != (cfg.qkv_bias, cfg.out_bias, cfg.ffn_bias):
-        raise FileProblem(f"{where}: {CONFIG} and the tensors disagree about biases. Remove the key if the tensors are right.")
+    said: dict[str, Any] = {**metadata, **_told_by_tensors(plain), "rope_freqs.weight": _single(_stored_divisors(plain.rope))}
     for key, value in found.items():
         if not _same(said.get(key), value):
             raise FileProblem(
                 f"{where}: {key} is {shown(said.get(key))} and {CONFIG} means {shown(value)}. The file was changed after it was written; "
                 f"remove {CONFIG} if the other keys are right."
             )
-    return exact
+    return cast(Config, exact)
+
+
+def _told_by_tensors(cfg: LlamaConfig | Llama4Config) -> dict[str, bool]:
+    """What the presence of tensors says."""
+    told = {"tied embeddings": cfg.tied_embeddings, "bias of q, k, v": cfg.qkv_bias, "bias of the output": cfg.out_bias}
+    return {**told, "bias of the feed-forward": cfg.ffn_bias} if isinstance(cfg, LlamaConfig) else told
 
 
 def _stored_divisors(rope: Rope) -> tuple[float, ...] | None:
@@ -114,7 +131,8 @@ def _stored_divisors(rope: Rope) -> tuple[float, ...] | None:
 
 
 def _single(values: tuple[float, ...] | None) -> list[float] | None:
-    return None if values is None else array("f", values).tolist()
+    """The same as float32."""
+    return None if values is None else list(struct.unpack(f"<{len(values)}f", struct.pack(f"<{len(values)}f", *values)))
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -1,4 +1,4 @@
-"""GGUF checkpoints of the llama architecture: keys to config, names to weights, split files to one model."""
+"""GGUF checkpoints of llama and Llama 4: keys to config, names to weights, split files to one model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from herd.dtypes import F16, F32
 from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.models import llama, rope
+from herd.models.architecture import Config, architecture_of
 
+ARCHITECTURES = ("llama", "llama4")
 HARMLESS_KEYS = {
     "general.alignment": "used when the tensors were laid out",
-    "llama.tensor_data_layout": "a note of the converter; llama files have one layout",
-    "llama.rope.scaling.finetuned": "says how the model was trained, not how it is computed",
-    "llama.expert_used_count": "meaningless without experts, which are refused",
+    "*.tensor_data_layout": "a note of the converter; llama files have one layout",
+    "*.rope.scaling.finetuned": "says how the model was trained, not how it is computed",
+    "*.expert_used_count": "meaningless without experts, which are refused",
     "split.tensors.count": "compared with the parts when they are put together",
 }
 HARMLESS_PREFIXES = {
@@ -37,17 +39,17 @@ HARMLESS_PREFIXES = {
 }
 # Refused unless they say what the llama architecture does anyway.
 NEUTRAL = {
-    "llama.expert_count": ((0,), "models with experts are not read in this layout"),
-    "llama.use_parallel_residual": ((False,), "llama adds attention and feed-forward one after the other"),
-    "llama.attention.causal": ((True,), "only causal attention is computed"),
-    "llama.attention.sliding_window": ((0,), "llama attends to everything"),
-    "llama.attention.clamp_kqv": ((0.0,), "llama does not clamp"),
-    "llama.attention.max_alibi_bias": ((0.0,), "llama has rotary positions"),
-    "llama.logit_scale": ((0.0, 1.0), "llama does not scale its logits"),
-    "llama.residual_scale": ((0.0, 1.0), "llama does not scale its residuals"),
-    "llama.embedding_scale": ((0.0, 1.0), "llama does not scale its embeddings"),
-    "llama.attention.scale": ((0.0,), "llama scales by the square root of the head width"),
-    "llama.pooling_type": ((0,), "llama predicts the next token and does not pool"),
+    "expert_count": ((0,), "models with experts are not read in this layout"),
+    "use_parallel_residual": ((False,), "llama adds attention and feed-forward one after the other"),
+    "attention.causal": ((True,), "only causal attention is computed"),
+    "attention.sliding_window": ((0,), "llama attends to everything"),
+    "attention.clamp_kqv": ((0.0,), "llama does not clamp"),
+    "attention.max_alibi_bias": ((0.0,), "llama has rotary positions"),
+    "logit_scale": ((0.0, 1.0), "llama does not scale its logits"),
+    "residual_scale": ((0.0, 1.0), "llama does not scale its residuals"),
+    "embedding_scale": ((0.0, 1.0), "llama does not scale its embeddings"),
+    "attention.scale": ((0.0,), "llama scales by the square root of the head width"),
+    "pooling_type": ((0,), "llama predicts the next token and does not pool"),
 }
 SAMPLING_PREFIX = "general.sampling."
 SAMPLING = {
@@ -79,8 +81,8 @@ def assemble(path: Path, parts: list[GgufFile]) -> Checkpoint:
     cfg = _config(first.metadata, tensors, where, facts)
     check_config(cfg, where, len(tensors))
     harmless = {"rope_freqs.weight": "is the scaling of the rotary frequencies, part of the config"}
-    specs = tuple(llama.tensors(cfg))
-    sources = account(specs, tensors, names.GGUF, where, harmless)
+    specs = tuple(architecture_of(cfg).tensors(cfg))
+    sources = account(specs, tensors, _names_of(cfg), where, harmless)
     return Checkpoint(
         path=path,
         layout="gguf",
@@ -89,8 +91,18 @@ def assemble(path: Path, parts: list[GgufFile]) -> Checkpoint:
         sources=sources,
         files=[part.file for part in parts],
         about=_about(first.metadata, cfg, where, facts),
+        architecture=str(facts["architecture"].value),
         widened=gguf_keys.widened(first.metadata, frozenset(spec.name for spec in specs), where),
     )
+
+
+def _names_of(cfg: Config) -> dict[str, str]:
+    """What files call the weights of this architecture."""
+    if isinstance(cfg, llama.LlamaConfig):
+        return names.GGUF
+    from herd.checkpoints.gguf_llama4 import NAMES
+
+    return NAMES
 
 
 def _further_parts(path: Path, first: GgufFile) -> list[GgufFile]:
@@ -139,9 +151,30 @@ def _all_tensors(parts: list[GgufFile]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _config(metadata: Metadata, tensors: Mapping[str, StoredTensor], where: str, facts: dict[str, Fact]) -> llama.LlamaConfig:
+def _config(metadata: Metadata, tensors: Mapping[str, StoredTensor], where: str, facts: dict[str, Fact]) -> Config:
+    """The config of the architecture that the file names, every key of it accounted for."""
     r = ConfigReader(metadata, where, facts)
-    _kind(r, metadata, where)
+    architecture = _kind(r, metadata, where)
+    if architecture == "llama4":
+        from herd.checkpoints.gguf_llama4 import read_llama4_config
+
+        cfg: Config = read_llama4_config(r, metadata, tensors, where)
+    else:
+        cfg = _llama_config(r, metadata, tensors)
+    for key, (allowed, because) in NEUTRAL.items():
+        if r.has(key := f"{architecture}.{key}") and key in r.unread():
+            r.expect(key, *allowed, because=because)
+    for key in gguf_keys.WIDENED:
+        r.raw(key)
+    r.raw(gguf_keys.CONFIG)
+    harmless = {key.replace("*", architecture): because for key, because in HARMLESS_KEYS.items()}
+    r.finish("herd reads files whose every key it understands.", harmless, HARMLESS_PREFIXES)
+    tied = "output.weight" not in tensors
+    facts["tied_embeddings"] = Fact(tied, f"output.weight is {'absent' if tied else 'present'} in {where}")
+    return gguf_keys.exact_config(cfg, metadata, where)
+
+
+def _llama_config(r: ConfigReader, metadata: Metadata, tensors: Mapping[str, StoredTensor]) -> llama.LlamaConfig:
     width = r.integer("llama.embedding_length", "width", highest=MAX_WIDTH)
     num_layers = r.integer("llama.block_count", "num_layers", highest=MAX_LAYERS)
     num_heads = r.uniform("llama.attention.head_count", "num_heads", highest=MAX_HEADS, count=num_layers)
@@ -149,8 +182,8 @@ def _config(metadata: Metadata, tensors: Mapping[str, StoredTensor], where: str,
         r.problem(f"llama.embedding_length is {width}, which {num_heads} heads do not divide, and llama.attention.key_length is missing")
     head_width = r.integer("llama.attention.key_length", "head_width", highest=MAX_WIDTH, default=max(1, width // num_heads))
     r.expect("llama.attention.value_length", head_width, because="keys and values of one width are supported")
-    vocab_size = _vocab_size(r, metadata, tensors)
-    cfg = llama.LlamaConfig(
+    vocab_size = vocab_size_of("llama", r, metadata, tensors)
+    return llama.LlamaConfig(
         width=width,
         num_layers=num_layers,
         num_heads=num_heads,
@@ -160,98 +193,90 @@ def _config(metadata: Metadata, tensors: Mapping[str, StoredTensor], where: str,
         vocab_size=vocab_size,
         context_length=r.integer("llama.context_length", "context_length", highest=MAX_CONTEXT),
         norm_eps=r.number("llama.attention.layer_norm_rms_epsilon", "norm_eps", lowest=1e-12, highest=0.1),
-        rope=_rope(r, tensors, head_width),
+        rope=rope_of("llama", r, tensors, head_width),
         tied_embeddings="output.weight" not in tensors,
-        qkv_bias=_any_of(tensors, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
-        out_bias=_any_of(tensors, "attn_output.bias"),
-        ffn_bias=_any_of(tensors, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
+        qkv_bias=any_of(tensors, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        out_bias=any_of(tensors, "attn_output.bias"),
+        ffn_bias=any_of(tensors, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
     )
-    for key, (allowed, because) in NEUTRAL.items():
-        r.expect(key, *allowed, because=because)
-    for key in gguf_keys.WIDENED:
-        r.raw(key)
-    r.raw(gguf_keys.CONFIG)
-    r.finish("herd reads files whose every key it understands.", HARMLESS_KEYS, HARMLESS_PREFIXES)
-    head = "output.weight is absent" if cfg.tied_embeddings else "output.weight is present"
-    facts["tied_embeddings"] = Fact(cfg.tied_embeddings, f"{head} in {where}")
-    return gguf_keys.exact_config(cfg, metadata, where)
 
 
-def _kind(r: ConfigReader, metadata: Metadata, where: str) -> None:
-    """Refuse what is not a model, or not a llama, before any key is judged."""
+def _kind(r: ConfigReader, metadata: Metadata, where: str) -> str:
+    """The architecture. Refuses what is not a model, or not a llama, before any key is judged."""
     architecture = r.raw("general.architecture")
-    if architecture != "llama":
+    if architecture not in ARCHITECTURES:
         raise FileProblem(
-            f"{where}: general.architecture is {shown(architecture)}; herd reads 'llama' from GGUF files. "
+            f"{where}: general.architecture is {shown(architecture)}; herd reads {' and '.join(map(repr, ARCHITECTURES))} from GGUF files. "
             + ("The key is missing or not a text." if not isinstance(architecture, str) else "Another program is needed for this model.")
         )
-    r.facts["architecture"] = Fact("llama", f"general.architecture in {where}")
+    r.facts["architecture"] = Fact(architecture, f"general.architecture in {where}")
     r.expect("general.type", "model", because="adapters, projectors and importance matrices are no models of their own")
     r.expect("general.quantization_version", 2, because="the meaning of the block formats has changed before it")
     for key, fact in (("general.name", "name"), ("general.license", "licence"), ("general.file_type", "file_type")):
         if isinstance(value := metadata.get(key), str | int):
             r.note(fact, value, key)
+    return str(architecture)
 
 
-def _vocab_size(r: ConfigReader, metadata: Metadata, tensors: Mapping[str, StoredTensor]) -> int:
+def vocab_size_of(at: str, r: ConfigReader, metadata: Metadata, tensors: Mapping[str, StoredTensor]) -> int:
     """Declared, listed and stored vocabularies must have one size."""
     embed = tensors.get("token_embd.weight")
     rows = embed.shape[0] if embed is not None and len(embed.shape) == 2 else 0
-    vocab_size = r.integer("llama.vocab_size", "vocab_size", highest=MAX_VOCABULARY, default=max(1, rows))
+    vocab_size = r.integer(f"{at}.vocab_size", "vocab_size", highest=MAX_VOCABULARY, default=max(1, rows))
     if rows and rows != vocab_size:
-        r.problem(f"llama.vocab_size is {vocab_size} and token_embd.weight has {rows} rows")
+        r.problem(f"{at}.vocab_size is {vocab_size} and token_embd.weight has {rows} rows")
     if "tokenizer.ggml.tokens" in metadata and (listed := metadata.length("tokenizer.ggml.tokens")) != vocab_size:
         r.problem(f"tokenizer.ggml.tokens lists {listed} tokens and the vocabulary has {vocab_size}")
     return vocab_size
 
 
-def _rope(r: ConfigReader, tensors: Mapping[str, StoredTensor], head_width: int) -> rope.Rope:
-    width = r.integer("llama.rope.dimension_count", "rope_width", highest=MAX_WIDTH, default=head_width)
-    theta = r.number("llama.rope.freq_base", "rope_theta", lowest=1.0, highest=1e15, default=10000.0)
-    kind = r.text("llama.rope.scaling.type", default="linear")  # as llama.cpp reads a file without it
+def rope_of(at: str, r: ConfigReader, tensors: Mapping[str, StoredTensor], head_width: int) -> rope.Rope:
+    width = r.integer(f"{at}.rope.dimension_count", "rope_width", highest=MAX_WIDTH, default=head_width)
+    theta = r.number(f"{at}.rope.freq_base", "rope_theta", lowest=1.0, highest=1e15, default=10000.0)
+    kind = r.text(f"{at}.rope.scaling.type", default="linear")  # as llama.cpp reads a file without it
     scaling: rope.Scaling | None = None
-    factor = _stretch(r)
+    factor = _stretch(at, r)
     if kind == "yarn":
-        scaling = _yarn(r, factor)
+        scaling = _yarn(at, r, factor)
     elif kind == "linear":
         scaling = rope.Linear(factor) if factor != 1.0 else None
     elif kind != "none":
-        r.problem(f"llama.rope.scaling.type is {shown(kind)}; allowed are 'none', 'linear' and 'yarn'")
+        r.problem(f"{at}.rope.scaling.type is {shown(kind)}; allowed are 'none', 'linear' and 'yarn'")
     elif factor != 1.0:
-        key = "scaling.factor" if r.has("llama.rope.scaling.factor") else "scale_linear"
-        r.problem(f"llama.rope.scaling.type is 'none' and llama.rope.{key} is {factor:g}; without scaling it must be 1 or absent")
+        key = "scaling.factor" if r.has(f"{at}.rope.scaling.factor") else "scale_linear"
+        r.problem(f"{at}.rope.scaling.type is 'none' and {at}.rope.{key} is {factor:g}; without scaling it must be 1 or absent")
     if "rope_freqs.weight" in tensors:
         if scaling is not None:
-            r.problem(f"the rotary frequencies are scaled twice: by rope_freqs.weight and by llama.rope.scaling.type {shown(kind)}")
+            r.problem(f"the rotary frequencies are scaled twice: by rope_freqs.weight and by {at}.rope.scaling.type {shown(kind)}")
         scaling = _divisors(r, tensors["rope_freqs.weight"], width)
         r.facts["rope_scaling"] = Fact(scaling, f"rope_freqs.weight in {tensors['rope_freqs.weight'].file.name}")
     elif scaling is not None:
-        r.note("rope_scaling", scaling, "llama.rope.scaling.*")
+        r.note("rope_scaling", scaling, f"{at}.rope.scaling.*")
     return rope.Rope(theta=theta, width=width, scaling=scaling)
 
 
-def _stretch(r: ConfigReader) -> float:
+def _stretch(at: str, r: ConfigReader) -> float:
     """How many times longer the context is made, in the key of today or in the one before it; 1 without either."""
-    factor = r.number("llama.rope.scaling.factor", lowest=1e-6, highest=1e6, default=1.0)
-    older = r.number("llama.rope.scale_linear", lowest=1e-6, highest=1e6, default=1.0)
-    if not r.has("llama.rope.scaling.factor"):
+    factor = r.number(f"{at}.rope.scaling.factor", lowest=1e-6, highest=1e6, default=1.0)
+    older = r.number(f"{at}.rope.scale_linear", lowest=1e-6, highest=1e6, default=1.0)
+    if not r.has(f"{at}.rope.scaling.factor"):
         return older
-    if r.has("llama.rope.scale_linear") and factor != older:
-        r.problem(f"llama.rope.scaling.factor is {factor:g} and llama.rope.scale_linear is {older:g}; they must agree")
+    if r.has(f"{at}.rope.scale_linear") and factor != older:
+        r.problem(f"{at}.rope.scaling.factor is {factor:g} and {at}.rope.scale_linear is {older:g}; they must agree")
     return factor
 
 
-def _yarn(r: ConfigReader, factor: float) -> rope.Yarn:
+def _yarn(at: str, r: ConfigReader, factor: float) -> rope.Yarn:
     """YaRN's numbers. `attn_factor` multiplies the magnitude that the paper gives."""
-    r.expect("llama.rope.scaling.yarn_ext_factor", 1.0, -1.0, because="mixing in only a part of YaRN is not supported")
-    r.expect("llama.rope.scaling.yarn_log_multiplier", 0.0, because="it belongs to other architectures")
-    extra = r.number("llama.rope.scaling.attn_factor", lowest=1e-6, highest=1e6, default=1.0)
-    extra *= r.number("llama.rope.scaling.yarn_attn_factor", lowest=1e-6, highest=1e6, default=1.0)
+    r.expect(f"{at}.rope.scaling.yarn_ext_factor", 1.0, -1.0, because="mixing in only a part of YaRN is not supported")
+    r.expect(f"{at}.rope.scaling.yarn_log_multiplier", 0.0, because="it belongs to other architectures")
+    extra = r.number(f"{at}.rope.scaling.attn_factor", lowest=1e-6, highest=1e6, default=1.0)
+    extra *= r.number(f"{at}.rope.scaling.yarn_attn_factor", lowest=1e-6, highest=1e6, default=1.0)
     yarn = rope.Yarn(
         factor=factor,
-        original_context=r.integer("llama.rope.scaling.original_context_length", highest=MAX_CONTEXT),
-        beta_fast=r.number("llama.rope.scaling.yarn_beta_fast", lowest=1e-3, highest=1e6, default=32.0),
-        beta_slow=r.number("llama.rope.scaling.yarn_beta_slow", lowest=1e-3, highest=1e6, default=1.0),
+        original_context=r.integer(f"{at}.rope.scaling.original_context_length", highest=MAX_CONTEXT),
+        beta_fast=r.number(f"{at}.rope.scaling.yarn_beta_fast", lowest=1e-3, highest=1e6, default=32.0),
+        beta_slow=r.number(f"{at}.rope.scaling.yarn_beta_slow", lowest=1e-3, highest=1e6, default=1.0),
     )
     if extra == 1.0:
         return yarn
@@ -270,11 +295,11 @@ def _divisors(r: ConfigReader, tensor: StoredTensor, width: int) -> rope.Divisor
     return rope.Divisors(values)
 
 
-def _any_of(tensors: Mapping[str, StoredTensor], *endings: str) -> bool:
+def any_of(tensors: Mapping[str, StoredTensor], *endings: str) -> bool:
     return any(f"blk.0.{ending}" in tensors for ending in endings)
 
 
-def _about(metadata: Metadata, cfg: llama.LlamaConfig, where: str, facts: dict[str, Fact]) -> About:
+def _about(metadata: Metadata, cfg: Config, where: str, facts: dict[str, Fact]) -> About:
     """Tokenizer, template, stop ids and sampling advice, as the keys give them."""
     stop_ids: list[int] = []
     for key in ("eos", "eot", "eom"):

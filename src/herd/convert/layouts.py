@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.checkpoints.checkpoint import Checkpoint
+from herd.convert import llama4_layouts as llama4
 from herd.convert import llama_layouts as llama
 from herd.convert.shaping import Shaping
 from herd.convert.streams import Output
@@ -35,7 +36,15 @@ _LLAMA = Layouts(
     meta_outputs=llama.meta_outputs,
     gguf_outputs=llama.gguf_outputs,
 )
-_BY_ARCHITECTURE = {"llama": _LLAMA}
+_LLAMA4 = Layouts(
+    named=llama.named_scaling,
+    huggingface_config=llama4.huggingface_config,
+    huggingface_outputs=llama4.huggingface_outputs,
+    meta_params=llama4.no_meta_params,
+    meta_outputs=llama4.no_meta_outputs,
+    gguf_outputs=llama4.gguf_outputs,
+)
+_BY_ARCHITECTURE = {"llama": _LLAMA, "llama4": _LLAMA4}
 
 
 def layouts_of(checkpoint: Checkpoint) -> Layouts:

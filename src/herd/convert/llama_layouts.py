@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from herd.convert.shaping import Shaping, widened_names
 from herd.convert.streams import Output, Values, in_format
 from herd.errors import UsageError
 from herd.models.llama import LlamaConfig
+from herd.models.llama4 import Llama4Config
 from herd.models.rope import Divisors, Linear, Llama3, Rope, Yarn
 from herd.models.weights import TensorSpec
 
+C = TypeVar("C", LlamaConfig, Llama4Config)
 # Scalings that files keep as divisors only, and that are known by them: releases 3.1, 3.2 and 4.
 KNOWN_SCALINGS = (Llama3(8.0, 1.0, 4.0, 8192), Llama3(32.0, 1.0, 4.0, 8192), Llama3(16.0, 1.0, 1.0, 8192))
 
@@ -37,14 +40,14 @@ def huggingface_config(cfg: LlamaConfig) -> dict[str, Any]:
         "max_position_embeddings": cfg.context_length,
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope.theta,
-        "rope_scaling": _rope_scaling(cfg.rope),
+        "rope_scaling": rope_scaling(cfg.rope),
         "tie_word_embeddings": cfg.tied_embeddings,
         "attention_bias": cfg.qkv_bias or cfg.out_bias,
         "mlp_bias": cfg.ffn_bias,
     }
 
 
-def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+def rope_scaling(rope: Rope) -> dict[str, Any] | None:
     match rope.scaling:
         case None:
             return None
@@ -110,20 +113,27 @@ def meta_outputs(checkpoint: Checkpoint, shaping: Shaping) -> list[Output]:
 
 def gguf_outputs(checkpoint: Checkpoint, cfg: LlamaConfig, shaping: Shaping) -> tuple[dict[str, Any], list[Output]]:
     """The keys of the architecture and the tensors."""
+    return gguf_tensors(checkpoint, checkpoint.specs, cfg, names.GGUF, shaping)
+
+
+def gguf_tensors(
+    checkpoint: Checkpoint, specs: Sequence[TensorSpec], cfg: Any, table: dict[str, str], shaping: Shaping
+) -> tuple[dict[str, Any], list[Output]]:
+    """Keys and tensors of these weights, called as `table` says."""
     shaping.notes += [f"Other programs do not learn from the GGUF file {each}." for each in gguf_keys.not_said(cfg)]
-    sources = {spec.name: shaping.for_gguf(checkpoint, spec) for spec in checkpoint.specs}
+    sources = {spec.name: shaping.for_gguf(checkpoint, spec) for spec in specs}
     keys = {**gguf_keys.keys_of(cfg), gguf_keys.CONFIG: gguf_keys.kept(cfg)}
-    before = widened_names(checkpoint, lambda spec: sources[spec.name])
+    before = widened_names(checkpoint, specs, sources)
     for key, dtype in gguf_keys.WIDENED.items():
         if before[dtype]:
             keys[key] = before[dtype]
-    outputs = [Output(names.in_file(names.GGUF, spec.name), sources[spec.name]) for spec in checkpoint.specs]
+    outputs = [Output(names.in_file(table, spec.name), sources[spec.name]) for spec in specs]
     if (divisors := gguf_keys.divisors_of(cfg.rope)) is not None:
         outputs.append(Output("rope_freqs.weight", Values(np.asarray(divisors, np.float32))))
     return keys, outputs
 
 
-def named_scaling(cfg: LlamaConfig, notes: list[str]) -> LlamaConfig:
+def named_scaling(cfg: C, notes: list[str]) -> C:
     """The config with a list of divisors replaced by the rule that it follows, if that is a release's."""
     if not isinstance(cfg.rope.scaling, Divisors):
         return cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,11 @@ from herd.convert.findings import Finding, Outcome
 from herd.dtypes import BF16, F16
 from herd.engine.memory import available_bytes
 from herd.errors import HerdError
-from herd.models.architecture import architecture_of
+from herd.models.architecture import Config, architecture_of
 from herd.models.llama import LlamaConfig
 
 PROMPT_TOKENS = 12
+CLASSIFIER = "deberta-v2"
 # float32 copies of weights that the reference makes; more would take minutes and memory that a user may not have.
 MOST_BYTES = 3 << 30
 # Root mean square of the difference over that of the logits. 16-bit weights are multiplied with rounded activations.
@@ -65,15 +67,17 @@ def _logits(backend: Backend, tokens: list[int]) -> NDArray[np.float32]:
         backend.close()
 
 
-def _affordable(checkpoint: Checkpoint) -> tuple[LlamaConfig | None, str]:
+def _affordable(checkpoint: Checkpoint) -> tuple[Any, str]:
     """A config whose float32 weights are not too much, and what was left out; None and why where there is none."""
     config = checkpoint.config
-    if not isinstance(config, LlamaConfig):
-        return None, f"models of the architecture {checkpoint.architecture} are not tried by this command"
+    if checkpoint.architecture == CLASSIFIER:
+        return None, "a classifier predicts no next token"
     room = min(MOST_BYTES, (available_bytes() or MOST_BYTES) // 3)
     whole = _float32_bytes(config)
     if whole <= room:
         return config, ""
+    if not isinstance(config, LlamaConfig):
+        return None, f"it would take {whole:,} bytes of numbers; {room:,} are used at most"
     ends = _float32_bytes(replace(config, num_layers=0))
     each = (whole - ends) // config.num_layers
     layers = (room - ends) // max(1, each)
@@ -84,5 +88,5 @@ def _affordable(checkpoint: Checkpoint) -> tuple[LlamaConfig | None, str]:
     ), f"; with the first {layers} of {config.num_layers} layers, as the whole would take {whole:,} bytes"
 
 
-def _float32_bytes(config: LlamaConfig) -> int:
+def _float32_bytes(config: Config) -> int:
     return 4 * sum(spec.count for spec in architecture_of(config).tensors(config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from herd import dtypes
@@ -39,9 +39,9 @@ class Shaping:
         return Converted(source, narrow, CHANGED) if narrow is not None and source.dtype is F32 else source
 
     def for_gguf(self, checkpoint: Checkpoint, spec: TensorSpec) -> Source:
-        """The weight as GGUF wants it: vectors as float32, matrices as stored or as asked."""
+        """The weight as GGUF wants it: vectors (and routers, as llama.cpp has them) as float32, matrices as stored or as asked."""
         source = checkpoint.source(spec.name)
-        if len(spec.shape) == 1 or spec.kind in (Kind.NORM, Kind.BIAS):
+        if len(spec.shape) == 1 or spec.kind.is_vector or spec.kind is Kind.ROUTER:
             return in_format(source, F32)
         if self.quant is not None:
             return in_format(source, self._fitting(spec))
@@ -62,12 +62,12 @@ class Shaping:
             self.notes.append(note)
 
 
-def widened_names(checkpoint: Checkpoint, source_of: Callable[[TensorSpec], Source]) -> dict[DType, list[str]]:
+def widened_names(checkpoint: Checkpoint, specs: Sequence[TensorSpec], sources: Mapping[str, Source]) -> dict[DType, list[str]]:
     """Which weights of the new file are float32 and were narrower before, by their format before."""
     found: dict[DType, list[str]] = {BF16: [], F16: []}
-    for spec in checkpoint.specs:
+    for spec in specs:
         before = checkpoint.widened.get(spec.name, checkpoint.dtype(spec.name))
-        if source_of(spec).dtype is F32 and before in found:
+        if sources[spec.name].dtype is F32 and before in found:
             found[before].append(spec.name)
     return found
 
