@@ -19,7 +19,7 @@ from herd.errors import CapacityError, HerdError
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
-COMMANDS = ("bench", "chat", "convert", "eval", "models", "pull", "remove", "run", "show", "verify")
+COMMANDS = ("bench", "chat", "convert", "eval", "models", "plan", "pull", "remove", "run", "show", "verify")
 
 
 class Herd(Examples, click.Group):
@@ -131,6 +131,8 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.eval import evaluate as found
         case "models":
             from herd.cli.models import models as found
+        case "plan":
+            from herd.cli.plan import plan as found
         case "pull":
             from herd.cli.models import pull as found
         case "remove":

@@ -51,7 +51,7 @@ def offers_of(release: Release) -> list[Offer]:
 
     def is_meant(name: str) -> bool:
         other = known(name)
-        return name == release.name or (other is not None and other.base == release.name)
+        return name == release.name or (other is not None and other.kind == "instruct" and other.base == release.name)
 
     return [offer for offer in offers() if is_meant(offer.release)]
 

@@ -171,6 +171,8 @@ class Speed:
 
 
 EXPECTED = Shares()
+HERE = Shares(0.90, 0.58)
+"""What herd's processor backend reaches of limits that were measured on the same machine (docs/explain/speed.md)."""
 
 
 def predict(work: Work, device: Device, layout: Layout, load: Load, shares: Shares = EXPECTED) -> Speed:

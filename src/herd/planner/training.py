@@ -224,7 +224,9 @@ def _layouts(run: Run, memory: StepMemory, per_token: float, device: Device) -> 
                 break
 
 
-_SPLITS = sorted(((tensor, context) for tensor in (1, 2, 4, 8) for context in (1, 2, 4, 8, 16)), key=lambda split: (split[0] * split[1], split[1]))
+_SPLITS = sorted(
+    ((tensor, context) for tensor in (1, 2, 4, 8) for context in (1, 2, 4, 8, 16)), key=lambda split: (split[0] * split[1], split[1])
+)
 
 
 def _how(devices: int, tensor: int, context: int) -> str:

@@ -1,0 +1,126 @@
+"""`herd plan this-machine`: the limits of this processor, measured, and what they mean for each model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from herd.errors import UsageError
+
+if TYPE_CHECKING:
+    from herd.planner.devices import Device
+    from herd.planner.plan import Choice, Plan
+
+_READABLE_TOKENS_PER_S = 5.0
+"""About as fast as people read."""
+
+
+def measure(threads: int | None) -> Device:
+    """This machine as the planner sees one: memory that is free now, and measured bandwidth and peaks. Takes a second or two."""
+    import datetime
+
+    from herd.backends.cpu.limits import measure_bandwidth, measure_float32, measure_int8
+    from herd.cli.output import spinning
+    from herd.engine.memory import available_bytes
+    from herd.planner.devices import Device
+    from herd.planner.reading import Source
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads is {threads}; it must be at least 1.")
+    with spinning("measuring"):
+        bandwidth, int8, float32 = measure_bandwidth(threads), measure_int8(threads), measure_float32(threads)
+    now = Source("measured", "measured on this machine", datetime.date.today())
+    return Device(
+        name="this-machine",
+        title="this machine",
+        kind="cpu",
+        memory=available_bytes(),
+        bandwidth=bandwidth,
+        peaks={"int8": int8, "fp32": float32},
+        sources={"memory": now, "bandwidth": now, "int8": now, "fp32": now},
+    )
+
+
+def tell_one(plan: Plan, device: Device, as_json: bool) -> None:
+    """The plan of one model here."""
+    from herd.cli.output import print_json
+    from herd.cli.plan_tables import print_plan
+    from herd.planner.report import device_data, plan_data
+
+    choice = plan.choices[0]
+    if as_json:
+        print_json({"machine": device_data(device), **plan_data(plan), "verdict": verdict(choice)})
+        return
+    click.echo(machine_said(device))
+    click.echo(verdict(choice))
+    click.echo("")
+    print_plan(plan)
+
+
+def tell_all(device: Device, options: dict[str, Any], as_json: bool) -> None:
+    """One line for each model that somebody serves, fastest last; formats that do not exist for a model are left out."""
+    from herd.cli.output import print_json, print_table
+    from herd.planner.report import choice_data, device_data
+    from herd.planner.units import seconds, size
+
+    found = _choices(device, options)
+    if as_json:
+        rows = [{"model": name, "verdict": verdict(choice), **choice_data(choice)} for name, choice in found]
+        print_json({"machine": device_data(device), "models": rows})
+        return
+    click.echo(machine_said(device))
+    lines = []
+    for name, choice in found:
+        if choice.expected is not None:
+            first = choice.expected.first_token_s
+            lines.append([name, size(choice.fit.per_device), f"{choice.expected.alone:,.3g}", "" if first is None else seconds(first)])
+    if lines:
+        print_table(["MODEL", "MEMORY", "TOKENS/S", "FIRST TOKEN"], lines)
+    too_large = [name for name, choice in found if choice.expected is None]
+    if too_large:
+        click.echo(f"Too large for the memory that is free now: {', '.join(too_large)}.")
+    click.echo(
+        f"Weights as {options['quant']}; a prompt of {options['prompt_tokens']} tokens. Details: herd plan this-machine --model NAME"
+    )
+
+
+def _choices(device: Device, options: dict[str, Any]) -> list[tuple[str, Choice]]:
+    """For each published language model whose load is possible, its place on this machine; one of those with the same shape."""
+    from herd.cli.plan import load_asked, question_asked
+    from herd.family.catalogue import releases
+    from herd.planner.plan import choose
+
+    found = []
+    for release in releases().values():
+        if release.shape is None or release.kind not in ("instruct", "guard") or not release.is_takeable():
+            continue
+        try:
+            load_asked(release, options)
+            found.append((release.name, choose(question_asked(release, options, [device], None), device)))
+        except UsageError:
+            continue
+    return found
+
+
+def machine_said(device: Device) -> str:
+    from herd.planner.units import size
+
+    peaks = ", ".join(f"{rate / 1e9:,.0f} GOPS in {name}" for name, rate in device.peaks.items())
+    memory = "an unknown amount of memory" if device.memory is None else f"{size(device.memory)} of memory free"
+    return f"This machine: {memory}, reads {size(device.bandwidth)}/s, {peaks}."
+
+
+def verdict(choice: Choice) -> str:
+    """Whether it runs here, and how that feels, in one sentence."""
+    from herd.planner.units import size
+
+    if choice.expected is None:
+        if choice.fit.usable == 0:
+            return "How much memory this machine has cannot be told, so whether it fits cannot either."
+        return (
+            f"It does not fit: {size(choice.fit.per_device)} are needed, {size(choice.fit.usable)} can be used. A narrower --quant may do."
+        )
+    rate = choice.expected.alone
+    feeling = "faster than people read" if rate >= _READABLE_TOKENS_PER_S else "slower than people read"
+    return f"It runs here: {size(choice.fit.per_device)} of memory, about {rate:,.3g} tokens a second, {feeling}."
