@@ -14,7 +14,7 @@ from typing import Any
 from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader
 from herd.checkpoints.gguf import Metadata
-from herd.checkpoints.gguf_llama import any_of, rope_of, vocab_size_of
+from herd.checkpoints.gguf_shared import any_of, rope_of, vocab_size_of
 from herd.checkpoints.names import GGUF
 from herd.checkpoints.stored import StoredTensor
 from herd.models.llama4 import Llama4Config, every
