@@ -57,7 +57,7 @@ def test_models_side_by_side_for_programs() -> None:
     scout, maverick, behemoth = found["models"].values()
     assert (scout["active_parameters"], maverick["parameters"]) == (17_172_894_720, 401_583_781_376)
     assert scout["cache_bytes_per_token"] == 196_608 and scout["bytes_at_4_bits"] < 80e9
-    assert behemoth["parameters"] is None and behemoth["announced"]["active parameters"] == "288 billion"
+    assert behemoth["parameters"] is None and behemoth["released"] is None and behemoth["announced"]["active parameters"] == "288 billion"
     (row,) = [row for row in found["scores"] if row["benchmark"] == "MMLU (5-shot)"]
     assert row["one_source"] and row["values"]["llama-4-scout"] == {"value": 79.6, "source": "Llama 4 model card"}
 

@@ -132,13 +132,14 @@ def test_every_release_tells_what_people_choose_by(release: Release) -> None:
     assert release.is_released == (release.context_length is not None and release.parameters is not None)
     assert (release.kind == "classifier") == bool(release.labels)
     assert (release.meta_shards is not None) <= ("meta" in release.layouts)
-    assert release.licence_id and release.vocabulary and (release.languages or release.generation == "muse-glimmer")
+    assert release.licence_id and release.vocabulary and (release.languages or release.name in {"muse-glimmer-30b", "llama-4-behemoth"})
 
 
 def test_what_was_never_published_has_announced_figures_and_no_shape() -> None:
     behemoth = find("llama-4-behemoth")
     assert not behemoth.is_released and behemoth.shape is None and behemoth.parameters is None
     assert behemoth.announced["active parameters"] == "288 billion" and "announced" in behemoth.sources
+    assert (behemoth.languages, behemoth.knowledge_cutoff, behemoth.unverified) == ((), None, None), "said of Scout and Maverick only"
     with pytest.raises(UsageError, match="not known: Meta announced it"):
         behemoth.config()
 
@@ -195,6 +196,10 @@ def test_looking_up_one_name_gives_what_reading_all_gives() -> None:
 def test_a_release_overrides_its_generation() -> None:
     found = read_catalogue(SMALL + "context_length = 32\n")["r"]
     assert (found.context_length, found.title) == (32, "G")
+    found = read_catalogue(SMALL + 'languages = []\nknowledge_cutoff = ""\n')["r"]
+    assert (found.languages, found.knowledge_cutoff) == ((), None), "what is empty takes back what the generation says"
+    with pytest.raises(FileProblem, match="lacks vocabulary"):
+        read_catalogue(SMALL + 'vocabulary = ""\n')
 
 
 @pytest.mark.parametrize(

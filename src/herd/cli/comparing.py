@@ -50,7 +50,7 @@ def facts(release: Release) -> dict[str, Any]:
         "gives": list(release.outputs),
         "languages": list(release.languages),
         "licence": release.licence,
-        "released": release.released.isoformat(),
+        "released": release.released.isoformat() if release.is_released else None,
         "knowledge_cutoff": release.knowledge_cutoff,
         "pretraining_tokens": release.pretraining_tokens,
         "gpu_hours": release.gpu_hours or (base.gpu_hours if base is not None else None),

@@ -132,7 +132,7 @@ def _files(release: Release) -> list[Row]:
     """Where and how it is published, and what of that could only be built from a description."""
     if not release.is_released:
         return []
-    shards = f"{release.meta_shards} shards" if release.meta_shards else ""
+    shards = "" if not release.meta_shards else "1 shard" if release.meta_shards == 1 else f"{release.meta_shards} shards"
     rows: list[Row] = [
         ("repository", release.repository or "none", "hub"),
         ("gated", release.gated, "hub"),

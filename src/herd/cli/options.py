@@ -60,7 +60,9 @@ def _group(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 
 loading_options: Callable[[Any], Any] = _group(
     [
-        click.option("--backend", default="cpu", show_default=True, metavar="NAME", help="What computes: cpu, torch (GPUs too) or reference."),
+        click.option(
+            "--backend", default="cpu", show_default=True, metavar="NAME", help="What computes: cpu, torch (GPUs too) or reference."
+        ),
         click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: one per core]"),
         click.option("--device", default="cpu", show_default=True, metavar="NAME", help="For torch: cpu, cuda or cuda:1."),
         click.option("--dtype", metavar="NAME", help="Convert plain weights: float32, bfloat16, float16.  [default: as stored]"),

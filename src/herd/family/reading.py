@@ -87,6 +87,8 @@ def _release(name: str, entry: Mapping[str, Any], generations: Mapping[str, Any]
         raise FileProblem(f"{at}.generation is {entry.get('generation')!r}; the catalogue has {', '.join(generations) or 'none'}.")
     common = generations[entry["generation"]]
     values = {**common, **entry, "name": name, "sources": {**common.get("sources", {}), **entry.get("sources", {})}}
+    for key in [key for key, value in entry.items() if value in ("", [])]:  # Nobody says for this release what its generation says.
+        del values[key]
     if "shape" in values:
         if values["shape"] not in shapes:
             raise FileProblem(f"{at}.shape is {values['shape']!r}; the catalogue has {', '.join(shapes) or 'none'}.")
