@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from herd.cli.options import Examples, offline_option
-from herd.errors import UsageError
+from herd.cli.plan_options import device_options, devices_asked, load_options, question_asked, release_asked
 
 if TYPE_CHECKING:
     from herd.family.release import Release
-    from herd.planner.devices import Device
-    from herd.planner.memory import Load
-    from herd.planner.plan import Question
-
-MOST_USERS = 1_000_000
 
 
 class Planning(Examples, click.Group):
@@ -34,41 +28,6 @@ class Planning(Examples, click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         formatter.write("\nOptions of a plan for a model: herd plan model --help\n")
-
-
-def _add(options: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
-_device_options = _add(
-    [
-        click.option("--device", "device_names", multiple=True, metavar="NAME", help="Only this device; can be repeated.  [default: all]"),
-        click.option("--device-memory", metavar="SIZE", help="Describe a device: its memory, such as 24GiB."),
-        click.option("--bandwidth", metavar="RATE", help="Describe a device: bytes per second, such as 1TB/s."),
-        click.option("--compute", metavar="RATE", help="Describe a device: dense 16-bit operations, such as 165TFLOPS."),
-        click.option("--power", metavar="WATTS", help="Describe a device: what it draws, such as 450W."),
-        click.option("--price", metavar="DOLLARS", help="What one device costs an hour, such as $2.40."),
-    ]
-)
-_load_options = _add(
-    [
-        click.option("--context", metavar="N", help="Longest conversation in tokens.  [default: 8192, or the model's if less]"),
-        click.option("--users", default="1", show_default=True, metavar="N", help="Users who are answered at the same time."),
-        click.option("--prompt-tokens", default="1024", show_default=True, metavar="N", help="What a user's conversation holds."),
-        click.option("--answer-tokens", default="256", show_default=True, metavar="N", help="Length of an answer."),
-        click.option("--pictures", type=int, default=0, show_default=True, metavar="N", help="Pictures in each conversation."),
-        click.option(
-            "--quant", default="bf16", show_default=True, metavar="NAME", help="How weights are stored: bf16, fp8, q8, q4, q4_k_m."
-        ),
-        click.option("--cache", default="f16", show_default=True, metavar="NAME", help="Keys and values: f16, f32, q8_0, q4_0."),
-        click.option("--keep-all", is_flag=True, help="Local layers keep all tokens too, as herd's engine does today."),
-    ]
-)
 
 
 @click.group(
@@ -90,8 +49,8 @@ def plan(model: str | None) -> None:
 @plan.command("model", cls=Examples, short_help="For one model (the default).", examples="herd plan llama-4-scout --quant q4 --users 200")
 @click.argument("name", required=False, metavar="[MODEL]")
 @click.option("--model", metavar="MODEL", help="The model, instead of as an argument.")
-@_load_options
-@_device_options
+@load_options
+@device_options
 @click.option("--power-price", metavar="DOLLARS", help="Price of a kilowatt-hour, such as $0.25.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page with charts too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -100,11 +59,11 @@ def for_model(name: str | None, model: str | None, html: Path | None, as_json: b
     """Plan for MODEL: memory, devices, speed, cost, and what would change them."""
     from herd.planner.plan import answer
 
-    release = _release(name, model)
+    release = release_asked(name, model)
     if not release.is_released:
         _tell_unknown(release, as_json)
         return
-    question = question_asked(release, options, _devices(options), power_price)
+    question = question_asked(release, options, devices_asked(options), power_price)
     found = answer(question)
     if html is not None:
         from herd.files import atomic_write
@@ -136,19 +95,19 @@ def for_model(name: str | None, model: str | None, html: Path | None, as_json: b
 )
 @click.option("--model", metavar="MODEL", help="Only this model, in detail.  [default: all that fit]")
 @click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: one per core]")
-@_load_options
+@load_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @offline_option
 def this_machine(model: str | None, threads: int | None, as_json: bool, **options: Any) -> None:
     """Measure this machine's memory and arithmetic, and say which models run on it and how fast. Nothing is downloaded."""
-    from herd.cli.plan_here import measure, tell_all, tell_one
+    from herd.cli.plan_here import as_herd_runs, measure, tell_all, tell_one
     from herd.planner.plan import answer
 
-    device = measure(threads)
+    device, options = measure(threads), as_herd_runs(options)
     if model is None:
         tell_all(device, options, as_json)
         return
-    release = _release(model, None)
+    release = release_asked(model)
     if not release.is_released:
         _tell_unknown(release, as_json)
         return
@@ -183,7 +142,7 @@ def train(model: str, as_json: bool, **options: Any) -> None:
     """Say what memory and time training MODEL takes, and on how many devices it fits."""
     from herd.planner import training, units
 
-    release = _release(model, None)
+    release = release_asked(model)
     config = release.config()
     run = training.Run(
         method=options["method"].lower(),
@@ -195,7 +154,7 @@ def train(model: str, as_json: bool, **options: Any) -> None:
         checkpointing=not options["no_checkpointing"],
     )
     training.check_run(run, config, release.name)
-    devices = _devices(options | {"power": None, "price": None})
+    devices = devices_asked(options | {"power": None, "price": None})
     found = [(training.reckon_run(config, run, device), device) for device in devices]
     if as_json:
         from herd.cli.output import print_json
@@ -207,71 +166,6 @@ def train(model: str, as_json: bool, **options: Any) -> None:
 
     for each, device in found:
         print_training(each, release, device)
-
-
-def _release(name: str | None, option: str | None) -> Release:
-    from herd.family.catalogue import find
-
-    if name is not None and option is not None and name != option:
-        raise UsageError(
-            f"Two models are named: {name!r:.60} and {option!r:.60}. A plan is for one; compare two with `herd models --compare`."
-        )
-    wanted = name or option
-    if wanted is None:
-        raise UsageError(
-            "Name a model: herd plan llama-3.1-8b-instruct. `herd models` lists what is known, `herd models --pick` helps to choose."
-        )
-    return find(wanted)
-
-
-def _devices(options: dict[str, Any]) -> list[Device]:
-    """The devices that are named or described; all that are known without either."""
-    from herd.planner.devices import described, devices, find_device
-
-    given = [options["device_memory"], options["bandwidth"], options["compute"]]
-    if any(given):
-        if not all(given):
-            raise UsageError("A device is described by all of --device-memory, --bandwidth and --compute: 24GiB, 1TB/s and 165TFLOPS.")
-        return [described(*given, power=options["power"], price=options["price"])]
-    if options["power"] or options["price"]:
-        raise UsageError("--power and --price belong to a described device: give --device-memory, --bandwidth and --compute too.")
-    return [find_device(name) for name in options["device_names"]] or list(devices().values())
-
-
-def question_asked(release: Release, options: dict[str, Any], devices: list[Device], power_price: str | None) -> Question:
-    """The question that the options ask."""
-    import datetime
-
-    from herd.planner import units
-    from herd.planner.memory import cache_format
-    from herd.planner.plan import ask
-
-    return ask(
-        release,
-        quant=options["quant"],
-        cache=cache_format(options["cache"]),
-        load=load_asked(release, options),
-        devices=devices,
-        today=datetime.date.today(),
-        whole=options["keep_all"],
-        dollars_per_kwh=None if power_price is None else units.dollars(power_price, "--power-price"),
-    )
-
-
-def load_asked(release: Release, options: dict[str, Any]) -> Load:
-    """The load that the options ask for; where a model's context is short, so are conversations that nobody gave a length."""
-    from herd.planner import units
-    from herd.planner.memory import Load
-
-    most = release.context_length or 8192
-    context = units.count(options["context"], "--context") if options["context"] else min(8192, most)
-    users = units.count(options["users"], "--users")
-    if users > MOST_USERS:
-        raise UsageError(f"--users is {users:,}; a plan is for up to {MOST_USERS:,} who are answered at the same time.")
-    prompt, answer_tokens = (units.count(options[name], f"--{name.replace('_', '-')}") for name in ("prompt_tokens", "answer_tokens"))
-    if not options["context"] and prompt + answer_tokens > context:
-        context = min(prompt + answer_tokens, most)
-    return Load(users, context, prompt, answer_tokens, options["pictures"])
 
 
 def _tell_unknown(release: Release, as_json: bool) -> None:

@@ -42,6 +42,16 @@ def measure(threads: int | None) -> Device:
     )
 
 
+def as_herd_runs(options: dict[str, Any]) -> dict[str, Any]:
+    """What nobody asked for is as herd's engine does it on a processor: all keys and values kept, in float16 where block formats meet
+    int8 activations, else float32; the shares of the machine's limits are herd's."""
+    from herd.planner.speed import HERE
+
+    quant = options["quant"] or "q4_0"
+    is_plain = quant.lower() in ("f32", "f16", "bf16", "fp16", "fp32", "16", "32")
+    return options | {"quant": quant, "cache": options["cache"] or ("f32" if is_plain else "f16"), "keep_all": True, "shares": HERE}
+
+
 def tell_one(plan: Plan, device: Device, as_json: bool) -> None:
     """The plan of one model here."""
     from herd.cli.output import print_json
@@ -87,7 +97,7 @@ def tell_all(device: Device, options: dict[str, Any], as_json: bool) -> None:
 
 def _choices(device: Device, options: dict[str, Any]) -> list[tuple[str, Choice]]:
     """For each published language model whose load is possible, its place on this machine; one of those with the same shape."""
-    from herd.cli.plan import load_asked, question_asked
+    from herd.cli.plan_options import load_asked, question_asked
     from herd.family.catalogue import releases
     from herd.planner.plan import choose
 

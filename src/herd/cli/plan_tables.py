@@ -168,9 +168,7 @@ def break_even_said(best: Choice) -> str:
         return f"{said}: more than the {people(cost.capacity)} that these devices can do, so hosted services are cheaper at any volume."
     share = f"{low / cost.capacity:.0%}"
     if high > cost.capacity:
-        return (
-            f"{said}: from {share} of what these devices can do with the cheapest rent, never with the dearest against the cheapest offer."
-        )
+        return f"{said}: {share} of what these devices can do with the cheapest rent, never with the dearest against the cheapest offer."
     return f"{said}: {share} to {high / cost.capacity:.0%} of what these devices can do."
 
 

@@ -26,8 +26,8 @@ def page(plan: Plan) -> str:
     title = f"Plan for {release.name}"
     pieces = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>Stored as {escape(plan.question.stored.name)}; {load.users:,} users answered at the same time, prompts of "
-        f"{load.prompt_tokens:,} and answers of {load.answer_tokens:,} tokens, context up to {load.context:,}. {plan.question.today.isoformat()}.</p>",
+        f"<p>{plan.question.today}. Stored as {escape(plan.question.stored.name)}; {load.users:,} users answered at the same time, "
+        f"prompts of {load.prompt_tokens:,} and answers of {load.answer_tokens:,} tokens, context up to {load.context:,}.</p>",
         *(f'<p class="warning">{escape(line)}</p>' for line in plan.warnings),
         _memory(plan),
         _devices(plan),

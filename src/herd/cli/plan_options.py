@@ -1,0 +1,126 @@
+"""Options of `herd plan`, and the question that they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from herd.errors import UsageError
+
+if TYPE_CHECKING:
+    from herd.family.release import Release
+    from herd.planner.devices import Device
+    from herd.planner.memory import Load
+    from herd.planner.plan import Question
+
+MOST_USERS = 1_000_000
+
+
+def _add(options: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+device_options = _add(
+    [
+        click.option("--device", "device_names", multiple=True, metavar="NAME", help="Only this device; can be repeated.  [default: all]"),
+        click.option("--device-memory", metavar="SIZE", help="Describe a device: its memory, such as 24GiB."),
+        click.option("--bandwidth", metavar="RATE", help="Describe a device: bytes per second, such as 1TB/s."),
+        click.option("--compute", metavar="RATE", help="Describe a device: dense 16-bit operations, such as 165TFLOPS."),
+        click.option("--power", metavar="WATTS", help="Describe a device: what it draws, such as 450W."),
+        click.option("--price", metavar="DOLLARS", help="What one device costs an hour, such as $2.40."),
+    ]
+)
+load_options = _add(
+    [
+        click.option("--context", metavar="N", help="Longest conversation in tokens.  [default: 8192, or the model's if less]"),
+        click.option("--users", default="1", show_default=True, metavar="N", help="Users who are answered at the same time."),
+        click.option("--prompt-tokens", default="1024", show_default=True, metavar="N", help="What a user's conversation holds."),
+        click.option("--answer-tokens", default="256", show_default=True, metavar="N", help="Length of an answer."),
+        click.option("--pictures", type=int, default=0, show_default=True, metavar="N", help="Pictures in each conversation."),
+        click.option("--quant", metavar="NAME", help="How weights are stored: bf16, fp8, q8, q4, q4_k_m.  [default: bf16; here q4_0]"),
+        click.option("--cache", metavar="NAME", help="Keys and values: f16, f32, q8_0, q4_0.  [default: f16; here as herd keeps them]"),
+        click.option("--keep-all", is_flag=True, help="Local layers keep all tokens too, as herd's engine does today."),
+    ]
+)
+
+
+def release_asked(name: str | None, option: str | None = None) -> Release:
+    """The one model that is named."""
+    from herd.family.catalogue import find
+
+    if name is not None and option is not None and name != option:
+        raise UsageError(
+            f"Two models are named: {name!r:.60} and {option!r:.60}. A plan is for one; compare two with `herd models --compare`."
+        )
+    wanted = name or option
+    if wanted is None:
+        raise UsageError(
+            "Name a model: herd plan llama-3.1-8b-instruct. `herd models` lists what is known, `herd models --pick` helps to choose."
+        )
+    return find(wanted)
+
+
+def devices_asked(options: dict[str, Any]) -> list[Device]:
+    """The devices that are named or described; all that are known without either."""
+    import dataclasses
+
+    from herd.planner import units
+    from herd.planner.devices import described, devices, find_device
+
+    named = [find_device(name) for name in options["device_names"]]
+    if named and options["device_memory"] and not (options["bandwidth"] or options["compute"]):
+        memory = units.num_bytes(options["device_memory"], "--device-memory")
+        return [dataclasses.replace(device, memory=memory) for device in named]
+    given = [options["device_memory"], options["bandwidth"], options["compute"]]
+    if any(given):
+        if not all(given):
+            raise UsageError("A device is described by all of --device-memory, --bandwidth and --compute: 24GiB, 1TB/s and 165TFLOPS.")
+        return [described(*given, power=options["power"], price=options["price"])]
+    if options["power"] or options["price"]:
+        raise UsageError("--power and --price belong to a described device: give --device-memory, --bandwidth and --compute too.")
+    return named or list(devices().values())
+
+
+def question_asked(release: Release, options: dict[str, Any], devices: list[Device], power_price: str | None) -> Question:
+    """The question that the options ask."""
+    import datetime
+
+    from herd.planner import units
+    from herd.planner.memory import cache_format
+    from herd.planner.plan import ask
+    from herd.planner.speed import EXPECTED
+
+    return ask(
+        release,
+        quant=options["quant"] or "bf16",
+        cache=cache_format(options["cache"] or "f16"),
+        load=load_asked(release, options),
+        devices=devices,
+        today=datetime.date.today(),
+        whole=options["keep_all"],
+        dollars_per_kwh=None if power_price is None else units.dollars(power_price, "--power-price"),
+        shares=options.get("shares", EXPECTED),
+    )
+
+
+def load_asked(release: Release, options: dict[str, Any]) -> Load:
+    """The load that the options ask for; where a model's context is short, so are conversations that nobody gave a length."""
+    from herd.planner import units
+    from herd.planner.memory import Load
+
+    most = release.context_length or 8192
+    context = units.count(options["context"], "--context") if options["context"] else min(8192, most)
+    users = units.count(options["users"], "--users")
+    if users > MOST_USERS:
+        raise UsageError(f"--users is {users:,}; a plan is for up to {MOST_USERS:,} who are answered at the same time.")
+    prompt, answer_tokens = (units.count(options[name], f"--{name.replace('_', '-')}") for name in ("prompt_tokens", "answer_tokens"))
+    if not options["context"] and prompt + answer_tokens > context:
+        context = min(prompt + answer_tokens, most)
+    return Load(users, context, prompt, answer_tokens, options["pictures"])
