@@ -91,3 +91,8 @@ def test_what_is_no_picture_is_refused(model: herd.Model) -> None:
     for source in (b"no picture", "data:image/png;base64,AAAA"):
         with pytest.raises(UsageError):
             _tokens(model, [{"type": "image", "image": source}])
+
+
+def test_frames_of_a_video_are_pictures_of_their_own(model: herd.Model) -> None:
+    with pytest.raises(UsageError, match="give each frame as a picture of its own"):
+        model.logits([1, 2], images=[[PICTURE, PICTURE]])

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 import torch
 
 import herd
-from herd.errors import FileProblem
+from herd.errors import FileProblem, UsageError
 
 TEXT = {
     "vocab_size": 300,
@@ -74,6 +74,27 @@ def test_a_saved_folder_gives_the_same_logits_with_and_without_a_picture(saved: 
         patches = torch.from_numpy(muse_glimmer_patches(picture.pixels))
         expected = theirs(torch.tensor([tokens]), pixel_values=patches, image_grid_thw=grid).logits[0].numpy()
         assert np.allclose(blind, theirs(torch.tensor([[5, 6, 7, 8]])).logits[0].numpy(), atol=2e-5)
+    assert np.allclose(ours, expected, atol=5e-5)
+
+
+def test_a_video_is_a_list_of_its_frames(saved: tuple[Path, Any]) -> None:
+    from PIL import Image
+
+    from herd.images.pixels import muse_glimmer_frames, muse_glimmer_patches
+
+    folder, theirs = saved
+    frames = [Image.fromarray(np.random.default_rng(at).integers(0, 256, (60, 80, 3), np.uint8)) for at in range(4)]
+    video = muse_glimmer_frames(frames)
+    cells = 2 * video.rows * video.columns
+    tokens = [5, 6, *[291] * cells, 7, 8]
+    with herd.load(folder, backend="reference") as model:
+        ours = model.logits(tokens, images=[frames])
+        with pytest.raises(UsageError, match="video 1 is 2 x 3 cells and needs 12 tokens 291"):
+            model.logits(tokens[:-3], images=[frames])
+    with torch.inference_mode():
+        grid = torch.tensor([[2, video.rows * 2, video.columns * 2]])
+        patches = torch.from_numpy(muse_glimmer_patches(video.pixels))
+        expected = theirs(torch.tensor([tokens]), pixel_values_videos=patches, video_grid_thw=grid).logits[0].numpy()
     assert np.allclose(ours, expected, atol=5e-5)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from herd.backends.base import Picture, Placed
@@ -10,6 +10,7 @@ from herd.errors import UsageError
 from herd.models.architecture import Config, PictureShape, seeing
 
 if TYPE_CHECKING:
+    from herd.images.pixels import Kind
     from herd.text.formats.parts import Grid
     from herd.text.messages import Image
 
@@ -27,19 +28,16 @@ class Eyes:
         return self._model is not None
 
     def prepare(self, images: Sequence[object]) -> list[Picture]:
-        """PIL images, bytes of image files or data URLs -> pixels. `UsageError` for what is no picture, and for a model that
-        reads text only."""
+        """PIL images, bytes of image files or data URLs -> pixels; a list of them is a video, for models that read videos.
+        `UsageError` for what is no picture, and for a model that reads text only."""
         if isinstance(images, str | bytes) or not isinstance(images, Sequence | None):
             raise UsageError(f"images is {type(images).__name__}; expected a list of pictures.")
         if not images:
             return []
         if self._model is None:
             raise UsageError(f"{self._name} reads text only; {len(images)} pictures were given.")
-        from herd.images.decode import open_image
-        from herd.images.pixels import prepare
-
         kind, numbers = self._model.preparation(self._cfg)
-        return [prepare(cast(Any, kind), open_image(cast(Any, image)), **numbers) for image in images]
+        return [_prepared(cast(Any, kind), image, numbers) for image in images]
 
     def grid(self, picture: Picture) -> Grid:
         """Rows and columns of a picture, and for tiles that become tokens how many each becomes."""
@@ -57,6 +55,16 @@ class Eyes:
         shapes = [_shape(picture) for picture in pictures]
         positions = self._model.placeholders(self._cfg, tokens, shapes)
         return tuple(Placed(picture, where) for picture, where in zip(pictures, positions, strict=True))
+
+
+def _prepared(kind: Kind, image: object, numbers: Mapping[str, int]) -> Picture:
+    """A picture, or the frames of a video."""
+    from herd.images.decode import open_image
+    from herd.images.pixels import prepare, prepare_video
+
+    if isinstance(image, list | tuple):
+        return prepare_video(kind, [open_image(frame) for frame in image], **numbers)
+    return prepare(kind, open_image(cast(Any, image)), **numbers)
 
 
 def _shape(picture: Picture) -> PictureShape:

@@ -55,6 +55,13 @@ def prepare(kind: Kind, image: Image.Image, **numbers: int) -> Picture:
     return prepared[kind](image, **numbers)
 
 
+def prepare_video(kind: Kind, frames: Sequence[Image.Image], **numbers: int) -> Picture:
+    """A video for this kind of encoder, from its frames; `numbers` as `prepare`. `UsageError` for kinds that take frames as pictures."""
+    if kind != "muse_glimmer":
+        raise UsageError("This model reads a video as pictures: give each frame as a picture of its own, with its own place in the prompt.")
+    return muse_glimmer_frames(frames, **{name: number for name, number in numbers.items() if name != "max_tokens"})
+
+
 def mllama_tiles(image: Image.Image, tile: int = geometry.MLLAMA_TILE, max_tiles: int = geometry.MLLAMA_MAX_TILES) -> Picture:
     """Llama 3.2 Vision: resized by Pillow (bilinear), normalised with CLIP's mean and deviation."""
     colours = rgb_pixels(image)
