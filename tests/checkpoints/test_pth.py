@@ -131,6 +131,9 @@ def test_nothing_of_a_real_malicious_pickle_runs(protocol: int) -> None:
         (tensor(shape=(2**62, 4), strides=(4, 1)), "make no tensor"),
         (tensor(shape=(2**31, 2**31, 4), strides=(2**33, 4, 1)), "make no tensor"),
         (tensor(shape=(1,) * 9, strides=(1,) * 9), "make no tensor"),
+        (tensor(rest=b"K\x01}"), "make no tensor"),
+        (tensor(rest=b"\x89K\x01"), "make no tensor"),
+        (tensor(rest=b"\x89"), "make no tensor"),
         (tensor(at=storage(count=7)), "refers to a tuple outside"),
         (tensor(at=storage(count=-6)), "refers to a tuple outside"),
         (tensor(at=storage(key="1")), "refers to a tuple outside"),
@@ -228,6 +231,7 @@ def zipped(change: Any, **settings: Any) -> bytes:
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(out, "w", **settings) as file:
         file.writestr("archive/data.pkl", state(a=tensor()))
         file.writestr("archive/data/0", bytes(24))
+        file.writestr("archive/version", b"3")
         change(file)
     return out.getvalue()
 
@@ -253,7 +257,9 @@ END = GOOD.index(b"PK\x05\x06")
         (zipped(lambda file: file.writestr("archive/code/model.py", b"")), "is a TorchScript program"),
         (zipped(lambda file: file.writestr("archive/data/1", b"")), "the storages ['1'] belong to no tensor"),
         (zipped(lambda file: file.writestr("archive/byteorder", b"big")), "its byteorder is b'big'"),
-        (zipped(lambda file: file.writestr("archive/version", b"99")), "its version is b'99'"),
+        (zipped(lambda file: file.writestr("archive/.storage_alignment", b"64x")), "its .storage_alignment is b'64x'"),
+        (pth(state(a=tensor()), members={"archive/version": b"99"}), "its version is b'99'"),
+        (patched(DIRECTORY + 38, b"\x10"), "kind 0x"),
         (zipped(lambda file: setattr(file, "comment", b"hello")), "does not end as a zip file does"),
         (GOOD + b"\0", "does not end as a zip file does"),
         (b"PK" + GOOD, "the end of the zip file|ends at byte|the place of"),

@@ -22,6 +22,7 @@ from herd.errors import FileProblem
 LIMIT_S = 1.0
 MORE_BYTES = 256 << 20
 SILENCE_S = 20.0
+FORMATS = ("gguf", "safetensors", "pth")
 
 
 @dataclass
@@ -56,6 +57,10 @@ def target_named(name: str) -> Any:
         from fuzzing.gguf_target import Target as Gguf
 
         return Gguf()
+    if name == "pth":
+        from fuzzing.pth_target import Target as Pth
+
+        return Pth()
     from fuzzing.safetensors_target import Target as Safetensors
 
     return Safetensors()
@@ -174,16 +179,16 @@ def _time_up(_signal: int, _frame: object) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line of `scripts/fuzz`."""
     parser = argparse.ArgumentParser(description="Structure-aware fuzzing of the file readers; needs Linux.")
-    parser.add_argument("formats", nargs="*", metavar="gguf | safetensors", help="both when none is named")
+    parser.add_argument("formats", nargs="*", metavar="gguf | safetensors | pth", help="all when none is named")
     parser.add_argument("--count", type=int, default=100_000, help="mutations of each format (100000)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same inputs (0)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, help="open this one input here and show its traceback")
     chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.formats) - {"gguf", "safetensors"}:
-        parser.error(f"unknown format {sorted(unknown)[0]!r}; known are gguf and safetensors")
+    if unknown := set(chosen.formats) - set(FORMATS):
+        parser.error(f"unknown format {sorted(unknown)[0]!r}; known are {', '.join(FORMATS)}")
     failed = False
-    for name in chosen.formats or ["gguf", "safetensors"]:
+    for name in chosen.formats or FORMATS:
         if chosen.only is not None:
             return _show(name, chosen.only, chosen.seed)
         outcome = fuzz(name, chosen.count, chosen.seed, chosen.workers)

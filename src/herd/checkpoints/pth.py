@@ -30,7 +30,7 @@ STORAGES = {
 }  # fmt: skip
 NEW_DTYPES = {"torch float8_e4m3fn": "F8_E4M3", "torch float8_e5m2": "F8_E5M2"}
 EXPECTED = {"byteorder": b"little", "version": b"3"}
-NOTES = (".format_version", ".storage_alignment", ".data/serialization_id")
+NUMBERS = (".format_version", ".storage_alignment", ".data/serialization_id")
 AGAIN = "Open it in a program that you trust it with and save it again: torch.save(torch.load(file, weights_only=True), new_file)."
 
 
@@ -112,8 +112,14 @@ def _storages(file: MappedFile, members: Mapping[str, Member], root: str) -> dic
                 raise FileProblem(f"{file.name}: its {rest} is {content!a}; allowed is {EXPECTED[rest]!a}.")
         elif where == root and rest.startswith(("code/", "constants")):
             raise FileProblem(f"{file.name}: is a TorchScript program (it has {shown(rest)}), which is not read: it is code.")
-        elif where != root or rest not in (*NOTES, "data.pkl"):
+        elif where == root and rest in NUMBERS:
+            content = bytes(file.view[member.offset : member.offset + min(member.size, 64)])
+            if not content.isdigit():
+                raise FileProblem(f"{file.name}: its {rest} is {content!a}; allowed is a whole number.")
+        elif where != root or rest != "data.pkl":
             raise FileProblem(f"{file.name}: holds {shown(name)}, which no file of weights has.")
+    if f"{root}/version" not in members:
+        raise FileProblem(f"{file.name}: has no member version, which all of PyTorch's files have.")
     return storages
 
 
@@ -152,10 +158,13 @@ def _storage(reference: tuple[Any, ...], members: Mapping[str, Member]) -> _Stor
 
 
 def _rebuild(arguments: tuple[Any, ...], dtype: str = "") -> _Tensor | None:
-    """(storage, offset, shape, strides, ...); None for what is no contiguous tensor inside its storage."""
-    if not 4 <= len(arguments) <= 7 or type(arguments[0]) is not _Storage:
+    """(storage, offset, shape, strides, whether it is trained, hooks, more); None for what is no contiguous tensor inside its
+    storage."""
+    if not 6 <= len(arguments) <= 7 or type(arguments[0]) is not _Storage:
         return None
-    storage, offset, shape, strides = arguments[:4]
+    storage, offset, shape, strides, trained, hooks = arguments[:6]
+    if type(trained) is not bool or hooks not in (None, {}) or arguments[6:] not in ((), (None,), ({},)):
+        return None
     dtype = dtype or storage.dtype
     if type(offset) is not int or type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         return None
@@ -181,7 +190,8 @@ def _rebuild_v3(arguments: tuple[Any, ...]) -> _Tensor | None:
 
 def _parameter(arguments: tuple[Any, ...]) -> _Tensor | None:
     """A parameter is its tensor."""
-    return arguments[0] if len(arguments) == 3 and type(arguments[0]) is _Tensor else None
+    fits = len(arguments) == 3 and type(arguments[0]) is _Tensor and type(arguments[1]) is bool and arguments[2] in (None, {})
+    return arguments[0] if fits else None
 
 
 def _ordered(arguments: tuple[Any, ...]) -> dict[str, Any] | None:

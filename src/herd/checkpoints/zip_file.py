@@ -21,7 +21,7 @@ MAX_MEMBERS = 1 << 20
 MAX_NAME_BYTES = 1024
 _LOCAL, _CENTRAL = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I")
 _END, _END64, _LOCATOR = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
-_ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 8, 0x800
+_ENCRYPTED, _DESCRIPTOR, _UTF8, _FOLDER = 1, 8, 0x800, 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _directory64(reader: BoundedReader, at: int) -> tuple[int, tuple[int, int, i
 def _listed(reader: BoundedReader) -> _Listed:
     at = reader.offset
     fields = _CENTRAL.unpack(reader.take(_CENTRAL.size, "an entry of the zip directory"))
-    signature, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment, disk, _, _, header = fields
+    signature, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment, disk, _, kind, header = fields
     if signature != b"PK\x01\x02":
         reader.fail("an entry of the zip directory", ascii(signature), "PK\\x01\\x02", at)
     name = bytes(reader.take(name_length, "the name of a member"))
@@ -129,8 +129,8 @@ def _listed(reader: BoundedReader) -> _Listed:
         raise FileProblem(
             f"{reader.name}: {shown!r} is compressed (method {method}); PyTorch stores members as they are, and only that is read."
         )
-    if flags & ~(_DESCRIPTOR | _UTF8) or comment or disk or not name or len(name) > MAX_NAME_BYTES:
-        reader.fail(f"the entry of {shown!r}", f"flags {flags:#x}, comment of {comment}, disk {disk}", "none of these", at)
+    if flags & ~(_DESCRIPTOR | _UTF8) or comment or disk or not name or len(name) > MAX_NAME_BYTES or kind & _FOLDER:
+        reader.fail(f"the entry of {shown!r}", f"flags {flags:#x}, comment of {comment}, disk {disk}, kind {kind:#x}", "none of these", at)
     size, packed, header = _wide(reader, extra, (size, packed, header), shown, at)
     if size != packed:
         reader.fail(f"the size of {shown!r}", f"{packed} stored and {size} unpacked", "one size, as it is stored as it is", at)
