@@ -59,7 +59,7 @@ def prepare_video(kind: Kind, frames: Sequence[Image.Image], **numbers: int) -> 
     """A video for this kind of encoder, from its frames; `numbers` as `prepare`. `UsageError` for kinds that take frames as pictures."""
     if kind != "muse_glimmer":
         raise UsageError("This model reads a video as pictures: give each frame as a picture of its own, with its own place in the prompt.")
-    return muse_glimmer_frames(frames, **{name: number for name, number in numbers.items() if name != "max_tokens"})
+    return muse_glimmer_frames(frames, patch=numbers.get("patch", 14), merge=numbers.get("merge", 2))
 
 
 def mllama_tiles(image: Image.Image, tile: int = geometry.MLLAMA_TILE, max_tiles: int = geometry.MLLAMA_MAX_TILES) -> Picture:
