@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "bind/bind.h"
 #include "kernels/layout.h"
@@ -56,10 +57,44 @@ void check_size(const Bytes& data, int64_t expected, const Matrix& matrix) {
                                 std::to_string(matrix.rows) + ", " + std::to_string(matrix.columns) + "]");
 }
 
-std::shared_ptr<Matrix> pack_matrix(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data, Chunks* memory) {
+void check_head_width(int64_t head_width, int64_t rows) {
+    if (head_width == 0 || (head_width > 0 && head_width % 2 == 0 && rows % head_width == 0)) return;
+    throw std::invalid_argument("head_width is " + std::to_string(head_width) + "; heads of so many rows do not make up " + std::to_string(rows));
+}
+
+// Takes over `data`, which must stay as it is: a mapped file.
+std::shared_ptr<Matrix> matrix_in_place(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data, int64_t head_width) {
+    auto matrix = empty_matrix(machine.linear, storage_id, activations, rows, columns);
+    if (!layout(matrix->storage).is_plain()) throw std::invalid_argument("only matrices of plain formats are multiplied in place");
+    check_size(data, rows * machine.linear.row_bytes(matrix->storage, columns), *matrix);
+    check_head_width(head_width, rows);
+    matrix->is_in_place = true;
+    matrix->head_width = head_width;
+    const uint8_t* bytes = data.data();
+    const auto size = static_cast<int64_t>(data.size());
+    matrix->data = AlignedBytes(bytes, size, std::make_shared<Bytes>(std::move(data)));
+    return matrix;
+}
+
+// Packs a matrix that is in place, in this thread; others may multiply it meanwhile.
+void settle(Matrix& matrix, Machine& machine, Chunks* memory) {
+    if (!matrix.is_in_place) return;
+    AlignedBytes old;  // let go of with Python's lock held: Python owns it
+    nb::gil_scoped_release unlocked;
+    const int64_t bytes = packed_bytes(machine.linear, matrix);
+    AlignedBytes packed = memory != nullptr ? memory->take(bytes) : AlignedBytes(bytes);
+    machine.linear.pack(matrix.storage, matrix.arithmetic, matrix.file_rows(), matrix.rows, matrix.columns, packed.data(), 0, matrix.panels);
+    const std::lock_guard lock(machine.mutex);
+    old = std::exchange(matrix.data, std::move(packed));
+    matrix.is_in_place = false;
+}
+
+std::shared_ptr<Matrix> pack_matrix(Machine& machine, int storage_id, const std::string& activations, int64_t rows, int64_t columns, Bytes data, Chunks* memory,
+                                    int64_t head_width) {
     const LinearKernels& linear = machine.linear;
     auto matrix = empty_matrix(linear, storage_id, activations, rows, columns);
     check_size(data, rows * linear.row_bytes(matrix->storage, columns), *matrix);
+    check_head_width(head_width, rows);
     nb::gil_scoped_release unlocked;
     const std::lock_guard lock(machine.mutex);
     const int64_t packed = packed_bytes(linear, *matrix);
@@ -68,7 +103,7 @@ std::shared_ptr<Matrix> pack_matrix(Machine& machine, int storage_id, const std:
     machine.pool.reset_phases(1);
     machine.pool.run([&](int worker) {
         for (int64_t piece = machine.pool.next_piece(0, worker, pieces); piece >= 0; piece = machine.pool.next_piece(0, worker, pieces)) {
-            linear.pack(matrix->storage, matrix->arithmetic, data.data(), rows, columns, matrix->data.data(), matrix->panels * piece / pieces,
+            linear.pack(matrix->storage, matrix->arithmetic, {data.data(), head_width}, rows, columns, matrix->data.data(), matrix->panels * piece / pieces,
                         matrix->panels * (piece + 1) / pieces);
         }
     });
@@ -88,6 +123,7 @@ std::shared_ptr<Matrix> matrix_over(Machine& machine, int storage_id, const std:
 
 // Some rows of a matrix, in its memory, which stays alive.
 std::shared_ptr<Matrix> part_of(const std::shared_ptr<Matrix>& whole, int64_t first, int64_t rows) {
+    if (whole->is_in_place) throw std::invalid_argument("a matrix in place has no parts");
     if (first < 0 || first % kPanelRows != 0 || rows < 1 || rows > whole->rows || first > whole->rows - rows) {
         throw std::invalid_argument("rows " + std::to_string(first) + " to " + std::to_string(first + rows) + " are no part of a matrix of " + std::to_string(whole->rows) +
                                     "; a part begins at a multiple of " + std::to_string(kPanelRows));
@@ -104,7 +140,9 @@ std::shared_ptr<Matrix> part_of(const std::shared_ptr<Matrix>& whole, int64_t fi
 }
 
 nb::ndarray<nb::memview, const uint8_t> packed_of(nb::handle self) {
-    const auto& data = nb::cast<const Matrix&>(self).data;
+    const auto& matrix = nb::cast<const Matrix&>(self);
+    if (matrix.is_in_place) throw std::invalid_argument("the matrix is in place, not packed");
+    const AlignedBytes& data = matrix.data;
     return {data.data(), {static_cast<size_t>(data.size())}, self};
 }
 
@@ -114,7 +152,11 @@ void bind_matrix(nb::module_& m) {
     m.attr("PACKED_LAYOUT") = kPackedLayout;
     nb::class_<Chunks>(m, "Chunks", "Memory for many matrices that come and go together, in pieces of 64 MB.").def(nb::init<>());
     nb::class_<Matrix>(m, "Matrix", "A matrix packed for one instruction set. `storage` is ggml's number of the format, `data` the file's rows as bytes.")
-        .def(nb::new_(&pack_matrix), "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a, "memory"_a.none() = nb::none())
+        .def(nb::new_(&pack_matrix), "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a, "memory"_a.none() = nb::none(), "head_width"_a = 0)
+        .def_static("in_place", &matrix_in_place, "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "data"_a, "head_width"_a = 0,
+                    "A matrix of a plain format over the rows of a file, which must stay as they are: no copy, the same products, more slowly.")
+        .def("settle", &settle, "machine"_a, "memory"_a.none() = nb::none(), "Packs a matrix that is in place, in this thread, while others multiply it.")
+        .def_prop_ro("is_in_place", [](const Matrix& matrix) { return matrix.is_in_place; })
         .def_static("over", &matrix_over, "machine"_a, "storage"_a, "activations"_a, "rows"_a, "columns"_a, "packed"_a,
                     "A matrix over bytes that `packed` gave before, for the same instruction set and activations: no copy, and they are kept alive.")
         .def_prop_ro("packed", &packed_of, nb::sig("def packed(self) -> memoryview"), "Its panels as bytes: a view. Their layout is that of PACKED_LAYOUT.")
@@ -122,13 +164,14 @@ void bind_matrix(nb::module_& m) {
         .def_prop_ro("rows", [](const Matrix& matrix) { return matrix.rows; })
         .def_prop_ro("columns", [](const Matrix& matrix) { return matrix.columns; })
         .def_prop_ro("storage", [](const Matrix& matrix) { return static_cast<int>(matrix.storage); })
-        .def_prop_ro("num_bytes", [](const Matrix& matrix) { return matrix.data.size(); })
+        .def_prop_ro("num_bytes", [](const Matrix& matrix) { return matrix.data.size(); }, "Bytes of its panels, or in place of its rows.")
         .def(
             "row",
             [](const Matrix& matrix, Machine& machine, int64_t row, FloatsOut out) {
                 Dim D{"D", matrix.columns, "the matrix"};
                 expect(out, "out").shape(D);
                 if (row < 0 || row >= matrix.rows) throw std::invalid_argument("row " + std::to_string(row) + " of a matrix of " + std::to_string(matrix.rows));
+                const std::lock_guard lock(machine.mutex);  // `settle` may run
                 machine.linear.unpack_row(matrix, row, out.data());
             },
             "machine"_a, "row"_a, "out"_a, "One row [D], exactly the stored values, into `out`.");

@@ -18,15 +18,22 @@ Form form(const Matrix& matrix) {
 }
 
 int64_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
+    if (matrix.is_in_place) return panel_bytes(matrix.storage, matrix.arithmetic, matrix.columns);  // plain: needs no other
     return in_int8(matrix) ? linear_int8_scratch_bytes(matrix, tokens) : linear_float_scratch_bytes(matrix, tokens);
 }
 
 void linear(const Matrix& matrix, const uint8_t* prepared, int64_t prepared_stride, int64_t tokens, const float* bias, bool accumulate,
             float* y, int64_t y_stride, int64_t panel_begin, int64_t panel_end, uint8_t* scratch) {
-    const LinearCall call{matrix,   prepared,    prepared_stride, tokens,
-                          bias,     accumulate,  y,               y_stride,
-                          panel_begin, panel_end, panel_bytes(matrix.storage, matrix.arithmetic, matrix.columns), scratch};
-    in_int8(matrix) ? linear_int8(call) : linear_float(call);
+    const int64_t bytes = panel_bytes(matrix.storage, matrix.arithmetic, matrix.columns);
+    const auto multiply = [&](int64_t begin, int64_t end, const uint8_t* first) {
+        const LinearCall call{matrix, prepared, prepared_stride, tokens, bias, accumulate, y, y_stride, begin, end, bytes, scratch, first};
+        in_int8(matrix) ? linear_int8(call) : linear_float(call);
+    };
+    if (!matrix.is_in_place) return multiply(panel_begin, panel_end, matrix.data.data() + panel_begin * bytes);
+    for (int64_t p = panel_begin; p < panel_end; ++p) {
+        pack_panel(matrix.storage, matrix.file_rows(), matrix.rows, matrix.columns, p, scratch);
+        multiply(p, p + 1, scratch);
+    }
 }
 
 }  // namespace

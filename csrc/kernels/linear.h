@@ -18,8 +18,9 @@ struct LinearCall {
     int64_t panel_begin, panel_end;
     int64_t panel_bytes;
     uint8_t* scratch;
+    const uint8_t* first_panel;  // panel_begin
 
-    const uint8_t* panel(int64_t p) const { return matrix.data.data() + p * panel_bytes; }
+    const uint8_t* panel(int64_t p) const { return first_panel + (p - panel_begin) * panel_bytes; }
 };
 
 void linear_int8(const LinearCall& call);

@@ -56,14 +56,34 @@ enum class Form : int32_t { F32, Int8, BF16 };
 constexpr int64_t kPanelRows = 16;
 constexpr int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
-// A matrix packed for one instruction set. Rows beyond `rows` in the last panel are zero and never written to y.
+// The rows of a matrix as a file has them, one after the other. `head_width` > 0: the file keeps the two halves of each head of so
+// many rows apart (Hugging Face), and row i and i + half of it are our rows 2i and 2i + 1.
+struct FileRows {
+    const uint8_t* data;
+    int64_t head_width;
+
+    FileRows(const uint8_t* data, int64_t head_width = 0) : data(data), head_width(head_width) {}
+    // Which row of the file is our row.
+    int64_t place(int64_t row) const {
+        if (head_width == 0) return row;
+        const int64_t inside = row % head_width;
+        return row - inside + inside % 2 * (head_width / 2) + inside / 2;
+    }
+};
+
+// A matrix for one instruction set: packed, or of a plain format and still as its file has it, and then packed panel by panel into
+// scratch whenever it is multiplied (the same bits). Rows beyond `rows` in the last panel are zero and never written to y.
 struct Matrix {
     Storage storage = Storage::F32;
     Arithmetic arithmetic = Arithmetic::Int8;
     int64_t rows = 0;
     int64_t columns = 0;
     int64_t panels = 0;  // panels_of(rows)
-    AlignedBytes data;   // panels * panel_bytes
+    int64_t head_width = 0;  // of FileRows, if it is in place
+    bool is_in_place = false;
+    AlignedBytes data;   // panels * panel_bytes; in place, the rows of the file
+
+    FileRows file_rows() const { return {data.data(), head_width}; }
 };
 
 // One table per instruction set. No function allocates; every one may run in several threads on different panels or rows.
@@ -85,7 +105,7 @@ struct LinearKernels {
     // Packs panels [panel_begin, panel_end) of the `rows` rows at `rows_of_file` (row after row, as in the file) to `packed`, where
     // panel 0 of this source begins. Several tensors share one matrix by packing each to its own first panel; only the last of them
     // may have a number of rows that is not a multiple of 16.
-    void (*pack)(Storage, Arithmetic, const uint8_t* rows_of_file, int64_t rows, int64_t columns, uint8_t* packed, int64_t panel_begin,
+    void (*pack)(Storage, Arithmetic, FileRows rows_of_file, int64_t rows, int64_t columns, uint8_t* packed, int64_t panel_begin,
                  int64_t panel_end);
     // One row [columns], exactly the file's values.
     void (*unpack_row)(const Matrix&, int64_t row, float* out);

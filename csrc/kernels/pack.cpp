@@ -213,16 +213,89 @@ int64_t plain_offset(Storage storage, int lane, int64_t column) {
     return (column * kPanelRows + lane) * layout(storage).file_block_bytes;
 }
 
-// `lanes` rows, `file_bytes` apart, into a panel of a plain format; Value is an integer as wide as an element.
-template <class Value>
-void pack_plain_panel(Storage storage, const uint8_t* rows, int64_t file_bytes, int lanes, int64_t columns, uint8_t* panel) {
+// Registers of 16 bytes, which every processor has, as elements of 2, 4 and 8 bytes.
+using Eight = uint16_t __attribute__((vector_size(16)));
+using Four = uint32_t __attribute__((vector_size(16)));
+using Two = uint64_t __attribute__((vector_size(16)));
+
+template <class Vector>
+Vector read_vector(const uint8_t* bytes) {
+    Vector vector;
+    std::memcpy(&vector, bytes, 16);
+    return vector;
+}
+
+// Two neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
+void write_columns(Two a, Two b, int64_t step, uint8_t* out) {
+    const Two first = __builtin_shufflevector(a, b, 0, 2), second = __builtin_shufflevector(a, b, 1, 3);
+    std::memcpy(out, &first, 16);
+    std::memcpy(out + step, &second, 16);
+}
+
+// 8 rows x 8 columns of 2 bytes, from byte `at` of each row on, turned: columns 32 bytes apart.
+void turn_eight(const uint8_t* const* rows, int64_t at, uint8_t* out) {
+    Four twos[8];  // [pair of rows][columns 0 .. 3 or 4 .. 7]: the pair side by side
+    for (int i = 0; i < 4; ++i) {
+        const Eight a = read_vector<Eight>(rows[2 * i] + at), b = read_vector<Eight>(rows[2 * i + 1] + at);
+        twos[2 * i] = reinterpret_cast<Four>(__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
+        twos[2 * i + 1] = reinterpret_cast<Four>(__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
+    }
+    for (int half = 0; half < 2; ++half) {
+        const Four a = twos[half], b = twos[2 + half], c = twos[4 + half], d = twos[6 + half];
+        const Two low_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
+        const Two high_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
+        const Two low_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
+        const Two high_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
+        write_columns(low_ab, low_cd, 32, out + 128 * half);
+        write_columns(high_ab, high_cd, 32, out + 128 * half + 64);
+    }
+}
+
+// 4 rows x 4 columns of 4 bytes, turned: columns 64 bytes apart.
+void turn_four(const uint8_t* const* rows, int64_t at, uint8_t* out) {
+    const Four a = read_vector<Four>(rows[0] + at), b = read_vector<Four>(rows[1] + at);
+    const Four c = read_vector<Four>(rows[2] + at), d = read_vector<Four>(rows[3] + at);
+    const Two low_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
+    const Two high_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
+    const Two low_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
+    const Two high_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
+    write_columns(low_ab, low_cd, 64, out);
+    write_columns(high_ab, high_cd, 64, out + 128);
+}
+
+// 16 rows of `columns` elements of kBytes, turned: [columns][16]. Cache lines of a row are used up before the next are read: rows are often a
+// multiple of 4096 bytes apart, and few lines at such a distance fit the first-level cache.
+template <int kBytes>
+void turn_panel(const uint8_t* const* rows, int64_t columns, uint8_t* panel) {
+    constexpr int64_t kSide = 16 / kBytes, kLine = 64 / kBytes;
+    const int64_t whole = columns / kSide * kSide;
+    for (int64_t line = 0; line < whole; line += kLine) {
+        const int64_t end = line + kLine < whole ? line + kLine : whole;
+        for (int64_t lane = 0; lane < kPanelRows; lane += kSide) {
+            for (int64_t k = line; k < end; k += kSide) {
+                uint8_t* out = panel + (k * kPanelRows + lane) * kBytes;
+                kBytes == 2 ? turn_eight(rows + lane, kBytes * k, out) : turn_four(rows + lane, kBytes * k, out);
+            }
+        }
+    }
+    for (int64_t k = whole; k < columns; ++k) {
+        for (int64_t lane = 0; lane < kPanelRows; ++lane) std::memcpy(panel + (k * kPanelRows + lane) * kBytes, rows[lane] + k * kBytes, kBytes);
+    }
+}
+
+// The first `lanes` rows into a panel of a plain format.
+void pack_plain_panel(Storage storage, const uint8_t* const* rows, int lanes, int64_t columns, uint8_t* panel) {
+    const int64_t width = layout(storage).file_block_bytes;
     const bool in_pairs = storage == Storage::BF16 && kBf16Pairs;
-    for (int64_t k = 0; k < columns; ++k) {
-        uint8_t* out = panel + (in_pairs ? k / 2 * 64 + k % 2 * 2 : k * kPanelRows * static_cast<int64_t>(sizeof(Value)));
-        const size_t step = sizeof(Value) << in_pairs;
-        for (int lane = 0; lane < lanes; ++lane) {
-            const uint8_t* row = rows + lane * file_bytes;
-            std::memcpy(out + static_cast<size_t>(lane) * step, row + k * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
+    if (lanes == kPanelRows && (width == 4 || (in_pairs && columns % 2 == 0))) {
+        turn_panel<4>(rows, in_pairs ? columns / 2 : columns, panel);
+    } else if (lanes == kPanelRows && !in_pairs) {
+        turn_panel<2>(rows, columns, panel);
+    } else {
+        for (int64_t k = 0; k < columns; ++k) {
+            for (int lane = 0; lane < lanes; ++lane) {
+                std::memcpy(panel + plain_offset(storage, lane, k), rows[lane] + k * width, static_cast<size_t>(width));
+            }
         }
     }
 }
@@ -291,30 +364,31 @@ int64_t packed_bytes(Storage storage, Arithmetic arithmetic, int64_t rows, int64
     return panels_of(rows) * panel_bytes(storage, arithmetic, columns);
 }
 
-void pack(Storage storage, Arithmetic arithmetic, const uint8_t* rows_of_file, int64_t rows, int64_t columns, uint8_t* packed,
-          int64_t panel_begin, int64_t panel_end) {
+void pack_panel(Storage storage, FileRows rows_of_file, int64_t rows, int64_t columns, int64_t p, uint8_t* panel) {
     const Layout at = layout(storage);
+    const int64_t bytes = panel_bytes(storage, Arithmetic::Int8, columns), file_bytes = row_bytes(storage, columns);
+    const int64_t left = rows - p * kPanelRows;
+    const int lanes = static_cast<int>(left < kPanelRows ? left : kPanelRows);
+    if (lanes < kPanelRows || columns % 2 != 0) std::memset(panel, 0, static_cast<size_t>(bytes));
+    const uint8_t* file[kPanelRows];
+    for (int lane = 0; lane < lanes; ++lane) file[lane] = rows_of_file.data + rows_of_file.place(p * kPanelRows + lane) * file_bytes;
+    if (at.is_plain()) return pack_plain_panel(storage, file, lanes, columns, panel);
+    for (int lane = 0; lane < lanes; ++lane) pack_block_row(storage, at, file[lane], columns, lane, panel);
+}
+
+void pack(Storage storage, Arithmetic arithmetic, FileRows rows_of_file, int64_t rows, int64_t columns, uint8_t* packed,
+          int64_t panel_begin, int64_t panel_end) {
     const int64_t bytes = panel_bytes(storage, arithmetic, columns);
-    const int64_t file_bytes = row_bytes(storage, columns);
-    for (int64_t p = panel_begin; p < panel_end; ++p) {
-        uint8_t* panel = packed + p * bytes;
-        const bool is_whole = (p + 1) * kPanelRows <= rows && columns % 2 == 0;
-        if (!is_whole) std::memset(panel, 0, static_cast<size_t>(bytes));
-        const int64_t left = rows - p * kPanelRows;
-        const int lanes = static_cast<int>(left < kPanelRows ? left : kPanelRows);
-        const uint8_t* first = rows_of_file + p * kPanelRows * file_bytes;
-        if (at.is_plain() && at.file_block_bytes == 4) {
-            pack_plain_panel<uint32_t>(storage, first, file_bytes, lanes, columns, panel);
-        } else if (at.is_plain()) {
-            pack_plain_panel<uint16_t>(storage, first, file_bytes, lanes, columns, panel);
-        } else {
-            for (int lane = 0; lane < lanes; ++lane) pack_block_row(storage, at, first + lane * file_bytes, columns, lane, panel);
-        }
-    }
+    for (int64_t p = panel_begin; p < panel_end; ++p) pack_panel(storage, rows_of_file, rows, columns, p, packed + p * bytes);
 }
 
 void unpack_row(const Matrix& matrix, int64_t row, float* out) {
     const Layout at = layout(matrix.storage);
+    if (matrix.is_in_place) {
+        const uint8_t* first = matrix.data.data() + matrix.file_rows().place(row) * row_bytes(matrix.storage, matrix.columns);
+        for (int64_t k = 0; k < matrix.columns; ++k) out[k] = read_plain(matrix.storage, first + k * at.file_block_bytes);
+        return;
+    }
     const uint8_t* panel = matrix.data.data() + row / kPanelRows * panel_bytes(matrix.storage, matrix.arithmetic, matrix.columns);
     const int lane = static_cast<int>(row % kPanelRows);
     if (at.is_plain()) {

@@ -63,7 +63,8 @@ void measure(const LinearKernels& kernels, const Shape& shape, const std::vector
     std::vector<Matrix> matrices;
     double packing = 0;
     for (int64_t i = 0; i < copies; ++i) {
-        Matrix m{shape.storage, shape.arithmetic, shape.rows, shape.columns, panels_of(shape.rows), AlignedBytes(bytes)};
+        Matrix m{.storage = shape.storage, .arithmetic = shape.arithmetic, .rows = shape.rows, .columns = shape.columns, .panels = panels_of(shape.rows),
+                 .data = AlignedBytes(bytes)};
         const double begin = now();
         kernels.pack(m.storage, m.arithmetic, file.data(), m.rows, m.columns, m.data.data(), 0, m.panels);
         packing += now() - begin;

@@ -1,6 +1,7 @@
 // Every storage format x arithmetic x instruction set of this machine, against the block definitions (linear_reference.h).
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
 
 #include "base/cpu.h"
@@ -65,7 +66,8 @@ struct Case {
 };
 
 Matrix pack(const LinearKernels& kernels, const Case& c, const std::vector<uint8_t>& file) {
-    Matrix m{c.storage, c.arithmetic, c.rows, c.columns, panels_of(c.rows), AlignedBytes(kernels.packed_bytes(c.storage, c.arithmetic, c.rows, c.columns))};
+    const int64_t bytes = kernels.packed_bytes(c.storage, c.arithmetic, c.rows, c.columns);
+    Matrix m{.storage = c.storage, .arithmetic = c.arithmetic, .rows = c.rows, .columns = c.columns, .panels = panels_of(c.rows), .data = AlignedBytes(bytes)};
     const int64_t middle = m.panels / 2;  // in two calls, as two threads would
     kernels.pack(c.storage, c.arithmetic, file.data(), c.rows, c.columns, m.data.data(), middle, m.panels);
     kernels.pack(c.storage, c.arithmetic, file.data(), c.rows, c.columns, m.data.data(), 0, middle);
@@ -135,6 +137,18 @@ void check_values(const LinearKernels& kernels, const Case& c, const Matrix& m, 
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b, size_t count) { return std::memcmp(a.data(), b.data(), count * 4) == 0; }
 
+// The rows of a file, looked at where they are, give the bits that their panels give.
+void check_in_place(const LinearKernels& kernels, const Case& c, const Prepared& prepared, const std::vector<uint8_t>& file, const std::vector<float>& all) {
+    auto kept = std::make_shared<std::vector<uint8_t>>(file);
+    const Matrix m{.storage = c.storage, .arithmetic = c.arithmetic, .rows = c.rows, .columns = c.columns, .panels = panels_of(c.rows),
+                   .is_in_place = true, .data = AlignedBytes(kept->data(), static_cast<int64_t>(kept->size()), kept)};
+    check_rows_come_back(kernels, c, m, file);
+    for (int64_t tokens : {1, 7}) {
+        const std::vector<float> some = multiply(kernels, m, prepared, tokens, nullptr, false, -7.0f, 3);
+        CHECK(same_bits(some, all, some.size()), "storage %d: %d tokens give other bits in place", int(c.storage), int(tokens));
+    }
+}
+
 void check_case(const LinearKernels& kernels, const Case& c, std::mt19937& random, bool is_fused) {
     const std::vector<uint8_t> file = random_rows(c.storage, c.rows, c.columns, random);
     const Matrix m = pack(kernels, c, file);
@@ -148,6 +162,7 @@ void check_case(const LinearKernels& kernels, const Case& c, std::mt19937& rando
         const std::vector<float> some = multiply(kernels, m, prepared, tokens, nullptr, false, -7.0f, 1);
         CHECK(same_bits(some, all, some.size()), "storage %d arithmetic %d: %d tokens give other bits than %d", int(c.storage), int(c.arithmetic), int(tokens), int(kMost));
     }
+    if (kernels.block_columns(c.storage) == 1) check_in_place(kernels, c, prepared, file, all);
     std::vector<float> bias(static_cast<size_t>(c.rows));
     for (size_t r = 0; r < bias.size(); ++r) bias[r] = static_cast<float>(r) * 0.25f;
     for (int64_t tokens : {1, 6}) {

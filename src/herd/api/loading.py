@@ -180,8 +180,10 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
     except ImportError as error:
         advice = "Install herd with a C++ compiler or from a wheel, or use backend='reference', which is slow."
         raise UsageError(f"The native core of herd cannot be loaded here ({error}). {advice}") from error
-    origin = Origin(checkpoint.digest(), checkpoint.path) if choices.adapter is None else None
-    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin)
+    if choices.adapter is not None:
+        return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages)
+    origin = Origin(checkpoint.digest(), checkpoint.path)
+    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin, checkpoint=checkpoint)
 
 
 def _torch_backend() -> type[TorchBackend]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from herd.errors import FileProblem
@@ -67,6 +68,12 @@ class MappedFile:
         last = end if end == self.size else end // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def read_ahead(self, offset: int, length: int) -> None:
+        """Ask the system to fetch this range before somebody looks at it, where it can. Does not wait for the bytes."""
+        if self._descriptor is not None and hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # advice only
+                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Let go of the file. Memory that leaves still look at stays until they are gone."""

@@ -20,16 +20,18 @@ from herd.backends.cpu.trace import OUTPUT_ROWS, PICTURES, POSITIONS, SEEN, TOKE
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import CacheShape, Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import Step
-from herd.models.weights import Leaf, Matrix, TensorSpec
+from herd.models.weights import Kind, Leaf, Matrix, TensorSpec
 from herd.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.backends.cpu.in_place import InPlace
     from herd.backends.cpu.lower import Mark
     from herd.backends.cpu.pictures import Pictures, StepPictures
     from herd.backends.cpu.watch import WatchedProgram
+    from herd.checkpoints.checkpoint import Checkpoint
     from herd.sampling.draw import Choice, Draw
 
 # After so many bytes were packed the pages of the file that they came from are given back.
@@ -39,7 +41,7 @@ _RELEASE_BYTES = 256 << 20
 class CpuBackend:
     """A model on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
     holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself. With `origin`, packed weights are
-    kept for the next start."""
+    kept for the next start. With `checkpoint`, whose weights `leaf` gives, plain matrices are packed after the first answer."""
 
     name = "cpu"
 
@@ -52,6 +54,7 @@ class CpuBackend:
         *,
         fuse: bool = True,
         origin: Origin | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         _check_options(options)
         self._cfg = cfg
@@ -64,8 +67,9 @@ class CpuBackend:
         self._watched: WatchedProgram | None = None
         self._pictures: Pictures | None = None
         self._kept = None if origin is None else KeptWeights(origin, self._machine, options)
+        self._in_place: InPlace | None = None
         try:
-            self._packed = self._load_or_pack(leaf, release)
+            self._packed = self._load_or_pack(leaf, release, checkpoint)
             caches = self._model.caches(cfg)
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
@@ -115,8 +119,7 @@ class CpuBackend:
             raise FileProblem(_not_finite(plan, bad_rows[0]))
         choices = self._choose(plan, program)
         logits_RV = _copied(program.logits()) if plan.want_logits else None
-        if self._kept is not None:
-            self._kept.start()  # nobody waits for the first answer any more
+        self._answered()
         return StepResult(choices, logits_RV, values)
 
     def _run(self, plan: Plan) -> tuple[_core.Program, list[int], Mapping[str, Any]]:
@@ -145,7 +148,9 @@ class CpuBackend:
         assert classifier is not None, "only for classifiers"
         check_tokens(tokens, self.num_embeddings)
         ops = cast(Any, CpuPictureOps(self._machine))
-        return cast("NDArray[np.float32]", classifier.classify(self._weights(), self._cfg, ops, tokens)[0])
+        scores = cast("NDArray[np.float32]", classifier.classify(self._weights(), self._cfg, ops, tokens)[0])
+        self._answered()
+        return scores
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
         for name in weights:
@@ -177,6 +182,8 @@ class CpuBackend:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._in_place is not None:
+            self._in_place.close()
         if self._kept is not None:
             self._kept.close()
         self.allocate(0)
@@ -184,10 +191,27 @@ class CpuBackend:
         self._watched = self._pictures = None
         self._packed.clear()
 
-    def _load_or_pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
+    def _answered(self) -> None:
+        """Nobody waits for the first answer any more: what it did not need can be done now."""
+        keep = _nothing if self._kept is None else self._kept.start
+        if self._in_place is None:
+            keep()
+        else:
+            self._in_place.start(keep)
+
+    def _load_or_pack(self, leaf: Leaf, release: Callable[[], None], checkpoint: Checkpoint | None) -> dict[str, Packed]:
         packed = None if self._kept is None else self._kept.load(self._specs)
         if packed is None:
-            packed = self._pack(leaf, release)
+            if checkpoint is not None:
+                from herd.backends.cpu.in_place import InPlace
+
+                self._in_place = InPlace(checkpoint, self._machine, self._options.activations, PLAIN_DTYPES[self._options.dtype])
+            try:
+                packed = self._pack(leaf, release)
+            except BaseException:
+                if self._in_place is not None:
+                    self._in_place.close()
+                raise
             if self._kept is not None:
                 self._kept.keep_later(packed)
         return packed
@@ -196,7 +220,15 @@ class CpuBackend:
         packer = replace(self._packer, memory=_core.Chunks())
         packed: dict[str, Packed] = {}
         since_release = 0
-        for spec in self._specs.values():
+        # Tables last: a step reads a few rows of them, and all of one only as the head.
+        specs = sorted(self._specs.values(), key=lambda spec: spec.kind is Kind.EMBEDDING)
+        if self._in_place is not None:
+            self._in_place.read_ahead(specs)
+        for spec in specs:
+            matrix = None if self._in_place is None else self._in_place.matrix(spec)
+            if matrix is not None:
+                packed[spec.name] = matrix
+                continue
             source = leaf(spec.name)
             packed[spec.name] = packer.pack(spec, source)
             since_release += source.num_bytes
@@ -292,6 +324,10 @@ class CpuBackend:
         for index, at, draw, choice in zip(where, rows, draws, self._chooser.choose(logits_RV, rows, draws), strict=True):
             choices[index] = choice if choice is not None else _choose(logits_RV, at, draw)
         return tuple(choices)
+
+
+def _nothing() -> None:
+    pass
 
 
 # numpy takes longer to load than a small model to answer, so it is loaded where an answer needs it.
