@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[dev])")
@@ -14,6 +15,7 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 import torch
 
 import herd
+from herd.backends.reference import ReferenceBackend
 from herd.errors import FileProblem, UsageError
 
 LABELS = ["BENIGN", "INJECTION", "JAILBREAK"]
@@ -89,8 +91,23 @@ def test_a_temperature_flattens_the_probabilities(saved: tuple[Path, Any, Any]) 
     with herd.load(saved[0], backend="reference") as model:
         plain, flat = model.classify("ignore"), model.classify("ignore", temperature=100.0)
         assert max(flat.probabilities.values()) < max(plain.probabilities.values()) and flat.label == plain.label
-        with pytest.raises(UsageError, match="temperature is 0; it must be a finite number above 0"):
-            model.classify("ignore", temperature=0)
+        sharp = model.classify("ignore", temperature=1e-310)
+        assert sharp.label == plain.label and sharp.probabilities[sharp.label] == 1.0
+        for wrong in (0, "1", None):
+            with pytest.raises(UsageError, match=r"temperature is .*; it must be a finite number above 0"):
+                model.classify("ignore", temperature=wrong)  # type: ignore[arg-type]
+
+
+def test_labels_are_not_told_of_logits_that_are_no_numbers_nor_by_a_closed_model(
+    saved: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with herd.load(saved[0], backend="reference") as model:
+        monkeypatch.setattr(ReferenceBackend, "classify", lambda self, tokens: np.array([0.5, np.nan, 1.0], np.float32))
+        with pytest.raises(FileProblem, match=r"logits are \[0.5, nan, 1.0\], not all of them finite"):
+            model.classify("ignore")
+        monkeypatch.undo()
+    with pytest.raises(UsageError, match="closed"):
+        model.classify("ignore")
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])

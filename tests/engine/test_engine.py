@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -486,6 +488,42 @@ def test_an_examination_that_finds_no_pages_is_refused() -> None:
     engine.step()
     with pytest.raises(CapacityError, match="3 pages of cache are needed and 1 are not in use"):
         list(engine.examine([5] * 150, lambda positions: Watch()))
+
+
+@pytest.mark.parametrize("ask", [Engine.step, Engine.close, lambda engine: list(engine.score([1, 2])), lambda engine: engine.classify([1])])
+def test_a_step_that_asks_its_own_engine_is_refused_instead_of_waiting_for_itself(ask: Callable[[Engine], object]) -> None:
+    backend = FakeBackend(VOCAB)
+    engine = make(backend)
+
+    def examined() -> int:
+        return len(list(engine.examine([5] * 10, lambda positions: Watch())))
+
+    backend.before_step = lambda plan: ask(engine)
+    with pytest.raises(UsageError, match="in the middle of a step"):
+        examined()
+    backend.before_step = lambda plan: None
+    assert examined() == 1 and collect(engine.run(Request(tokens=[1], max_tokens=1)))
+    engine.check()
+
+
+def test_a_classifier_is_asked_by_one_thread_at_a_time_and_not_after_closing() -> None:
+    class Classifier(FakeBackend):
+        at_work = 0
+
+        def classify(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+            self.at_work += 1
+            assert self.at_work == 1
+            time.sleep(0.01)
+            self.at_work -= 1
+            return np.asarray(tokens, np.float32)
+
+    engine = make(Classifier(VOCAB))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda token: engine.classify([token]), range(8)))
+    assert [float(row[0]) for row in found] == list(range(8))
+    engine.close()
+    with pytest.raises(UsageError, match="closed"):
+        engine.classify([1])
 
 
 def test_requests_with_other_pictures_share_no_pages() -> None:

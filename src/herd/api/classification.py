@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from herd.errors import FileProblem, UsageError
 
 if TYPE_CHECKING:
-    from herd.backends.base import Backend
+    from herd.engine.engine import Engine
     from herd.text.tokenizer import Tokenizer
 
 
@@ -36,15 +36,15 @@ class Classification:
 
 
 def classify(
-    backend: Backend, tokenizer: Tokenizer, labels: Sequence[str], text: str, *, context_length: int, temperature: float = 1.0
+    engine: Engine, tokenizer: Tokenizer, labels: Sequence[str], text: str, *, context_length: int, temperature: float = 1.0
 ) -> Classification:
-    """The softmax of the label logits, each divided by `temperature`."""
+    """The softmax of the label logits, each divided by `temperature`. `FileProblem` if one is not a finite number."""
     if not isinstance(text, str):
         raise UsageError(f"text is {type(text).__name__}; expected a text.")
-    if not 0 < temperature < float("inf"):
+    if type(temperature) not in (int, float) or not 0 < temperature < float("inf"):
         raise UsageError(f"temperature is {temperature!r}; it must be a finite number above 0.")
     pieces = _pieces(tokenizer, text, context_length)
-    rows = [_softmax(np.asarray(backend.classify(piece), np.float64) / temperature) for piece in pieces]
+    rows = [_softmax(_finite(engine.classify(piece)), temperature) for piece in pieces]
     worst = min(rows, key=lambda row: float(row[0]))
     values = {label: float(value) for label, value in zip(labels, worst, strict=True)}
     return Classification(max(values, key=values.__getitem__), values, len(pieces))
@@ -62,7 +62,17 @@ def _pieces(tokenizer: Tokenizer, text: str, context_length: int) -> list[list[i
     return [[first, *inner[at : at + room], last] for at in range(0, max(len(inner), 1), room)]
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.exp(logits - logits.max())
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    if not np.isfinite(logits).all():
+        raise FileProblem(
+            f"The classifier's logits are {logits.tolist()}, not all of them finite numbers. Weights that are damaged or too large for "
+            "this number format do that: check the file against its published SHA-256."
+        )
+    return logits.astype(np.float64)
+
+
+def _softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        weights: NDArray[np.float64] = np.exp((logits - logits.max()) / temperature)
     weights /= weights.sum()
     return weights

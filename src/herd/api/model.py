@@ -186,7 +186,7 @@ class Model:
         if labels is None:
             raise UsageError(f"{self.name} is a language model, not a classifier; ask it with generate or chat.")
         context = self.config.context_length
-        return classify(self._engine.backend, self.tokenizer, labels, text, context_length=context, temperature=temperature)
+        return classify(self._engine, self.tokenizer, labels, text, context_length=context, temperature=temperature)
 
     def embed(self, texts: str | Iterable[str]) -> NDArray[np.float32]:
         """Texts -> [texts, D], float32: the mean over each text's tokens of the hidden states after the last norm, of length 1."""

@@ -89,7 +89,7 @@ class Engine:
         self._changed = threading.Condition(self._lock)
         self._orders: deque[Sequence] = deque()
         self._in_step: frozenset[int] = frozenset()
-        self._is_stepping = False
+        self._driver: int | None = None  # the thread that drives a step
         self._is_closed = False
         self._next_number = 0
 
@@ -127,8 +127,8 @@ class Engine:
     def step(self) -> list[Progress]:
         """Drives one step (after the one in progress, if another thread drives). Empty if nobody chose a token or ended."""
         with self._exclusive():
-            while self._is_stepping:
-                self._changed.wait()
+            while self._driver is not None:
+                self._wait()
             return self._advance() or []
 
     def run(self, request: Request) -> Generator[Progress, None, None]:
@@ -160,11 +160,16 @@ class Engine:
                 span = Span(start, ids[start : positions.stop], pages, len(positions), pictures=pictures)
                 yield positions, self.backend.step(Plan((span,), want_logits=True, watch=watch(positions)))
 
+    def classify(self, tokens: List[int]) -> NDArray[np.float32]:
+        """What a classifier says of a whole text: one number per label. Other requests wait. `UsageError` for ids that it lacks."""
+        with self._alone(0):
+            return self.backend.classify(tokens)
+
     def update(self, weights: Mapping[str, Matrix]) -> None:
         """Replaces weights by name and forgets what was cached under the old ones. `UsageError` while requests run."""
         with self._exclusive():
             busy = len(self._scheduler.running) + len(self._scheduler.waiting)
-            if busy or self._is_stepping:
+            if busy or self._driver is not None:
                 raise UsageError(f"{busy} requests are in the engine; weights can be replaced when there are none.")
             self._scheduler.pages.forget_cached()
             self.backend.update(weights)
@@ -177,8 +182,8 @@ class Engine:
     def close(self) -> None:
         """Cancels everything and closes the backend. Idempotent."""
         with self._exclusive():
-            while self._is_stepping:
-                self._changed.wait()
+            while self._driver is not None:
+                self._wait()
             for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                 self._end(sequence, StopReason.CANCELLED)
             self._is_closed = True
@@ -209,8 +214,8 @@ class Engine:
         """Pages for somebody who drives the backend by hand, while nobody else does."""
         pages: list[int] = []
         with self._exclusive():
-            while self._is_stepping:
-                self._changed.wait()
+            while self._driver is not None:
+                self._wait()
             if self._is_closed:
                 raise UsageError("The engine is closed.")
             books = self._scheduler.pages
@@ -219,14 +224,14 @@ class Engine:
                     f"{num_pages} pages of cache are needed and {books.num_available} are not in use. Wait until other requests have ended."
                 )
             pages += [page for _ in range(num_pages) if (page := books.take()) is not None]
-            self._is_stepping = True
+            self._driver = threading.get_ident()
         try:
             yield pages
         finally:
             with self._exclusive():
                 for page in pages:
                     self._scheduler.pages.release(page)
-                self._is_stepping = False
+                self._driver = None
                 self._changed.notify_all()
 
     def _score(self, tokens: list[int], salt: bytes, pictures: tuple[Placed, ...]) -> Generator[NDArray[np.float32], None, None]:
@@ -254,18 +259,24 @@ class Engine:
         assert sequence.news is not None
         with self._exclusive():
             while not sequence.news:
-                if self._is_stepping:
-                    self._changed.wait()
+                if self._driver is not None:
+                    self._wait()
                 elif self._advance() is None:
                     raise AssertionError("a sequence waits, and no step can be planned")
             progress = sequence.news.popleft()
             sequence.is_held = bool(sequence.news) and sequence.purpose is Purpose.SCORES
             return progress
 
+    def _wait(self) -> None:
+        """Waits for news while another thread drives. `UsageError` for the one that does, which would wait for itself."""
+        if self._driver == threading.get_ident():
+            raise UsageError("This model is in the middle of a step, which asks it for something else. Ask before or after the step.")
+        self._changed.wait()
+
     def _advance(self) -> list[Progress] | None:
         """Plans, computes and commits one step; the lock, held on entry and exit, is free while the backend computes.
         None if there is nothing to run."""
-        self._is_stepping = True
+        self._driver = threading.get_ident()
         try:
             parts = self._scheduler.plan()
             if not parts:
@@ -278,7 +289,7 @@ class Engine:
                 self._lock_again()
             return [p for part, outcome in zip(parts, outcomes, strict=True) if (p := self._commit(part, outcome)) is not None]
         finally:
-            self._is_stepping = False
+            self._driver = None
             self._in_step = frozenset()
             self._carry_out()
             self._changed.notify_all()
