@@ -6,7 +6,7 @@ The budget is that of test_models.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from conformance.llama4 import LLAMA4
 from conformance.running import NUM_PAGES, error, in_chunks, logits_of, make_backend, prompt, whole
 from conformance.seeing_models import MUSE, STORIES, Story, leaves_of
 from herd import dtypes
-from herd.backends.base import Backend, BackendOptions, Placed, Plan, Span
+from herd.backends.base import Backend, BackendOptions, Encoded, Placed, Plan, Span
 from herd.backends.reference import ReferenceBackend
 from herd.errors import UsageError
 from herd.models.deberta import DebertaConfig
@@ -159,22 +159,27 @@ def test_encoded_pictures_are_counted_and_kept() -> None:
     assert same_bits(logits_of(backend, story(name).span()), first) and backend.memory().other["pictures"] == held
 
 
-def test_many_sequences_with_a_picture_each_do_not_make_each_other_encode_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from herd.backends.cpu.pictures import Pictures
-
+def test_many_sequences_with_a_picture_each_do_not_make_each_other_encode_again(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
-    encode = Pictures._encode
-    monkeypatch.setattr(Pictures, "_encode", lambda self, shown: encoded.append(shown.digest) or encode(self, shown))
-    backend = make_backend("cpu", CFG, leaves_of(CFG), threads=1)
+
+    def spied(self: Encoded, encode: Callable[[Any], Any]) -> None:
+        init(self, lambda shown: encoded.append(shown.digest) or encode(shown))  # type: ignore[func-returns-value]
+
+    init = Encoded.__init__
+    monkeypatch.setattr(Encoded, "__init__", spied)
+    backend = make_backend(backend_name, CFG, leaves_of(CFG), activations="float32")
     spans = [Span(0, [SEES, 5], [page], 1, pictures=(Placed(picture((1, 1), page), (0,)),)) for page in range(12)]
     following = [Span(2, [6], [page], 1, pictures=span.pictures) for page, span in enumerate(spans)]
     for plan in (spans, following, following):
         backend.step(Plan(tuple(plan)))
     assert len(encoded) == 12
+    for span in following[11], following[0], following[1]:
+        backend.step(Plan((span,)))
+    assert len(encoded) == 13, "when few are looked at, eight are kept"
 
 
-def test_pictures_for_a_model_that_takes_none_are_refused() -> None:
-    backend = make_backend("cpu", TEXTS["llama-4 scout"], stored("llama-4 scout", "f32"), threads=1)
+def test_pictures_for_a_model_that_takes_none_are_refused(backend_name: str) -> None:
+    backend = make_backend(backend_name, TEXTS["llama-4 scout"], stored("llama-4 scout", "f32"), activations="float32")
     with pytest.raises(UsageError, match="This model takes no pictures"):
         backend.step(Plan((Span(0, [1, 2], [0], 1, pictures=(Placed(picture((1, 1)), (0,)),)),)))
 

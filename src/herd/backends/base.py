@@ -7,6 +7,7 @@ token at position p lives in its page `pages[p // page_tokens]`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from herd.sampling.draw import Choice, Draw
 
 PAGE_TOKENS = 64
+KEPT_PICTURES = 8
+KEPT_BYTES = 1 << 30
+"""Pictures that nobody looked at lately are dropped when there are more, or when all take more."""
 
 
 class Picture(Protocol):
@@ -106,12 +110,50 @@ def pictures_seen(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, 
     return [each for each in found if each[0] < each[1]]
 
 
+class Encoded:
+    """What `encode` made of pictures (anything with `nbytes`): of all that this step and the last one looked at, as the next one will
+    look at most of them again, and of earlier ones while there are few."""
+
+    def __init__(self, encode: Callable[[Picture], Sequence[Any]]) -> None:
+        self._encode = encode
+        self._of: OrderedDict[bytes, Sequence[Any]] = OrderedDict()
+        self._last_step: set[bytes] = set()
+        self._this_step: set[bytes] = set()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensors in self._of.values() for tensor in tensors)
+
+    def begin_step(self) -> None:
+        """What is asked for from now on belongs to another step."""
+        self._last_step, self._this_step = self._this_step, set()
+
+    def get(self, picture: Picture) -> Sequence[Any]:
+        """Encodes the picture unless it is kept."""
+        found = self._of.pop(picture.digest, None)
+        self._of[picture.digest] = made = self._encode(picture) if found is None else found
+        self._this_step.add(picture.digest)
+        wanted = len(self._last_step | self._this_step)
+        while len(self._of) > wanted and (len(self._of) > KEPT_PICTURES or self.num_bytes > KEPT_BYTES):
+            self._of.popitem(last=False)
+        return made
+
+    def clear(self) -> None:
+        self._of.clear()
+
+
 def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> None:
     """`UsageError` for an id that is not in the embedding."""
     for offset, token in enumerate(tokens):
         if not 0 <= token < num_embeddings:
             where = f"Token id {token} at position {start + offset}"
             raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {num_embeddings - 1}.")
+
+
+def refuse_pictures(plan: Plan) -> None:
+    """`UsageError` for a plan with pictures: for a model that has no eyes."""
+    if any(span.pictures for span in plan.spans):
+        raise UsageError("This model takes no pictures; leave them out, or load a model that sees.")
 
 
 def refuse_classifier(cfg: Config) -> None:

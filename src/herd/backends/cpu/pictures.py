@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd import _core
-from herd.backends.base import Picture, Plan, pictures_seen
+from herd.backends.base import Encoded, Picture, Plan, pictures_seen
 from herd.backends.cpu.picture_ops import CpuPictureOps
-from herd.backends.reference.memory import Encoded, overlays
+from herd.backends.reference.memory import overlays
 from herd.models.architecture import Config, Seeing
 from herd.models.ops import PictureStep
 
@@ -47,8 +47,6 @@ class Pictures:
 
     def of(self, plan: Plan) -> StepPictures:
         """Encodes what is new and says what each row of the step sees."""
-        wanted = {placed.picture.digest for span in plan.spans for placed in span.pictures}
-        self._encoded.hold(len(wanted))
         if self._model.num_crossing(self._cfg):
             return StepPictures(seeing=self._seeing(plan))
         found = overlays(plan, self._encoded)
@@ -59,6 +57,7 @@ class Pictures:
 
     def _seeing(self, plan: Plan) -> list[tuple[int, int, list[_core.KeyValues]]]:
         found = []
+        self._encoded.begin_step()
         row = 0
         for span in plan.spans:
             for begin, end, pictures in pictures_seen(span.pictures, span.start + len(span.tokens)):

@@ -15,9 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult, check_tokens, refuse_classifier
+from herd.backends.base import (
+    PAGE_TOKENS,
+    BackendOptions,
+    Encoded,
+    MemoryUse,
+    Picture,
+    Plan,
+    Span,
+    StepResult,
+    check_tokens,
+    refuse_classifier,
+    refuse_pictures,
+)
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
-from herd.backends.reference.memory import Encoded, memories, overlays
+from herd.backends.reference.memory import memories, overlays
 from herd.backends.reference.ops import NumpyOps
 from herd.backends.reference.pages import Pages, places
 from herd.backends.reference.picture_ops import NumpyPictureOps
@@ -193,6 +205,8 @@ class ReferenceBackend:
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
         refuse_classifier(self._cfg)
+        if self._seeing is None:
+            refuse_pictures(plan)
         assert plan.spans, "a step without spans"
         for span in plan.spans:
             check_tokens(span.tokens, self.num_embeddings, span.start)

@@ -1,18 +1,15 @@
-"""What the tokens of a step see of pictures: encoded once per picture, kept for a few, handed to each layer that crosses over."""
+"""What the tokens of a step see of pictures: what replaces placeholders, and what layers cross over to."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.backends.base import Picture, Plan, pictures_seen
+from herd.backends.base import Encoded, Plan, pictures_seen
 from herd.backends.reference.arrays import Floats
-
-KEPT_PICTURES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,38 +20,11 @@ class Memory:
     pieces: tuple[tuple[NDArray[np.int64], Floats, Floats], ...]
 
 
-class Encoded:
-    """The tensors that `encode` gave for the pictures seen last."""
-
-    def __init__(self, encode: Callable[[Picture], Sequence[Floats]], kept: int = KEPT_PICTURES) -> None:
-        self._encode = encode
-        self._kept = kept
-        self._of: OrderedDict[bytes, Sequence[Floats]] = OrderedDict()
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensors in self._of.values() for tensor in tensors)
-
-    def get(self, picture: Picture) -> Sequence[Floats]:
-        """Encodes the picture unless it is one of the last few."""
-        found = self._of.pop(picture.digest, None)
-        self._of[picture.digest] = made = self._encode(picture) if found is None else found
-        while len(self._of) > self._kept:
-            self._of.popitem(last=False)
-        return made
-
-    def hold(self, count: int) -> None:
-        """From now on keeps `count` pictures, and never fewer than at first: a step must not drop what the next one needs."""
-        self._kept = max(count, KEPT_PICTURES)
-
-    def clear(self) -> None:
-        self._of.clear()
-
-
 def overlays(plan: Plan, encoded: Encoded) -> tuple[NDArray[np.int64], Floats] | None:
     """Rows of the step that are placeholders of pictures, and what replaces them [rows, D] (early fusion)."""
     rows: list[NDArray[np.int64]] = []
     features: list[Floats] = []
+    encoded.begin_step()
     first = 0
     for span in plan.spans:
         for placed in span.pictures:
@@ -72,6 +42,7 @@ def memories(plan: Plan, encoded: Encoded, num_layers: int) -> tuple[list[Memory
     layer 0, of layer 1, ..."""
     groups: list[tuple[NDArray[np.int64], list[Sequence[Floats]]]] = []
     seen = np.zeros(plan.num_tokens, bool)
+    encoded.begin_step()
     first = 0
     for span in plan.spans:
         for begin, end, pictures in pictures_seen(span.pictures, span.start + len(span.tokens)):

@@ -20,7 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Picture, Plan, Span, StepResult, check_tokens, refuse_classifier
+from herd.backends.base import (
+    PAGE_TOKENS,
+    BackendOptions,
+    Encoded,
+    MemoryUse,
+    Picture,
+    Plan,
+    Span,
+    StepResult,
+    check_tokens,
+    refuse_classifier,
+    refuse_pictures,
+)
 from herd.backends.torch.attention import is_fused
 from herd.backends.torch.choosing import choose, judge
 from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, uncaptured
@@ -28,7 +40,7 @@ from herd.backends.torch.devices import compute_dtype, device_name, find_device,
 from herd.backends.torch.ops import TorchOps, as_numpy
 from herd.backends.torch.pages import Layout, Pages, Singles, layout_of
 from herd.backends.torch.picture_ops import TorchPictureOps
-from herd.backends.torch.pictures import Encoded, Memory, memories, overlays
+from herd.backends.torch.pictures import Memory, memories, overlays
 from herd.backends.torch.tensors import Tensors, parts
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
@@ -290,6 +302,8 @@ class TorchBackend:
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
         refuse_classifier(self._cfg)
+        if self._seeing is None:
+            refuse_pictures(plan)
         assert plan.spans, "a step without spans"
         for span in plan.spans:
             check_tokens(span.tokens, self.num_embeddings, span.start)

@@ -1,19 +1,16 @@
-"""What the tokens of a step see of pictures: encoded once per picture, kept for a few, handed to each layer that crosses over."""
+"""What the tokens of a step see of pictures, on the device: what replaces placeholders, and what layers cross over to."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from herd.backends.base import Picture, Plan, pictures_seen
+from herd.backends.base import Encoded, Plan, pictures_seen
 from herd.backends.torch.attention import attend
-
-KEPT_PICTURES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +28,11 @@ class Memory:
         return y_TNH
 
 
-class Encoded:
-    """The tensors that `encode` gave for the pictures seen last."""
-
-    def __init__(self, encode: Callable[[Picture], Sequence[Tensor]], kept: int = KEPT_PICTURES) -> None:
-        self._encode = encode
-        self._kept = kept
-        self._of: OrderedDict[bytes, Sequence[Tensor]] = OrderedDict()
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensors in self._of.values() for tensor in tensors)
-
-    def get(self, picture: Picture) -> Sequence[Tensor]:
-        """Encodes the picture unless it is one of the last few."""
-        if picture.digest not in self._of:
-            self._of[picture.digest] = self._encode(picture)
-        self._of.move_to_end(picture.digest)
-        found = self._of[picture.digest]
-        while len(self._of) > self._kept:
-            self._of.popitem(last=False)
-        return found
-
-    def clear(self) -> None:
-        self._of.clear()
-
-
 def overlays(plan: Plan, encoded: Encoded, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """Rows of the step that are placeholders of pictures, and what replaces them [rows, D] (early fusion)."""
     rows: list[Tensor] = []
     features: list[Tensor] = []
+    encoded.begin_step()
     first = 0
     for span in plan.spans:
         for placed in span.pictures:
@@ -78,6 +50,7 @@ def memories(plan: Plan, encoded: Encoded, num_layers: int, device: torch.device
     layer 0, of layer 1, ..."""
     groups: list[tuple[Tensor, list[Sequence[Tensor]]]] = []
     seen = np.zeros(plan.num_tokens, bool)
+    encoded.begin_step()
     first = 0
     for span in plan.spans:
         for begin, end, pictures in pictures_seen(span.pictures, span.start + len(span.tokens)):
