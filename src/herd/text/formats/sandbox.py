@@ -44,6 +44,7 @@ _METHODS: dict[type, frozenset[str]] = {
     list: frozenset(("count", "index", "copy")),
     tuple: frozenset(("count", "index")),
 }
+_WIDE = re.compile(r"\d{4}|\*")
 _WIDE_FORMAT = re.compile(r"%[^%a-zA-Z]*(?:\d{4}|\*)")
 WIDTH_MAX = 256
 NODES_MAX = 3_000
@@ -160,8 +161,11 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
 
 def _check_format(text: str, values: Any) -> None:
     weigh(values, current())
-    if _WIDE_FORMAT.search(text):
+    named = text.find("%(")  # A name may hold anything, parentheses too, so all that follows the first one counts.
+    if _WIDE_FORMAT.search(text) or (named >= 0 and _WIDE.search(text, named)):
         raise OverBudget("a format that is wider than 999")
+    if named >= 0 and isinstance(values, dict):  # A name may be written as often as the text says.
+        current().allocate(text.count("%(") * max((len(repr(value)) for value in values.values()), default=0))
     parts = values if isinstance(values, tuple) else (values,)
     current().allocate(len(text) * 1000 if "%" in text and len(text) < 64 else len(text))
     for part in parts:
@@ -255,7 +259,7 @@ def _filter_center(value: Any, width: Any = 80) -> str:
 
 def _filter_format(value: Any, *args: Any, **kwargs: Any) -> str:
     text = str(value)
-    _check_format(text, tuple(args) or tuple(kwargs.values()))
+    _check_format(text, kwargs or args)
     return text % (kwargs or args)
 
 
