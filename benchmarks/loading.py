@@ -1,14 +1,16 @@
 """Does loading cost more than reading the file? One JSON line per figure.
 
-    python benchmarks/loading.py [--size 1b] [--rounds 3] [--folder FOLDER]
+    python benchmarks/loading.py [--size 1b] [--rounds 3] [--folder FOLDER | --model FOLDER] [--parts nothing-kept,kept]
 
-Writes a Hugging Face folder with the shape of Llama 3.2 1B and random bfloat16 weights (2.5 GB; --size tiny for a trial), and
-measures, each in a fresh process:
+Writes a Hugging Face folder with the shape of Llama 3.2 1B and random bfloat16 weights (2.5 GB; --size tiny for a trial; --model
+uses one that was written before), and measures, each in a fresh process:
 
-  read cold    reading the file from beginning to end after the system was told to forget it: the physical limit
-  load cold    `herd.load` after the system was told to forget it, with nothing kept from earlier starts
-  load warm    `herd.load` with the file in memory, nothing kept from earlier starts: what packing costs
-  load kept    `herd.load` with packed weights kept from an earlier start, mapped: no packing
+  read cold            reading the file from beginning to end after the system was told to forget it: the physical limit
+  load, first token    from `import herd` until `herd.load` returns, and until the first token of an answer is there, when nothing
+                       can be put off any longer. Each is measured
+      cold             after the system was told to forget the file, with nothing kept from earlier starts;
+      warm             with the file in memory, nothing kept from earlier starts;
+      kept             with packed weights kept from an earlier start, mapped: no packing.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from record import commit, figure, machine, say
+from record import commit, figure, machine, say, sha256
+
+import herd
 
 SHAPES = {
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
@@ -38,12 +44,14 @@ import sys, time
 before = time.perf_counter()
 import herd
 model = herd.load(sys.argv[1])
-print(time.perf_counter() - before)
-if sys.argv[2] == "keep":
-    model.generate([1, 2, 3], max_tokens=2, temperature=0.0)
-    time.sleep(float(sys.argv[3]))
+loaded = time.perf_counter() - before
+model.generate([1, 2, 3], max_tokens=1, temperature=0.0)
+print(loaded, time.perf_counter() - before)
+time.sleep(float(sys.argv[2]))
 model.close()
 """
+PARTS = ("nothing-kept", "kept")
+KEEP_S = 40.0
 
 
 def main() -> None:
@@ -51,36 +59,56 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where the model is written; removed at the end")
+    parser.add_argument("--model", type=Path, default=None, help="a folder that write_model made; stays")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which figures")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="herd-loading-", dir=options.folder))
+    parts = options.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        parser.error(f"--parts is {options.parts}; there are {', '.join(PARTS)}")
+    folder = options.model or Path(tempfile.mkdtemp(prefix="herd-loading-", dir=options.folder))
+    weights = folder / "model.safetensors" if options.model else write_model(folder, options.size)
     try:
-        weights = write_model(folder, options.size)
-        measure(folder, weights, options.rounds)
+        model = {"model": f"Llama 3.2's shape {options.size}, random bfloat16", "model_mb": weights.stat().st_size // 10**6}
+        facts = {**model, "model_sha256": sha256(weights), "commit": commit(), "machine": machine(), "threads": machine()["cores"]}
+        facts["versions"] = {"herd": herd.__version__}
+        if "nothing-kept" in parts:
+            measure_nothing_kept(folder, weights, options.rounds, facts)
+        if "kept" in parts:
+            measure_kept(folder, options.rounds, facts)
     finally:
-        shutil.rmtree(folder)
+        if not options.model:
+            shutil.rmtree(folder)
 
 
-def measure(folder: Path, weights: Path, rounds: int) -> None:
-    home = folder / "home"
-    facts = {"bytes": weights.stat().st_size, "commit": commit(), "machine": machine()}
-    read_cold, load_cold, load_warm, load_kept = [], [], [], []
+def measure_nothing_kept(folder: Path, weights: Path, rounds: int, facts: Mapping[str, Any]) -> None:
+    read_cold, cold, warm = [], [], []
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         forget(weights)
         read_cold.append(read_through(weights))
         forget(weights)
-        load_cold.append(load(folder, home / f"cold{number}"))
-        load_warm.append(load(folder, home / f"warm{number}"))
+        cold.append(load(folder))
+        warm.append(load(folder))
+    bound = {"value": round(float(np.median(read_cold)), 3), "what": "reading the file cold"}
+    share = round(float(np.median(read_cold) / np.median([first for _, first in cold])), 3)
+    figure("read cold", read_cold, "s", facts)
+    figure("load, cold", [loaded for loaded, _ in cold], "s", facts)
+    figure("first token, cold", [first for _, first in cold], "s", facts, bound=bound, share=share)
+    figure("load, warm", [loaded for loaded, _ in warm], "s", facts)
+    figure("first token, warm", [first for _, first in warm], "s", facts)
+
+
+def measure_kept(folder: Path, rounds: int, facts: Mapping[str, Any]) -> None:
+    home = folder / "home"
+    try:
+        load(folder, home, KEEP_S)
+        if not list(home.rglob("*.kept")):
+            raise SystemExit(f"Packed weights were not kept within {KEEP_S} s.")
+        kept = [load(folder, home) for _ in range(rounds)]
+    finally:
         shutil.rmtree(home, ignore_errors=True)
-    load(folder, home / "kept", keep_s=30.0)
-    for _ in range(rounds):
-        load_kept.append(load(folder, home / "kept"))
-    bound = {"value": float(np.median(read_cold)), "unit": "s", "what": "reading the file cold"}
-    share = float(np.median(load_cold) / np.median(read_cold))
-    figure("loading: read cold", read_cold, "s", facts)
-    figure("loading: load cold", load_cold, "s", facts, bound=bound, times_the_bound=round(share, 3))
-    figure("loading: load warm, packing", load_warm, "s", facts)
-    figure("loading: load warm, packed weights kept", load_kept, "s", facts)
+    figure("load, kept", [loaded for loaded, _ in kept], "s", facts)
+    figure("first token, kept", [first for _, first in kept], "s", facts)
 
 
 def write_model(folder: Path, size: str) -> Path:
@@ -143,12 +171,13 @@ def read_through(path: Path) -> float:
     return time.perf_counter() - before
 
 
-def load(folder: Path, home: Path, keep_s: float = 0.0) -> float:
-    """Seconds from `import herd` to a loaded model, in a process of its own."""
-    home.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-c", LOAD, str(folder), "keep" if keep_s else "", str(keep_s)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "HERD_HOME": str(home)})
-    return float(done.stdout.split()[0])
+def load(folder: Path, home: Path | None = None, stay_s: float = 0.0) -> tuple[float, float]:
+    """Seconds from `import herd` to a loaded model and to the first token, in a process of its own. Without `home` nothing is kept."""
+    words = [sys.executable, "-c", LOAD, str(folder), str(stay_s)]
+    kept = {"HERD_CACHE_BYTES": "0"} if home is None else {"HERD_HOME": str(home)}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, **kept})
+    loaded, first = done.stdout.split()
+    return float(loaded), float(first)
 
 
 if __name__ == "__main__":

@@ -278,8 +278,8 @@ void turn_panel(const uint8_t* const* rows, int64_t columns, uint8_t* panel) {
             }
         }
     }
-    for (int64_t k = whole; k < columns; ++k) {
-        for (int64_t lane = 0; lane < kPanelRows; ++lane) std::memcpy(panel + (k * kPanelRows + lane) * kBytes, rows[lane] + k * kBytes, kBytes);
+    for (int64_t i = whole * kPanelRows; i < columns * kPanelRows; ++i) {
+        std::memcpy(panel + i * kBytes, rows[i % kPanelRows] + i / kPanelRows * kBytes, kBytes);
     }
 }
 
@@ -366,8 +366,7 @@ int64_t packed_bytes(Storage storage, Arithmetic arithmetic, int64_t rows, int64
 
 void pack_panel(Storage storage, FileRows rows_of_file, int64_t rows, int64_t columns, int64_t p, uint8_t* panel) {
     const Layout at = layout(storage);
-    const int64_t bytes = panel_bytes(storage, Arithmetic::Int8, columns), file_bytes = row_bytes(storage, columns);
-    const int64_t left = rows - p * kPanelRows;
+    const int64_t bytes = panel_bytes(storage, Arithmetic::Int8, columns), file_bytes = row_bytes(storage, columns), left = rows - p * kPanelRows;
     const int lanes = static_cast<int>(left < kPanelRows ? left : kPanelRows);
     if (lanes < kPanelRows || columns % 2 != 0) std::memset(panel, 0, static_cast<size_t>(bytes));
     const uint8_t* file[kPanelRows];
