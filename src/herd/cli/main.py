@@ -19,7 +19,7 @@ from herd.errors import CapacityError, HerdError
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
-COMMANDS = ("bench", "chat", "convert", "eval", "models", "plan", "pull", "remove", "run", "show", "verify")
+COMMANDS = ("bench", "chat", "convert", "eval", "licence", "models", "plan", "pull", "remove", "run", "show", "verify")
 
 
 class Herd(Examples, click.Group):
@@ -129,6 +129,8 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.chat import chat as found
         case "eval":
             from herd.cli.eval import evaluate as found
+        case "licence":
+            from herd.cli.licence import licence as found
         case "models":
             from herd.cli.models import models as found
         case "plan":
