@@ -33,6 +33,8 @@ BOMBS = {
     "a name written often": "{{ ('%(a)s' * 200000) % {'a': 'x' * 900000} }}",
     "a name written often by a filter": "{{ ('%(a)s' * 200000)|format(a='x' * 900000) }}",
     "a list by name written often": "{{ ('%(a)r' * 200000) % {'a': ['x' * 900000]} }}",
+    "indents of what is nested": "{% set n = namespace(x=range(9000)|list) %}{% for i in range(300) %}{% set n.x = [n.x] %}{% endfor %}"
+    "{{ n.x|tojson(indent=256)|length }}",
     "many decimals": "{{ '%.999999999f' % 1.5 }}",
     "str.format": "{{ '{:1000000000d}'.format(1) }}",
     "mapped formats": "{{ ['%1000000000d']|map('format', 1)|list }}",

@@ -224,7 +224,20 @@ def _width(value: Any) -> int:
 def _filter_tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
     if indent is not None and not (isinstance(indent, str) and len(indent) <= 16):
         indent = _width(indent)
+    if indent:
+        _allocate_indented(value, len(indent) if isinstance(indent, str) else indent)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _allocate_indented(value: Any, width: int) -> None:
+    """The white space before each item of what is nested, before it is written. The value has been weighed."""
+    pending, budget = [(value, 1)], current()
+    while pending:
+        item, depth = pending.pop()
+        inside = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+        if inside:
+            budget.allocate(len(inside) * depth * max(width, 0))
+        pending += [(each, depth + 1) for each in inside]
 
 
 def _filter_join(value: Any, d: str = "", attribute: Any = None) -> str:
