@@ -126,6 +126,28 @@ def write_bytes_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def test_what_is_no_list_is_refused_by_name_and_a_closed_model_has_no_names_to_find(tmp_path: Path) -> None:
+    write_huggingface(tmp_path, CFG, random_leaves(CFG))
+    with herd.load(tmp_path, backend="reference") as loaded:
+        with pytest.raises(UsageError, match="taps is NoneType; expected a list of names"):
+            loaded.trace(IDS, None)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="texts is NoneType; expected a text or a list of texts"):
+            loaded.embed(None)  # type: ignore[arg-type]
+        loaded._engine._value_names = None
+    with pytest.raises(UsageError, match="closed"):
+        loaded.trace(IDS)
+
+
+def test_a_patch_that_asks_its_own_model_is_told_so(model: herd.Model) -> None:
+    def asking(x_TD: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        model.logits([1])
+        return x_TD
+
+    with pytest.raises(UsageError, match="in the middle of a step"):
+        model.patch(IDS, {"embed": asking})
+    assert model.logits(IDS[:3]).shape == (3, CFG.vocab_size)
+
+
 def test_pictures_for_a_model_that_reads_text_only_are_refused(model: herd.Model) -> None:
     with pytest.raises(UsageError, match="reads text only; 1 pictures were given"):
         model.logits(IDS, images=[b""])

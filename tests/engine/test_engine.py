@@ -526,6 +526,31 @@ def test_a_classifier_is_asked_by_one_thread_at_a_time_and_not_after_closing() -
         engine.classify([1])
 
 
+def test_names_of_values_are_found_out_once_and_when_nobody_runs_the_model() -> None:
+    class Named(FakeBackend):
+        asked = 0
+
+        def value_names(self) -> tuple[str, ...]:
+            assert not is_stepping.is_set()
+            self.asked += 1
+            return ("embed",)
+
+    is_stepping, backend = threading.Event(), Named(VOCAB)
+    engine = make(backend)
+
+    def slowly(plan: Plan) -> None:
+        is_stepping.set()
+        time.sleep(0.05)
+        is_stepping.clear()
+
+    backend.before_step = slowly
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(lambda: collect(engine.run(Request(tokens=[1], max_tokens=3))))
+        is_stepping.wait(5)
+        assert [engine.value_names, engine.value_names] == [("embed",)] * 2 and backend.asked == 1
+        assert answer.result(5)
+
+
 def test_requests_with_other_pictures_share_no_pages() -> None:
     engine = make()
 

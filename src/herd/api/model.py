@@ -142,7 +142,7 @@ class Model:
     @property
     def value_names(self) -> tuple[str, ...]:
         """Names of all values on the way from tokens to logits that `trace` reads and `patch` replaces, in order."""
-        return self._engine.backend.value_names()
+        return self._engine.value_names
 
     def trace(self, prompt: str | Sequence[int], taps: Iterable[str] = (), images: Sequence[object] = ()) -> Trace:
         """One forward of a text or token ids, with the values that the patterns in `taps` name (`layers.*.out`) read.
@@ -193,6 +193,8 @@ class Model:
         from herd.api.research import embed
 
         self._refuse_classifier()
+        if not isinstance(texts, Iterable):
+            raise UsageError(f"texts is {type(texts).__name__}; expected a text or a list of texts.")
         wanted = [texts] if isinstance(texts, str) else list(texts)
         return embed(self._engine, [self.tokenizer.encode(text) for text in wanted])
 

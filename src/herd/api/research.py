@@ -49,9 +49,11 @@ def run(
     """The forward of `tokens`, with the values that match `taps` read and those that match `changes` replaced. A `*` in a pattern
     stands for anything between two dots: `layers.*.out`. `UsageError` for a name that no value has and for a replacement of
     the wrong shape."""
-    known = engine.backend.value_names()
+    known = engine.value_names
     if not isinstance(changes, Mapping):
         raise UsageError(f"changes is {type(changes).__name__}; expected names of values with what replaces each.")
+    if not isinstance(taps, Iterable):
+        raise UsageError(f"taps is {type(taps).__name__}; expected a list of names of values.")
     taps = (taps,) if isinstance(taps, str) else taps
     read = frozenset(name for pattern in taps for name in _matching(pattern, known))
     patch = {name: change for pattern, change in changes.items() for name in _matching(pattern, known)}
