@@ -101,7 +101,7 @@ def _directory(reader: BoundedReader) -> tuple[int, int, int]:
 def _directory64(reader: BoundedReader, at: int) -> tuple[int, tuple[int, int, int]]:
     """Where the zip64 end begins, and (entries, size, begin) as it gives them."""
     _, disk, where, disks = _LOCATOR.unpack_from(reader.view, at)
-    if disk or disks > 1 or where != at - _END64.size:
+    if disk or disks != 1 or where != at - _END64.size:
         reader.fail("the zip64 locator", f"disk {disk} of {disks}, byte {where}", f"one disk, byte {at - _END64.size}", at)
     signature, length, _, _, disk, first_disk, here, count, size, begin = _END64.unpack_from(reader.view, where)
     if signature != b"PK\x06\x06" or length != _END64.size - 12 or disk or first_disk or here != count:
