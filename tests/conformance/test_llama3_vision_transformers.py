@@ -20,12 +20,14 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 
 import torch
 
+import herd
 from conformance.llama3_vision_texts import CFG, SEES, TEXTS, difference, placed, span_of, text
-from conformance.running import NUM_PAGES
+from conformance.running import NUM_PAGES, cpu_is_built
 from herd.backends.base import BackendOptions, Placed, Plan, Span
 from herd.backends.reference import ReferenceBackend
 from herd.checkpoints import open_checkpoint
 from herd.checkpoints.mllama_places import shapes_of_pictures
+from herd.errors import UsageError
 from herd.images.pixels import prepare
 from herd.models.architecture import seeing
 from tiny import random_leaves
@@ -213,6 +215,24 @@ def test_images_of_any_size_equal_those_that_transformers_prepares(theirs: tuple
     assert [(each.rows, each.columns) for each in pictures] == [(1, 1), (1, 3), (3, 1), (2, 2)]
     found = ours.logits(Plan((Span(0, tokens, [0], len(tokens), pictures=placed(tokens, pictures)),)))
     assert difference(found, exact.numpy()) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "torch"])
+def test_a_loaded_model_is_shown_pictures_on_every_backend(theirs: tuple[Any, Path], ours: ReferenceBackend, name: str) -> None:
+    if name == "cpu" and not cpu_is_built():
+        pytest.skip("the native core is not built here")
+    image = Image.fromarray(np.random.default_rng(6).integers(0, 256, (50, 70, 3), np.uint8))
+    tokens = [*text(3), SEES, *text(4)]
+    model = seeing(CFG)
+    assert model is not None
+    kind, numbers = model.preparation(CFG)
+    exact = ours.logits(Plan((Span(0, tokens, [0], len(tokens), pictures=placed(tokens, [prepare(kind, image, **numbers)])),)))
+    with herd.load(theirs[1], backend=name) as loaded:
+        assert difference(loaded.logits(tokens, images=[image]), exact) < 1e-3
+        with pytest.raises(UsageError, match=r"1 tokens that stand for a picture .* and 0 pictures came with it"):
+            loaded.logits(tokens)
+        with pytest.raises(UsageError, match="images is Image; expected a list of pictures"):
+            loaded.logits(tokens, images=image)
 
 
 def test_the_config_that_transformers_saved_is_ours(theirs: tuple[Any, Path]) -> None:
