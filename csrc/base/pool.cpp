@@ -85,7 +85,9 @@ void Pool::run_job(const Job& job) {
     const uint32_t number = started_.load(std::memory_order_relaxed) + 1;
     job_ = &job;
     state_.store(static_cast<uint64_t>(number) << 32 | kOpen, std::memory_order_release);
-    started_.store(number, std::memory_order_release);
+    // Sequentially consistent: `notify_all` looks whether somebody sleeps, and may not look before this store is seen. A worker that
+    // fell asleep in between would sleep through a job that waits for it (`barrier`).
+    started_.store(number, std::memory_order_seq_cst);
     started_.notify_all();
     job(0);
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
