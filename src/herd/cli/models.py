@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from herd.cli.options import Examples, offline_option
+from herd.cli.pick import PICK_OPTIONS, pick_options
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _waiting(name: str) -> None:
     herd models --takes image                    only what takes pictures
     herd models llama-4                          only names that hold this
     herd models --compare llama-3.1-8b llama-3.2-3b
+    herd models --pick --task code --languages de --memory 16GiB
     herd models --json                           the same for programs
     """,
 )
@@ -69,13 +71,26 @@ def _waiting(name: str) -> None:
 @click.option("--takes", type=click.Choice(["text", "image", "video"]), help="Only models that take this.")
 @click.option("--kind", type=click.Choice(["base", "instruct", "guard", "classifier"]), help="Only models of this kind.")
 @click.option("--compare", is_flag=True, help="Set the models that are named side by side: sizes, memory, licence, scores in common.")
+@pick_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @offline_option
-def models(names: tuple[str, ...], here: bool, takes: str | None, kind: str | None, compare: bool, as_json: bool) -> None:
+def models(
+    names: tuple[str, ...], here: bool, takes: str | None, kind: str | None, compare: bool, pick: bool, as_json: bool, **wishes: str | None
+) -> None:
     """List the models that herd knows, and those that are on this machine."""
     from herd.cli.output import print_json, print_table
     from herd.files import models_folder
 
+    if pick:
+        from herd.cli.pick import pick as short_list
+
+        if names or here or kind or compare:
+            raise UsageError("--pick chooses among all models by what is wanted; names, --here, --kind and --compare are for the list.")
+        short_list(wishes, pictures=takes in ("image", "video"), as_json=as_json)
+        return
+    stray = next((name for name in PICK_OPTIONS if wishes.get(name)), None)
+    if stray is not None:
+        raise UsageError(f"--{stray} belongs to --pick: herd models --pick --{stray} ...")
     if compare:
         from herd.cli.comparing import compare as side_by_side
 
