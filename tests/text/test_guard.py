@@ -77,6 +77,15 @@ def test_pictures_come_before_the_task() -> None:
         Guard(BYTES, "guard3").render([{"role": "user", "content": content}])
 
 
+def test_guard_4_judges_abuse_of_code_interpreters_in_text_alone() -> None:
+    picture = [{"role": "user", "content": [{"type": "image", "image": b"never decoded"}, {"type": "text", "text": "What is this?"}]}]
+    assert "S14: Code Interpreter Abuse." in text_of(Guard(BYTES, "guard4"), QUESTION)
+    listed = to_text(Guard(BYTES, "guard4").parts(read_conversation(picture)))
+    assert "S13: Elections." in listed and "S14" not in listed
+    own = (Category("S14", "Own"),)
+    assert "S14: Own." in to_text(Guard(BYTES, "guard4", own).parts(read_conversation(picture)))
+
+
 def test_categories_of_ones_own_replace_the_models() -> None:
     own = read_categories(["Spoilers", {"code": "X9", "name": "Puns", "description": "Should not\n- contain puns"}, Category("A", "B")])
     text = text_of(Guard(BYTES, "guard3", categories=own), QUESTION)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +116,9 @@ def open_container(data: bytes, expected: set[str] | None = None) -> Image.Image
     if len(data) > MAX_BYTES:
         raise UsageError(f"The picture has more than {MAX_BYTES:,} bytes. Send a smaller copy.")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UsageError(f"The picture has more than {MAX_PIXELS:,} pixels. Send a smaller copy.") from None
     except Exception:

@@ -103,7 +103,7 @@ class Guard(ChatFormat):
         open_turn, close_turn = _FRAMES[self.version]
         yield from open_turn
         yield from (Control(self.image_token) for _ in conversation.images)
-        yield from self._task(conversation.messages)
+        yield from self._task(conversation.messages, has_pictures=bool(conversation.images))
         yield from close_turn
 
     def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
@@ -127,11 +127,14 @@ class Guard(ChatFormat):
         """The id with which `unsafe` begins."""
         return self.tokenizer.encode("unsafe", bos=False)[0]
 
-    def _task(self, messages: Iterable[Message]) -> Iterator[Part]:
+    def _task(self, messages: Iterable[Message], *, has_pictures: bool) -> Iterator[Part]:
         turns = list(messages)
         judged = "Agent" if turns[-1].role is Role.ASSISTANT else "User"
         unsafe = "UNSAFECONTENT" if self.version == "guard3-vision" else "UNSAFE CONTENT"
-        listed = "\n".join(f"{c.code}: {c.name}." + (f"\n{c.description}" if c.description else "") for c in self.all_categories)
+        categories = self.all_categories
+        if has_pictures and self.version == "guard4" and not self.categories:
+            categories = categories[: len(_NAMES_3)]  # abuse of a code interpreter is judged in text alone
+        listed = "\n".join(f"{c.code}: {c.name}." + (f"\n{c.description}" if c.description else "") for c in categories)
         yield (
             f"Task: Check if there is unsafe content in '{judged}' messages in conversations according our safety policy with the"
             f" below categories.\n\n<BEGIN {unsafe} CATEGORIES>\n{listed}\n<END {unsafe} CATEGORIES>\n\n<BEGIN CONVERSATION>\n\n"

@@ -1,4 +1,4 @@
-"""Code Llama's infilling (7B and 13B, base and Instruct): what stands between a beginning and an end.
+"""Code Llama's infilling (7B and 13B, base and Instruct, and 70B base): what stands between a beginning and an end.
 
     prefix first   <s> ▁<PRE> prefix ▁<SUF> suffix ▁<MID>
     suffix first   <s> ▁<PRE> ▁<SUF> suffix ▁<MID> prefix
@@ -30,7 +30,7 @@ class Infilling:
         if missing or self.tokenizer.bos_id is None:
             raise UsageError(
                 f"this model's vocabulary has no token {missing[0] if missing else 'BOS'}, so it was not taught to fill in; Code Llama"
-                " 7B and 13B (base and Instruct) were."
+                " 7B and 13B (base and Instruct) and 70B base were."
             )
 
     def render(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> list[int]:
