@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ import pytest
 
 import herd
 from cli import chat_model
-from cli.running import STORIES
+from cli.running import STORIES, environment
+from conformance.running import cpu_is_built
+from herd.backends.base import Plan, Span
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.family.catalogue import find
 from herd.family.finding import Found
 from herd.files import models_folder
+from herd.providers.base import CompletionRequest
 from herd.sampling.stop import StopReason
 from tiny import random_leaves, tiny_llama
 from tiny_files import write_gguf, write_huggingface
@@ -210,6 +216,32 @@ def test_a_closed_model_is_closed_once_and_for_all() -> None:
     model.close()
     with pytest.raises(UsageError, match="closed"):
         model.generate([1], max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "backend", ["reference", pytest.param("cpu", marks=pytest.mark.skipif(not cpu_is_built(), reason="no native core"))]
+)
+def test_a_program_may_end_without_closing_its_model(backend: str, tmp_path: Path) -> None:
+    program = (
+        "import herd, sys\n"
+        "model = herd.load(sys.argv[1], backend=sys.argv[2])\n"
+        "print(model.generate([1, 2, 3], max_tokens=2, temperature=0.0).token_ids)\n"
+    )
+    words = [sys.executable, "-c", program, str(STORIES), backend]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment(HERD_HOME=str(tmp_path)))
+    assert done.returncode == 0 and done.stdout.startswith("[") and done.stderr == ""
+
+
+def test_a_model_that_is_lost_gives_its_files_back_but_not_under_a_stream() -> None:
+    model = herd.load(STORIES, backend="reference")
+    backend = model._engine.backend
+    events = model.provider.complete(CompletionRequest(prompt=[1], sampling=model.sampling({"temperature": 0.0}), max_tokens=3))
+    del model
+    assert [event.type for event in events][-1] == "finished"
+    del events
+    gc.collect()
+    with pytest.raises(UsageError, match="closed"):
+        backend.step(Plan((Span(0, [1], [0], 1),)))
 
 
 def test_a_damaged_folder_in_meta_s_own_layout_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,10 +106,18 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     backend = _backend(checkpoint, choices)
     try:
         engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
+        # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
+        weakref.finalize(engine, _release, backend, checkpoint)
         return Model(found, checkpoint, engine, words)
     except BaseException:
         backend.close()
         raise
+
+
+def _release(backend: Backend, checkpoint: Checkpoint) -> None:
+    """Gives back what a model held; nothing happens if it was closed."""
+    backend.close()
+    checkpoint.close()
 
 
 @contextmanager

@@ -258,7 +258,7 @@ class Model:
         return self._provider.prompt(request)[0]
 
     def infill(self, prefix: str, suffix: str, *, suffix_first: bool = False, max_tokens: int | None = None, **sampling: Any) -> Output:
-        """What stands between two texts, by a model that was taught to fill in (Code Llama 7B, 13B and 70B base). suffix_first: show it the end
+        """What stands between two texts, by a model that was taught to fill in: some Code Llamas. suffix_first: show it the end
         before the beginning. The rest as in `generate`."""
         return asking.infill(self, prefix, suffix, suffix_first, max_tokens, self.sampling(sampling))
 
