@@ -68,28 +68,33 @@ class Reader:
 
     def stored(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The tensor of a file that holds this weight, under its name and with its shape there."""
-        vision = self._cfg.vision
-        shapes = len(shapes_of_pictures(vision.max_tiles)) + 1
-        theirs = {
-            "vision.patches": (vision.width, CHANNELS, vision.patch, vision.patch),
-            "vision.class_row": (vision.width,),
-            "vision.tile_positions": (shapes, vision.max_tiles * vision.tile_rows * vision.width),
-            "vision.before": (shapes, vision.max_tiles * vision.width),
-            "vision.after": (shapes, vision.max_tiles * vision.width),
-        }
         name = mllama_names.in_huggingface(self._cfg, spec.name)
-        return (replace(spec, name=name, shape=theirs.get(spec.name, spec.shape)),)
+        return (replace(spec, name=name, shape=stored_shape(self._cfg, spec)),)
 
     def source(self, spec: TensorSpec, found: Mapping[str, Source]) -> Source:
         """Where a weight comes from, given the tensors that `stored` names."""
         tensor = found[mllama_names.in_huggingface(self._cfg, spec.name)]
         if spec.name in PLACES:
             vision = self._cfg.vision
-            rows = vision.tile_rows if spec.name == "vision.tile_positions" else 1
-            return places_of_tiles(tensor, vision.max_tiles, rows, vision.width)
+            return places_of_tiles(tensor, vision.max_tiles, rows_of_a_place(self._cfg, spec.name), vision.width)
         if spec.rotary_heads:
             return Interleaved(tensor, spec.rotary_heads)
         return tensor if tensor.shape == spec.shape else Reshaped(tensor, spec.shape)
+
+
+def stored_shape(cfg: Llama3VisionConfig, spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of a weight in these folders."""
+    vision = cfg.vision
+    if spec.name in PLACES:
+        shapes = len(shapes_of_pictures(vision.max_tiles)) + 1
+        return (shapes, vision.max_tiles * rows_of_a_place(cfg, spec.name) * vision.width)
+    theirs = {"vision.patches": (vision.width, CHANNELS, vision.patch, vision.patch), "vision.class_row": (vision.width,)}
+    return theirs.get(spec.name, spec.shape)
+
+
+def rows_of_a_place(cfg: Llama3VisionConfig, name: str) -> int:
+    """How many rows of the table `name` belong to one place of the grid of tiles."""
+    return cfg.vision.tile_rows if name == "vision.tile_positions" else 1
 
 
 def _object(r: ConfigReader, key: str) -> Mapping[str, Any]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
+
 from herd.checkpoints.sources import Joined, Part, Reshaped
 from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
 from herd.dtypes import DType
@@ -107,3 +109,40 @@ class Nowhere(_OfCopies):
                     "Llama 3.2 Vision adds nothing there; such models are not read."
                 )
         return ours
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOut:
+    """The opposite of `places_of_tiles`: a grid [max_tiles^2 * rows, width] as the table of these folders, a row for each shape."""
+
+    grid: Source
+    max_tiles: int
+    rows_of_place: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.grid.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shapes = len(shapes_of_pictures(self.max_tiles)) + 1
+        return (shapes, self.max_tiles * self.rows_of_place * self.grid.shape[1])
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return self.grid.tensors
+
+    def rows(self) -> Bytes:
+        return self.read(0, self.shape[0])
+
+    def read(self, first: int, last: int) -> Bytes:
+        shapes, count = shapes_of_pictures(self.max_tiles), self.rows_of_place
+        size = count * self.dtype.row_bytes(self.grid.shape[1])
+        out = np.zeros((last - first, self.max_tiles * size), np.uint8)
+        for row in range(max(first, 1), last):
+            height, width = shapes[row - 1]
+            for tile, (line, column) in enumerate(itertools.product(range(height), range(width))):
+                place = line * self.max_tiles + column
+                data = self.grid.read(place * count, (place + 1) * count)
+                out[row - first, tile * size : (tile + 1) * size] = data.reshape(-1)
+        return out

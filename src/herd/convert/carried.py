@@ -16,6 +16,7 @@ from herd.text.vocabulary import Vocabulary
 
 TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "ACCEPTABLE_USE*", "README*", "MODEL_CARD*")
 GENERATION = "generation_config.json"
+CLASSIFIER = "deberta-v2"
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -49,7 +50,8 @@ def folder_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str,
     """Everything of a folder but config and weights, by name."""
     files = texts(checkpoint)
     files |= _tokenizer_files(checkpoint, vocabulary, to, notes)
-    if GENERATION not in files and (generation := _generation(checkpoint, vocabulary)):
+    is_classifier = checkpoint.architecture == CLASSIFIER
+    if not is_classifier and GENERATION not in files and (generation := _generation(checkpoint, vocabulary)):
         files[GENERATION] = as_json(generation)
     if not any(name.upper().startswith(("LICENSE", "LICENCE")) for name in files):
         notes.append("The source has no licence file, so none was carried along; the model's licence holds all the same.")

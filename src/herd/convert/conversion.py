@@ -117,7 +117,8 @@ def _job(checkpoint: Checkpoint, shaping: Shaping, progress: Progress) -> _Job:
 def _to_huggingface(job: _Job, destination: Path, shard_bytes: int) -> Report:
     config = job.layouts.huggingface_config(job.config)
     outputs = job.layouts.huggingface_outputs(job.checkpoint, job.shaping)
-    config |= _tokens_of(job) | {"dtype": _torch_name(outputs), "torch_dtype": _torch_name(outputs)}
+    config.get("text_config", config).update(_tokens_of(job))
+    config |= {"dtype": _torch_name(outputs), "torch_dtype": _torch_name(outputs)}
     files = {"config.json": as_json(config), **folder_files(job.checkpoint, job.vocabulary, "hf", job.notes)}
 
     def write(folder: Path, told: Told) -> list[str]:
@@ -153,14 +154,23 @@ def _folder(
 def _to_gguf(job: _Job, destination: Path) -> Report:
     if destination.suffix != ".gguf":
         raise UsageError(f"{destination}: a GGUF file's name ends in .gguf.")
-    keys, outputs = job.layouts.gguf_outputs(job.checkpoint, job.config, job.shaping)
-    keys = {**_general(job, outputs), **keys, **_gguf_text(job), **gguf_texts(job.checkpoint)}
+    keys, outputs = _gguf_contents(job)
     stored = total_bytes(outputs)
     check_place(destination, stored)
     with atomic_write(destination) as file:
         write_gguf(file, keys, outputs, Told(job.progress, destination.name, stored))
         check_place(destination, 0)
     return Report(destination, "gguf", len(outputs), stored, (destination.name,), tuple(job.notes))
+
+
+def gguf_contents(checkpoint: Checkpoint, shaping: Shaping) -> tuple[dict[str, Any], list[Output]]:
+    """All keys and tensors of a checkpoint as a GGUF file."""
+    return _gguf_contents(_job(checkpoint, shaping, silent))
+
+
+def _gguf_contents(job: _Job) -> tuple[dict[str, Any], list[Output]]:
+    keys, outputs = job.layouts.gguf_outputs(job.checkpoint, job.config, job.shaping)
+    return {**_general(job, outputs), **keys, **_gguf_text(job), **gguf_texts(job.checkpoint)}, outputs
 
 
 def _general(job: _Job, outputs: list[Output]) -> dict[str, Any]:

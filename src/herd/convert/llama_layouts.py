@@ -67,7 +67,7 @@ def rope_scaling(rope: Rope) -> dict[str, Any] | None:
 def huggingface_outputs(checkpoint: Checkpoint, shaping: Shaping) -> list[Output]:
     """All tensors by their names there, halves of heads apart. A bias that only some projections have is zeros in the others."""
     outputs = [
-        Output(names.in_file(names.HUGGING_FACE, spec.name), _halved(shaping.plain(checkpoint, spec), spec.rotary_heads))
+        Output(names.in_file(names.HUGGING_FACE, spec.name), halved(shaping.plain(checkpoint, spec), spec.rotary_heads))
         for spec in checkpoint.specs
     ]
     cfg: LlamaConfig = checkpoint.config
@@ -91,7 +91,8 @@ def _missing_biases(cfg: LlamaConfig, layer: int) -> list[TensorSpec]:
     return [TensorSpec(f"{at}.{name}_bias", (size,)) for name, size in sizes.items()]
 
 
-def _halved(source: Source, heads: int) -> Source:
+def halved(source: Source, heads: int) -> Source:
+    """A weight of rotated heads with the halves of each head apart; `heads` 0: as it is."""
     if not heads:
         return source
     return source.tensor if isinstance(source, Interleaved) and source.num_heads == heads else Halved(source, heads)
