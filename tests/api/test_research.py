@@ -85,6 +85,8 @@ def test_patches_leave_nothing_in_the_cache(model: herd.Model) -> None:
         ({}, ["layers.9.out"], r"No value of this model is called 'layers.9.out'; did you mean 'layers.\d.out'"),
         ({"embed": np.zeros((3, 256), np.float32)}, [], r"has shape \[3, 256\]; the value has \[150, 256\]"),
         ({"embed": lambda x, at: x[:1]}, [], r"The patch of embed gave shape \[1, 256\]; the value has \[64, 256\]"),
+        ({"embed": 0.0, "emb*": 1.0}, [], "Two changes match embed, the second is 'emb\\*'"),
+        ({"embed": float("nan")}, [], "The replacement of embed holds a value that is not a finite number, from position 0 on"),
         ({"layers.0.attention.weights": np.zeros((8, 2, 2))}, [], r"the value has \[8, 150, 150\]"),
         ({"embed": "loud"}, [], "The replacement of embed is 'loud'; expected a number, an array or a function"),
         (["embed"], [], "changes is list; expected names of values"),

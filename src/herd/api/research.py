@@ -56,10 +56,15 @@ def run(
         raise UsageError(f"taps is {type(taps).__name__}; expected a list of names of values.")
     taps = (taps,) if isinstance(taps, str) else taps
     read = frozenset(name for pattern in taps for name in _matching(pattern, known))
-    patch = {name: change for pattern, change in changes.items() for name in _matching(pattern, known)}
+    patch: dict[str, Change] = {}
+    for pattern, change in changes.items():
+        for name in _matching(pattern, known):
+            if name in patch:
+                raise UsageError(f"Two changes match {name}, the second is {pattern!r:.80}; say once what it shall be replaced by.")
+            patch[name] = change
 
     def watch(positions: range) -> Watch:
-        return Watch(read, {name: partial(_changed, name, change, len(tokens), np.asarray(positions)) for name, change in patch.items()})
+        return Watch(read, {name: partial(_finite, name, change, len(tokens), np.asarray(positions)) for name, change in patch.items()})
 
     logits: list[Values] = []
     pieces: dict[str, list[Values]] = {name: [] for name in read}
@@ -81,6 +86,14 @@ def _matching(pattern: str, known: Sequence[str]) -> list[str]:
     if not found:
         raise UsageError(f"No value of this model is called {pattern!r:.80}{did_you_mean(pattern, known)} model.value_names lists them.")
     return found
+
+
+def _finite(name: str, change: Change, length: int, positions: NDArray[np.int64], value: Values) -> Values:
+    """As `_changed`; refuses what would be taken for damaged weights later."""
+    made = _changed(name, change, length, positions, value)
+    if not np.isfinite(made).all():
+        raise UsageError(f"The replacement of {name} holds a value that is not a finite number, from position {int(positions[0])} on.")
+    return made
 
 
 def _changed(name: str, change: Change, length: int, positions: NDArray[np.int64], value: Values) -> Values:
