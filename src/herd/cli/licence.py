@@ -111,7 +111,7 @@ def _ask(release: Release) -> dict[str, Any]:
     given: dict[str, Any] = {}
     month = licence_of(release).counted_month or "the month before its release"
     while (question := next_question(given, release, USERS_LIMIT)) is not None:
-        usual = question.default or (UNKNOWN if question.field == "users_per_month" else "")
+        usual = question.default or (UNKNOWN if question.field == "users_per_month" else "no" if question.choices else "")
         asks = question.asks.format(month=month)
         if question.choices:
             asks += f"\n  {', '.join(question.choices)}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from typing import cast
 
 from herd.dtypes import BF16, BY_NAME, F16, F32, Q4_0, Q8_0, DType
 from herd.errors import UsageError, did_you_mean
 from herd.models.architecture import Config
 from herd.models.sizes import buffer_bytes, cache_bytes, cache_kinds, needed_cache_bytes, weight_parts
-from herd.planner.formats import Format
+from herd.planner.formats import Chosen, Format
 from herd.planner.pictures import largest_picture
 from herd.records import dataclass
 
@@ -114,7 +116,7 @@ def reckon(config: Config, stored: Format, cache: DType, load: Load, *, kind: st
     picture = largest_picture(config)
     pictures = 0 if picture is None or not load.pictures else picture.encoding_bytes + load.users * load.pictures * picture.kept_bytes
     return Memory(
-        weights=weight_parts(config, stored.chosen),
+        weights=_parts(cast(Hashable, config), stored.chosen),
         cache=by_kind,
         cache_kept_whole=kept_whole,
         pictures=pictures,
@@ -122,6 +124,11 @@ def reckon(config: Config, stored: Format, cache: DType, load: Load, *, kind: st
         runtime=RUNTIME_BYTES[kind] * devices,
         whole=whole,
     )
+
+
+@lru_cache(maxsize=256)
+def _parts(config: Hashable, chosen: Chosen) -> Mapping[str, int]:
+    return weight_parts(cast(Config, config), chosen)
 
 
 def longest_context(config: Config, free_bytes: float, cache: DType) -> int:

@@ -162,16 +162,16 @@ def _rank(release: Release, task: str) -> tuple[tuple[float, ...], str]:
     """Where a model stands: which benchmark (the first counts most), the score, its size; and how that is said."""
     _, benchmarks = TASKS[task]
     count = float(release.parameters or 0)
-    for place, benchmark in enumerate(benchmarks):
-        weight = float(len(benchmarks) - place)
-        own = _score(release, benchmark)
-        if own is not None:
+    base = None if release.base is None else known(release.base)
+    weights = {benchmark: float(len(benchmarks) - place) for place, benchmark in enumerate(benchmarks)}
+    for benchmark, weight in weights.items():
+        if (own := _score(release, benchmark)) is not None:
             return (weight, own, count), f"{benchmark} {own:g}"
-        base = None if release.base is None else known(release.base)
+    for benchmark, weight in weights.items():
         if base is not None and (inherited := _score(base, benchmark)) is not None:
             return (weight, inherited, count), f"{benchmark} {inherited:g} of {base.name}, which it is made from"
-        smaller = _by_size(release, benchmark)
-        if smaller is not None:
+    for benchmark, weight in weights.items():
+        if (smaller := _by_size(release, benchmark)) is not None:
             return (weight, smaller[1], count), f"no published score; placed by its size beside {smaller[0]}"
     return (0.0, float(release.released.toordinal()), count), ""
 

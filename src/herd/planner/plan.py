@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
 
 from herd.dtypes import DType
 from herd.errors import UsageError
@@ -127,12 +128,17 @@ def choose(question: Question, device: Device) -> Choice:
     fit = smallest(question.config, memory_of(question, device.kind), device)
     if fit.layout is None:
         return Choice(fit, None, None, None)
-    work = Work(question.config, question.stored, question.cache)
+    work = _work(cast(Hashable, question.config), question.stored, question.cache)
     bound = predict(work, device, fit.layout, question.load, PEAK)
     expected = predict(work, device, fit.layout, question.load, question.shares)
     offers = offers_of(question.release)
     cost = reckon_cost(device, fit.devices, expected, question.load, offers, question.today, question.dollars_per_kwh)
     return Choice(fit, bound, expected, cost)
+
+
+@lru_cache(maxsize=64)
+def _work(config: Hashable, stored: Format, cache: DType) -> Work:
+    return Work(cast(Config, config), stored, cache)
 
 
 def _best(choices: Sequence[Choice]) -> Choice | None:

@@ -5,6 +5,7 @@ Every figure comes as a bound (the device does nothing else, at its peak) and as
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from herd.dtypes import DType
@@ -88,16 +89,39 @@ class Work:
 
     def read_bytes(self, num_tokens: int) -> float:
         """Bytes of weights that a step of so many tokens reads."""
-        total = 0.0
-        for spec in self._specs:
-            size = stored_bytes(self.stored.chosen(spec), spec.shape)
-            if spec.kind is Kind.EXPERTS:
-                total += size * distinct_experts(spec.shape[0], num_chosen(self.config), num_tokens) / spec.shape[0]
-            elif spec.kind is not Kind.EMBEDDING or self._tied_head:
-                total += size
-            else:
-                total += size * min(num_tokens, spec.shape[0]) / spec.shape[0]
+        total = float(self._read_always)
+        for rows, size in self._tables.items():
+            total += size * min(num_tokens, rows) / rows
+        for count, size in self._experts.items():
+            total += size * distinct_experts(count, num_chosen(self.config), num_tokens) / count
         return total
+
+    @cached_property
+    def _read_always(self) -> int:
+        """Bytes that every step reads, whatever its tokens."""
+        return sum(self._bytes(spec) for spec in self._specs if spec.kind is not Kind.EXPERTS and not self._is_looked_up(spec))
+
+    @cached_property
+    def _tables(self) -> Mapping[int, int]:
+        """Bytes of tables of which a token reads one row, by their rows."""
+        return self._by_first(spec for spec in self._specs if self._is_looked_up(spec))
+
+    @cached_property
+    def _experts(self) -> Mapping[int, int]:
+        """Bytes of all experts, by how many a layer has."""
+        return self._by_first(spec for spec in self._specs if spec.kind is Kind.EXPERTS)
+
+    def _by_first(self, specs: Iterable[TensorSpec]) -> Mapping[int, int]:
+        found: dict[int, int] = {}
+        for spec in specs:
+            found[spec.shape[0]] = found.get(spec.shape[0], 0) + self._bytes(spec)
+        return found
+
+    def _is_looked_up(self, spec: TensorSpec) -> bool:
+        return spec.kind is Kind.EMBEDDING and not self._tied_head
+
+    def _bytes(self, spec: TensorSpec) -> int:
+        return stored_bytes(self.stored.chosen(spec), spec.shape)
 
     def cache_read_bytes(self, context: int) -> int:
         """Bytes of keys and values that the next token of one conversation reads."""

@@ -1,0 +1,103 @@
+"""Training: operations, memory and layouts, beside figures that others published or measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from herd.errors import UsageError
+from herd.family.catalogue import find
+from herd.planner.devices import find_device
+from herd.planner.training import COMPUTE_SHARE, Run, check_run, operations_per_token, parts, reckon_run, step_memory
+
+H100 = find_device("h100")
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpointing", "mflop"),
+    [("lora", False, 629), ("lora", True, 869), ("full", False, 869)],
+)
+def test_operations_of_a_token_are_those_that_were_counted_by_hand(method: str, checkpointing: bool, mflop: float) -> None:
+    """SmolLM2-135M at 512 tokens, LoRA of rank 16 on all linear layers; that two of them agree is chance."""
+    run = Run(method=method, tokens=1, sequence_tokens=512, checkpointing=checkpointing)
+    assert operations_per_token(find("smollm2-135m").config(), run) / 1e6 == pytest.approx(mflop, rel=2e-3)
+
+
+def test_adapters_have_as_many_weights_as_were_counted() -> None:
+    plan = reckon_run(find("smollm2-135m").config(), Run(method="lora", tokens=1, sequence_tokens=512), H100)
+    assert plan.trained == pytest.approx(4.88e6, rel=1e-3) and plan.parameters == 134_515_008
+
+
+def test_pretraining_the_405b_takes_the_published_operations_and_about_its_hours() -> None:
+    """3.8e25 operations; 30.84 million H100 hours, of which the assumed share of the peak explains nine tenths."""
+    run = Run(method="pretrain", tokens=15_600_000_000_000, sequence_tokens=8192, checkpointing=False)
+    plan = reckon_run(find("llama-3.1-405b").config(), run, H100)
+    assert plan.operations == pytest.approx(3.8e25, rel=0.05)
+    hours = plan.operations / (H100.peaks["bf16"] * COMPUTE_SHARE) / 3600
+    assert hours == pytest.approx(30.84e6, rel=0.15)
+
+
+def test_a_token_of_scout_costs_six_operations_for_each_weight_that_it_meets() -> None:
+    run = Run(method="pretrain", tokens=1, sequence_tokens=1, checkpointing=False)
+    assert operations_per_token(find("llama-4-scout").config(), run) == pytest.approx(6 * 16_138_408_960, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "run", "devices", "gigabytes", "within"),
+    [
+        ("llama-3.1-8b", Run(method="lora", tokens=1, sequence_tokens=2048, sequences=2, rank=8), 1, 16.2 * 1.0737, 0.10),
+        ("llama-3.1-8b", Run(method="qlora", tokens=1, sequence_tokens=2048, sequences=2, rank=8), 1, 7.4 * 1.0737, 0.12),
+        ("llama-3.1-70b", Run(method="lora", tokens=1, sequence_tokens=2048, sequences=2), 8, 27.6 * 1.0737, 0.12),
+        ("llama-3.1-405b", Run(method="qlora", tokens=1, sequence_tokens=2048), 8, 44.8, 0.12),
+        ("llama-4-scout", Run(method="qlora", tokens=1, sequence_tokens=4096), 1, 64.5, 0.12),
+    ],
+)
+def test_memory_is_about_what_others_measured(model: str, run: Run, devices: int, gigabytes: float, within: float) -> None:
+    """torchtune's tables and Axolotl's Scout, whose batch and sequence lengths are only in part known."""
+    assert step_memory(find(model).config(), run).on_each(devices) / 1e9 == pytest.approx(gigabytes, rel=within)
+
+
+def test_full_training_keeps_sixteen_bytes_a_weight() -> None:
+    memory = step_memory(find("llama-3.2-1b").config(), Run(method="full", tokens=1, sequence_tokens=128))
+    assert memory.weights + memory.gradients + memory.optimizer == 16 * 1_235_814_400
+    assert sum(parts(memory).values()) == memory.total
+
+
+def test_checkpointing_saves_memory_and_costs_operations() -> None:
+    config = find("llama-3.1-8b").config()
+    kept, again = (Run(method="full", tokens=1, sequence_tokens=4096, checkpointing=each) for each in (False, True))
+    assert step_memory(config, again).activations < step_memory(config, kept).activations / 5
+    assert operations_per_token(config, again) > 1.2 * operations_per_token(config, kept)
+
+
+def test_layouts_that_fit_share_activations_where_they_must() -> None:
+    run = Run(method="pretrain", tokens=10**12, sequence_tokens=8192, checkpointing=False, batch_tokens=16_000_000)
+    plan = reckon_run(find("llama-3.1-405b").config(), run, H100)
+    assert plan.layouts and "each layer shared by 8" in plan.layouts[0].how
+    assert all(each.per_device <= each.usable for each in plan.layouts)
+    assert plan.layouts[0].seconds == pytest.approx(plan.operations / (plan.layouts[0].devices * H100.peaks["bf16"] * COMPUTE_SHARE))
+
+
+def test_a_batch_limits_how_many_devices_take_part() -> None:
+    run = Run(method="lora", tokens=10**6, sequence_tokens=2048, batch_tokens=4096)
+    plan = reckon_run(find("llama-3.2-1b").config(), run, H100)
+    assert [each.devices for each in plan.layouts if "each" not in each.how.partition("(FSDP)")[2]] == [1, 2]
+
+
+def test_what_fits_on_no_number_of_devices_says_so() -> None:
+    run = Run(method="full", tokens=1, sequence_tokens=2048)
+    assert reckon_run(find("llama-3.1-405b").config(), run, find_device("m4-pro")).why_not
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (Run(method="dpo", tokens=1, sequence_tokens=128), "must be one of full, lora"),
+        (Run(method="lora", tokens=1, sequence_tokens=10**6), "takes 1 to 131,072"),
+        (Run(method="lora", tokens=0, sequence_tokens=128), "--tokens is 0"),
+        (Run(method="lora", tokens=1, sequence_tokens=128, rank=0), "--rank is 0"),
+        (Run(method="lora", tokens=1, sequence_tokens=128, batch_tokens=64), "already more"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(run: Run, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_run(run, find("llama-3.2-1b").config(), "llama-3.2-1b")
