@@ -93,9 +93,9 @@ def answer_greedily(backend: Backend, prompt: Sequence[int], length: int) -> Ans
         piece = tokens[start : start + 256]
         start += len(piece)
         is_last = start == len(tokens)
-        draw = Draw(params=SamplingParams(temperature=0.0), seed=0, position=len(tokens)) if is_last else None
-        choice = backend.step(Plan((Span(start - len(piece), piece, pages, int(is_last), draw),))).choices[0]
-        if choice is not None:
+        draw = Draw(params=SamplingParams(temperature=0.0), seed=0, position=len(tokens))
+        choices = backend.step(Plan((Span(start - len(piece), piece, pages, int(is_last), (draw,) if is_last else ()),))).choices[0]
+        for choice in choices:
             tokens.append(choice.token)
             drawn.append(choice.token)
             logprobs.append(choice.logprob)

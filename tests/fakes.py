@@ -74,7 +74,7 @@ class FakeBackend:
         for span in plan.spans:
             outputs = [self._logits(span, end) for end in range(self._end(span) - span.num_outputs + 1, self._end(span) + 1)]
             rows.extend(outputs)
-            choices.append(None if span.draw is None else choose(outputs[-1], span.draw))
+            choices.append(tuple(map(choose, outputs[len(outputs) - len(span.draws) :], span.draws)))
         return StepResult(tuple(choices), np.stack(rows) if plan.want_logits and rows else None)
 
     def update(self, weights: Mapping[str, Any]) -> None:

@@ -42,10 +42,11 @@ class Scripted(FakeBackend):
 
     def step(self, plan: Plan) -> StepResult:
         result = super().step(plan)
-        choices: list[Choice | None] = []
+        choices: list[tuple[Choice, ...]] = []
         for span in plan.spans:
-            choices.append(None if span.draw is None else Choice(self.says[self.said], -0.5, ((self.other, -2.0),)))
-            self.said += span.draw is not None
+            said = self.says[self.said : self.said + len(span.draws)]
+            choices.append(tuple(Choice(token, -0.5, ((self.other, -2.0),)) for token in said))
+            self.said += len(said)
         return StepResult(tuple(choices), result.logits_RV)
 
 

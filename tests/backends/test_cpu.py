@@ -136,11 +136,11 @@ def test_choices_are_those_of_the_chain() -> None:
     backend = make()
     greedy = Draw(params=SamplingParams(temperature=0.0, logprobs=3), seed=1, position=2)
     drawn = Draw(params=SamplingParams(), seed=5, position=4)
-    spans = [Span(0, [1, 2], [0], 2, greedy), Span(0, [3], [1], 0, None), Span(0, [4, 5, 6, 7], [2], 1, drawn)]
+    spans = [Span(0, [1, 2], [0], 2, (greedy, greedy)), Span(0, [3], [1]), Span(0, [4, 5, 6, 7], [2], 1, (drawn,))]
     result = backend.step(Plan(tuple(spans), want_logits=True))
-    assert result.logits_RV is not None and result.choices[1] is None
-    for choice, row, draw in ((result.choices[0], 1, greedy), (result.choices[2], 2, drawn)):
-        assert choice is not None
+    assert result.logits_RV is not None and result.choices[1] == ()
+    (first, second), _, (third,) = result.choices
+    for choice, row, draw in ((first, 0, greedy), (second, 1, greedy), (third, 2, drawn)):
         expected = choose(result.logits_RV[row], draw)
         assert choice.token == expected.token
         assert choice.logprob == pytest.approx(expected.logprob, abs=1e-9)

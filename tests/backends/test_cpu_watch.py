@@ -182,8 +182,8 @@ def test_drawing_from_watched_logits_uses_the_replaced_ones() -> None:
         return pushed
 
     draw = Draw(params=SamplingParams(temperature=0.0), seed=1, position=9)
-    result = cpu().step(Plan((Span(0, TOKENS[:9], [0], 1, draw),), watch=Watch(patch={"logits": push})))
-    assert result.choices[0].token == 17
+    result = cpu().step(Plan((Span(0, TOKENS[:9], [0], 1, (draw,)),), watch=Watch(patch={"logits": push})))
+    assert result.choices[0][0].token == 17
 
 
 @pytest.mark.parametrize("name", ["crossing.0.attention.heads", "crossing.1.ffn.hidden"])

@@ -148,11 +148,11 @@ def test_draws_come_back_in_the_order_of_the_spans() -> None:
 
     greedy = Draw(params=SamplingParams(temperature=0.0, logprobs=2), seed=0, position=2)
     backend = make()
-    spans = (span(1, 2, outputs=2), span(3, pages=(2,)), Span(0, [4, 5], [3], 1, greedy))
+    spans = (span(1, 2, outputs=2), span(3, pages=(2,)), Span(0, [4, 5], [3], 2, (greedy, greedy)))
     result = backend.step(Plan((*spans[:2], spans[2]), want_logits=True))
-    assert result.logits_RV.shape == (4, CFG.vocab_size) and result.logits_RV.dtype == np.float32
-    assert result.choices[:2] == (None, None)
-    assert result.choices[2].token == int(result.logits_RV[3].argmax())
+    assert result.logits_RV.shape == (5, CFG.vocab_size) and result.logits_RV.dtype == np.float32
+    assert result.choices[:2] == ((), ())
+    assert [choice.token for choice in result.choices[2]] == [int(row.argmax()) for row in result.logits_RV[3:]]
     assert backend.step(Plan(spans)).logits_RV is None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -42,8 +44,8 @@ def options(**changes) -> BackendOptions:
     return BackendOptions(**{"activations": "float32", "threads": 1} | changes)
 
 
-def span(*tokens: int, start: int = 0, outputs: int = 1, pages=(0, 1), draw: Draw | None = None) -> Span:
-    return Span(start, list(tokens), list(pages), outputs, draw)
+def span(*tokens: int, start: int = 0, outputs: int = 1, pages=(0, 1), draws: tuple[Draw, ...] = ()) -> Span:
+    return Span(start, list(tokens), list(pages), outputs, draws)
 
 
 def logits(backend: TorchBackend, *spans: Span) -> np.ndarray:
@@ -220,10 +222,11 @@ def test_choices_are_those_of_the_definition_whatever_is_asked() -> None:
     ):
         seen = np.array([5, 9], np.int32)
         draws = [Draw(params=params, seed=5, position=30 + row, seen_ids=seen, answer_counts=np.zeros(2, np.int32)) for row in range(4)]
-        chosen = choose_in_torch(Plan(tuple(span(1, draw=draw) for draw in draws)), tensor, verdicts)
-        for row, (draw, ours) in enumerate(zip(draws, chosen, strict=True)):
+        spans = (span(1, 2, outputs=2, draws=tuple(draws[:2])), *(span(1, draws=(draw,)) for draw in draws[2:]))
+        chosen = choose_in_torch(Plan(spans), tensor, verdicts)
+        for row, (draw, ours) in enumerate(zip(draws, itertools.chain(*chosen), strict=True)):
             defined = choose(rows[row], draw)
-            assert ours is not None and ours.token == defined.token and ours.top == defined.top
+            assert ours.token == defined.token and ours.top == defined.top
             assert abs(ours.logprob - defined.logprob) < 1e-12
     assert is_plainly_greedy(draws[0]) is False and verdicts[1][1] == 5.0
 
@@ -231,10 +234,11 @@ def test_choices_are_those_of_the_definition_whatever_is_asked() -> None:
 def test_draws_come_back_in_the_order_of_the_spans() -> None:
     greedy = Draw(params=SamplingParams(temperature=0.0), seed=0, position=2)
     backend = make()
-    plan = Plan((span(1, 2, draw=greedy), span(3, pages=(2,)), span(4, 5, outputs=2, pages=(3,), draw=greedy)), want_logits=True)
-    result = backend.step(plan)
-    assert [choice is not None for choice in result.choices] == [True, False, True]
-    assert [result.choices[0].token, result.choices[2].token] == [int(result.logits_RV[row].argmax()) for row in (0, 3)]
+    spans = (span(1, 2, draws=(greedy,)), span(3, pages=(2,)), span(4, 5, outputs=2, pages=(3,), draws=(greedy, greedy)))
+    result = backend.step(Plan(spans, want_logits=True))
+    assert [len(choices) for choices in result.choices] == [1, 0, 2]
+    tokens = [choice.token for choices in result.choices for choice in choices]
+    assert tokens == [int(result.logits_RV[row].argmax()) for row in (0, 2, 3)]
 
 
 def test_a_decoding_step_that_is_rounded_up_says_the_same() -> None:

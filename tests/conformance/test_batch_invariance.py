@@ -88,14 +88,14 @@ def answer(backend: Backend, params: SamplingParams, text: Sequence[int], chunk:
     while len(drawn) < length:
         piece = tokens[done : done + chunk]
         is_last = done + len(piece) == len(tokens)
-        draw = _draw(params, tokens, len(text)) if is_last else None
-        spans = [Span(done, piece, pages, int(is_last), draw)]
+        draws = (_draw(params, tokens, len(text)),) if is_last else ()
+        spans = [Span(done, piece, pages, int(is_last), draws)]
         for other, page in zip(others, first_pages, strict=True):
             spans.append(Span(len(other) - 1, other[-1:], [page, page + 1], 1))
             other.append((other[-1] + 1) % CFG.vocab_size)
-        choice = backend.step(Plan(tuple(spans))).choices[0]
+        choices = backend.step(Plan(tuple(spans))).choices[0]
         done += len(piece)
-        if choice is not None:
+        for choice in choices:
             tokens.append(choice.token)
             drawn.append((choice.token, np.float32(choice.logprob).tobytes(), [(t, np.float32(p).tobytes()) for t, p in choice.top]))
     return drawn

@@ -35,8 +35,8 @@ class Parrot(FakeBackend):
 
     def step(self, plan: Plan) -> StepResult:
         result = super().step(plan)
-        at = [span.draw.position - self.prompt_tokens if span.draw else None for span in plan.spans]
-        return StepResult(tuple(None if i is None else Choice(self.says[i], -0.5, ((1, -0.5),)) for i in at), result.logits_RV)
+        at = [[draw.position - self.prompt_tokens for draw in span.draws] for span in plan.spans]
+        return StepResult(tuple(tuple(Choice(self.says[i], -0.5, ((1, -0.5),)) for i in each) for each in at), result.logits_RV)
 
 
 def parrot(says: bytes | Sequence[int], prompt: str = "hi", **options: object) -> tuple[LocalProvider, Engine]:

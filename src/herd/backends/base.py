@@ -66,15 +66,15 @@ class Span:
     """One sequence's part of a step: `tokens` at positions `start`, `start + 1`, ...
 
     Everything before `start` must already be in the cache. `pages` covers at least `start + len(tokens)` tokens.
-    Logits are computed for the last `num_outputs` tokens. `draw` asks the backend to choose the next token from the logits
-    of the last token (then `num_outputs` >= 1). `pictures` are all of the sequence's, wherever they are in it.
+    Logits are computed for the last `num_outputs` tokens. `draws` ask the backend to choose a token after each of the last
+    `len(draws)` of those, from that one's logits. `pictures` are all of the sequence's, wherever they are in it.
     """
 
     start: int
     tokens: Sequence[int]
     pages: Sequence[int]
     num_outputs: int = 0
-    draw: Draw | None = None
+    draws: tuple[Draw, ...] = ()
     pictures: tuple[Placed, ...] = ()
 
 
@@ -164,11 +164,11 @@ def refuse_classifier(cfg: Config) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`logits_RV` float32, rows in the order of the spans, or None when not wanted; `choices` one per span, None where the
-    span had no draw; `values` what the plan's watch read, rows in the order of the spans: [T, ...], of a softmax a list with an
+    """`logits_RV` float32, rows in the order of the spans, or None when not wanted; `choices` for each span one per
+    draw, in their order; `values` what the plan's watch read, rows in the order of the spans: [T, ...], of a softmax a list with an
     array [N, t, positions] for each span."""
 
-    choices: tuple[Choice | None, ...]
+    choices: tuple[tuple[Choice, ...], ...]
     logits_RV: NDArray[np.float32] | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 

@@ -21,30 +21,19 @@ from typing import TYPE_CHECKING
 
 from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
-from herd.engine.forward import Outcome, forward
+from herd.engine.forward import Outcome, accepted, forward
 from herd.engine.memory import available_bytes, default_num_pages
-from herd.engine.request import Progress, Purpose, Request, Sequence, Status
+from herd.engine.request import Load, Progress, Purpose, Request, Sequence, Status
 from herd.engine.scheduler import Limits, Part, Scheduler
 from herd.errors import CapacityError, HerdError, UsageError
-from herd.records import dataclass
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.engine.speculative import Speculation
     from herd.models.weights import Matrix
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How busy the engine is: pages by owner, and sequences by status."""
-
-    free_pages: int
-    owned_pages: int
-    cached_pages: int
-    waiting: int
-    running: int
 
 
 class Engine:
@@ -60,9 +49,11 @@ class Engine:
         num_pages: int | None = None,
         max_step_tokens: int = 512,
         max_step_outputs: int = 64,
+        speculation: Speculation | None = None,
     ) -> None:
         """`max_step_tokens` and `max_step_outputs` are those of the backend's options. `num_pages` None: enough for one full
-        context, or what fits into a quarter of the available memory if that is less. `CapacityError` if not even that fits."""
+        context, or what fits into a quarter of the available memory if that is less. `CapacityError` if not even that fits.
+        `speculation`: drafts tokens that a step tries besides; answers stay the same."""
         if context_length < 1:
             raise UsageError(f"context_length is {context_length}; it must be at least 1.")
         if num_pages is not None and num_pages < 1:
@@ -85,6 +76,7 @@ class Engine:
             max_step_outputs=max_step_outputs,
         )
         self._scheduler = Scheduler(self.limits)
+        self._speculation = speculation
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._orders: deque[Sequence] = deque()
@@ -198,6 +190,8 @@ class Engine:
             self._is_closed = True
             self._changed.notify_all()
         self.backend.close()
+        if self._speculation is not None:
+            self._speculation.close()
 
     def _submit(self, request: Request, news: deque[Progress] | None) -> Sequence:
         tokens = self._validated(request)
@@ -290,41 +284,38 @@ class Engine:
             parts = self._scheduler.plan()
             if not parts:
                 return None
+            speculation = self._speculation
+            if speculation is not None:
+                parts = self._scheduler.make_room(parts, speculation.wanted(parts))
             self._in_step = frozenset(part.sequence.number for part in parts)
             self._lock.release()
             try:
-                outcomes = forward(self.backend, parts)
+                if speculation is not None:
+                    parts, outcomes = speculation.forward(self.backend, parts)
+                else:
+                    outcomes = forward(self.backend, parts)
             finally:
                 self._lock_again()
-            return [p for part, outcome in zip(parts, outcomes, strict=True) if (p := self._commit(part, outcome)) is not None]
+            return [each for part, outcome in zip(parts, outcomes, strict=True) for each in self._commit(part, outcome)]
         finally:
             self._driver = None
             self._in_step = frozenset()
             self._carry_out()
             self._changed.notify_all()
 
-    def _commit(self, part: Part, outcome: Outcome) -> Progress | None:
+    def _commit(self, part: Part, outcome: Outcome) -> list[Progress]:
         sequence = part.sequence
         if outcome.error is not None:
-            return self._fail(sequence, outcome.error)
-        self._scheduler.commit(part)
+            return [self._fail(sequence, outcome.error)]
         if sequence.purpose is Purpose.SCORES:
-            return self._commit_rows(sequence, outcome) if part.num_outputs else None
-        if outcome.choice is None:
-            assert not part.draws, "the backend drew where it was asked to"
-            return None
-        choice = outcome.choice
-        sequence.tokens.append(choice.token)
-        if sequence.history is not None:
-            sequence.history.add(choice.token)
-        if choice.token in sequence.stop_ids:
-            sequence.stop_reason = StopReason.END
-        elif sequence.length == sequence.max_length:
-            sequence.stop_reason = StopReason.LENGTH
+            self._scheduler.commit(sequence, part.end)
+            return [self._commit_rows(sequence, outcome)] if part.num_outputs else []
+        assert part.draws == bool(outcome.choices), "the backend drew where it was asked to"
+        progress = list(accepted(part, outcome.choices))
+        self._scheduler.commit(sequence, part.end + max(0, len(progress) - 1))
         if sequence.stop_reason is not None:
             self._scheduler.finish(sequence)
-        progress = Progress(sequence=sequence, token=choice.token, logprob=choice.logprob, top=choice.top, stop_reason=sequence.stop_reason)
-        return _tell(sequence, progress)
+        return [_tell(sequence, each) for each in progress]
 
     def _commit_rows(self, sequence: Sequence, outcome: Outcome) -> Progress:
         assert outcome.logits_RV is not None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from herd.backends.base import Backend, Plan, Span
-from herd.engine.request import Purpose, Sequence
+from herd.engine.request import Progress, Purpose, Sequence
 from herd.engine.scheduler import Part
 from herd.errors import CapacityError, HerdError
 from herd.records import dataclass
 from herd.sampling.draw import Choice, Draw
+from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,35 +22,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the backend made of one part: a choice if it drew, logits rows if they were wanted, or an error."""
+    """What the backend made of one part: choices if it drew, logits rows if they were wanted, or an error."""
 
-    choice: Choice | None = None
+    choices: tuple[Choice, ...] = ()
     logits_RV: NDArray[np.float32] | None = None
     error: HerdError | None = None
 
 
 def forward(backend: Backend, parts: List[Part]) -> list[Outcome]:
     """One outcome per part. If the step fails as a whole, each part is run alone: a step can be repeated, as it writes the
-    same values to the same places and random numbers are a function of the position."""
+    same values to the same places and random numbers are a function of the position. What fails with drafted tokens is run again
+    without: a token that nobody would have chosen must not be to blame."""
     try:
         return _step(backend, parts)
     except Exception as problem:
-        if len(parts) == 1:
+        if len(parts) == 1 and not parts[0].drafted:
             return [Outcome(error=_as_error(problem))]
+    if len(parts) == 1:
+        return forward(backend, [replace(parts[0], drafted=())])
     return [outcome for part in parts for outcome in forward(backend, [part])]
+
+
+def accepted(part: Part, choices: List[Choice]) -> Iterator[Progress]:
+    """Adds to the sequence what was chosen: all choices up to the first that the drafted tokens did not foresee, which were made after
+    the very tokens that the sequence now has, or up to the one that ends it."""
+    sequence = part.sequence
+    for choice, foreseen in zip(choices, [*part.drafted, None], strict=False):
+        sequence.tokens.append(choice.token)
+        if sequence.history is not None:
+            sequence.history.add(choice.token)
+        if choice.token in sequence.stop_ids:
+            sequence.stop_reason = StopReason.END
+        elif sequence.length == sequence.max_length:
+            sequence.stop_reason = StopReason.LENGTH
+        reason = sequence.stop_reason
+        yield Progress(sequence=sequence, token=choice.token, logprob=choice.logprob, top=choice.top, stop_reason=reason)
+        if reason is not None or choice.token != foreseen:
+            return
 
 
 def _step(backend: Backend, parts: List[Part]) -> list[Outcome]:
     plan = Plan(tuple(map(_span, parts)), want_logits=any(part.sequence.purpose is Purpose.SCORES for part in parts))
     result = backend.step(plan)
     outcomes, row = [], 0
-    for part, choice in zip(parts, result.choices, strict=True):
+    for part, choices in zip(parts, result.choices, strict=True):
         rows = None
         if part.sequence.purpose is Purpose.SCORES and part.num_outputs:
             assert result.logits_RV is not None
             rows = result.logits_RV[row : row + part.num_outputs].copy()
-        row += part.num_outputs
-        outcomes.append(Outcome(choice, rows))
+        row += part.num_outputs + len(part.drafted)
+        outcomes.append(Outcome(choices, rows))
     return outcomes
 
 
@@ -56,19 +79,23 @@ def _span(part: Part) -> Span:
     sequence = part.sequence
     return Span(
         start=part.start,
-        tokens=sequence.tokens[part.start : part.end],
+        tokens=[*sequence.tokens[part.start : part.end], *part.drafted],
         pages=sequence.pages,
-        num_outputs=part.num_outputs,
-        draw=_draw(sequence) if part.draws else None,
+        num_outputs=part.num_outputs + len(part.drafted),
+        draws=tuple(_draw(sequence, part.drafted[:known]) for known in range(len(part.drafted) + 1)) if part.draws else (),
         pictures=sequence.pictures,
     )
 
 
-def _draw(sequence: Sequence) -> Draw:
-    draw = Draw(params=sequence.sampling, seed=sequence.seed, position=sequence.length, choice_index=sequence.choice_index)
-    if sequence.history is None:
+def _draw(sequence: Sequence, drafted: tuple[int, ...]) -> Draw:
+    """The very draw that would be made if the sequence had gone on with the `drafted` tokens."""
+    position = sequence.length + len(drafted)
+    draw = Draw(params=sequence.sampling, seed=sequence.seed, position=position, choice_index=sequence.choice_index)
+    history = sequence.history
+    if history is None:
         return draw
-    return replace(draw, seen_ids=sequence.history.ids, answer_counts=sequence.history.counts)
+    ids, counts = history.after(drafted) if drafted else (history.ids, history.counts)
+    return replace(draw, seen_ids=ids, answer_counts=counts)
 
 
 def _as_error(problem: Exception) -> HerdError:

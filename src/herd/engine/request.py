@@ -6,6 +6,8 @@ follows from them:
     0 ......... computed ......... placed ......... length        computed  tokens whose keys and values are in its pages
     |  in pages     |  have a place   |  have none     |          placed    tokens that its pages have room kept for
                                                                   length    tokens known so far (prompt and answer)
+
+While a step is in progress that tries drafted tokens, `placed` counts those too; they are no tokens of the sequence.
 """
 
 from __future__ import annotations
@@ -48,6 +50,17 @@ class Request:
     choice_index: int = 0
     salt: bytes = b""
     pictures: tuple[Placed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the engine is: pages by owner, and sequences by status."""
+
+    free_pages: int
+    owned_pages: int
+    cached_pages: int
+    waiting: int
+    running: int
 
 
 class Status(Enum):
@@ -93,6 +106,7 @@ class Sequence:
     scored: int = 0
     is_held: bool = False
     news: deque[Progress] | None = None
+    drafting: object | None = None  # what the engine's drafter remembers of it
 
     @property
     def length(self) -> int:

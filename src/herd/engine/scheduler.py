@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
+from collections.abc import Sequence as List
+from dataclasses import replace
 
 from herd.engine.pages import Pages, first_key, next_key
 from herd.engine.request import Purpose, Sequence, Status
@@ -49,12 +51,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One sequence's share of a step: `count` tokens from position `start`, and logits of the last `num_outputs`."""
+    """One sequence's share of a step: `count` tokens from position `start`, and logits of the last `num_outputs`. There is room for
+    `room` tokens more, and `drafted`, at most so many, are tried: not known to be the sequence's, each with logits."""
 
     sequence: Sequence
     start: int
     count: int
     num_outputs: int
+    room: int = 0
+    drafted: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -64,6 +69,11 @@ class Part:
     def draws(self) -> bool:
         """Whether a token is chosen after this part."""
         return self.num_outputs > 0 and self.sequence.purpose is Purpose.ANSWER
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether it is the one token that the sequence has to compute before it can choose the next."""
+        return self.draws and self.count == 1
 
 
 class Scheduler:
@@ -93,12 +103,27 @@ class Scheduler:
             outputs -= part.num_outputs
         return parts
 
-    def commit(self, part: Part) -> None:
-        """The part was computed: its full pages can now be found by others."""
-        sequence = part.sequence
+    def make_room(self, parts: List[Part], wanted: List[int]) -> list[Part]:
+        """The same parts with room for as many drafted tokens as are wanted, within the limits of a step and of the answers, as
+        far as pages reach that nobody owns."""
+        tokens = self.limits.max_step_tokens - sum(part.count for part in parts)
+        outputs = self.limits.max_step_outputs - sum(part.num_outputs for part in parts)
+        made = []
+        for part, count in zip(parts, wanted, strict=True):
+            room = self._room(part.sequence, min(count, tokens, outputs)) if part.is_decoding else 0
+            tokens, outputs = tokens - room, outputs - room
+            made.append(replace(part, room=room))
+        return made
+
+    def commit(self, sequence: Sequence, computed: int) -> None:
+        """The keys and values of the first `computed` tokens are in the pages: the full ones can now be found by others. Pages of
+        drafted tokens that were wrong return."""
         full_before = sequence.computed // self.limits.page_tokens
-        sequence.computed = part.end
-        for index in range(full_before, part.end // self.limits.page_tokens):
+        sequence.computed = computed
+        sequence.placed = min(sequence.placed, sequence.length)
+        while len(sequence.pages) > self.limits.pages_for(sequence.placed):
+            self.pages.release(sequence.pages.pop())
+        for index in range(full_before, computed // self.limits.page_tokens):
             self.pages.name(sequence.pages[index], self._key(sequence, index))
 
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -116,7 +141,7 @@ class Scheduler:
         owners = [0] * self.limits.num_pages
         for sequence in self.running:
             assert sequence.status is Status.RUNNING
-            assert 0 <= sequence.computed <= sequence.placed <= sequence.length
+            assert 0 <= sequence.computed <= sequence.placed <= sequence.max_length
             assert len(sequence.pages) == self.limits.pages_for(sequence.placed)
             for index, page in enumerate(sequence.pages):
                 owners[page] += 1
@@ -155,6 +180,18 @@ class Scheduler:
                 return False
         sequence.placed = sequence.length
         return True
+
+    def _room(self, sequence: Sequence, count: int) -> int:
+        """Gives a sequence that has its place pages for up to `count` tokens more; the last token of an answer is never computed."""
+        count = max(0, min(count, sequence.max_length - sequence.length - 1))
+        while len(sequence.pages) < self.limits.pages_for(sequence.length + count):
+            page = self.pages.take()
+            if page is None:
+                count = len(sequence.pages) * self.limits.page_tokens - sequence.length
+                break
+            sequence.pages.append(page)
+        sequence.placed = sequence.length + count
+        return count
 
     def _admit(self, sequence: Sequence) -> bool:
         """Starts a waiting sequence if there is a place in the batch and there are pages for all its tokens."""

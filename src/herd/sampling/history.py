@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,18 @@ class History:
     def counts(self) -> NDArray[np.int32]:
         """How often each of `ids` occurs in the answer [n]; 0 for those that only the prompt has."""
         return self._counts[: len(self._where)]
+
+    def after(self, tokens: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """`ids` and `counts` as they were if the answer went on with `tokens`: copies, at O(n). Nothing is added."""
+        known, places = len(self._where), dict[int, int]()
+        for token in tokens:
+            if token not in self._where:
+                places.setdefault(token, known + len(places))
+        ids = np.concatenate([self.ids, np.fromiter(places, np.int32, len(places))])
+        counts = np.concatenate([self.counts, np.zeros(len(places), np.int32)])
+        for token in tokens:
+            counts[self._where[token] if token in self._where else places[token]] += 1
+        return ids, counts
 
     def _index(self, token: int) -> int:
         index = self._where.setdefault(token, len(self._where))

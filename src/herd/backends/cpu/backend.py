@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from herd import _core
@@ -308,22 +309,20 @@ class CpuBackend:
             self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._is_cache_half())
         return self._pictures.of(plan)
 
-    def _choose(self, plan: Plan, program: _core.Program) -> tuple[Choice | None, ...]:
-        if all(span.draw is None for span in plan.spans):
-            return (None,) * len(plan.spans)
-        rows, draws, where = [], [], []
-        row = 0
-        for index, span in enumerate(plan.spans):
-            row += span.num_outputs
-            if span.draw is not None:
-                rows.append(row - 1)
-                draws.append(span.draw)
-                where.append(index)
+    def _choose(self, plan: Plan, program: _core.Program) -> tuple[tuple[Choice, ...], ...]:
+        rows: list[int] = []
+        draws: list[Draw] = []
+        end = 0
+        for span in plan.spans:
+            end += span.num_outputs
+            rows.extend(range(end - len(span.draws), end))
+            draws.extend(span.draws)
+        if not draws:
+            return ((),) * len(plan.spans)
         logits_RV = program.logits()
-        choices: list[Choice | None] = [None] * len(plan.spans)
-        for index, at, draw, choice in zip(where, rows, draws, self._chooser.choose(logits_RV, rows, draws), strict=True):
-            choices[index] = choice if choice is not None else _choose(logits_RV, at, draw)
-        return tuple(choices)
+        chosen = self._chooser.choose(logits_RV, rows, draws)
+        all_drawn = (_choose(logits_RV, row, draw) if each is None else each for each, row, draw in zip(chosen, rows, draws, strict=True))
+        return tuple(tuple(islice(all_drawn, len(span.draws))) for span in plan.spans)
 
 
 def _nothing() -> None:

@@ -107,11 +107,11 @@ class ReferenceBackend:
             logits_RV = self.logits(plan).astype(np.float32)
         finally:
             self._ops.begin(None)
-        choices: list[Choice | None] = []
+        choices: list[tuple[Choice, ...]] = []
         row = 0
         for span in plan.spans:
             row += span.num_outputs
-            choices.append(None if span.draw is None else _choose(logits_RV[row - 1], span.draw))
+            choices.append(tuple(map(_choose, logits_RV[row - len(span.draws) : row], span.draws)))
         return StepResult(tuple(choices), logits_RV if plan.want_logits else None, values)
 
     def value_names(self) -> tuple[str, ...]:
@@ -229,7 +229,7 @@ def _check_span(span: Span, num_pages: int) -> None:
     """The engine's side of the bargain."""
     assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
     assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
-    assert span.draw is None or span.num_outputs >= 1, "a draw needs the last token's logits"
+    assert len(span.draws) <= span.num_outputs, "a draw needs its token's logits"
     assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
     assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
 

@@ -338,6 +338,6 @@ def _check_span(span: Span, num_pages: int) -> None:
     """The engine's side of the bargain."""
     assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
     assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
-    assert span.draw is None or span.num_outputs >= 1, "a draw needs the last token's logits"
+    assert len(span.draws) <= span.num_outputs, "a draw needs its token's logits"
     assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
     assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"

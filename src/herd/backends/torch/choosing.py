@@ -35,13 +35,14 @@ def is_plainly_greedy(draw: Draw) -> bool:
     return params.temperature == 0.0 and not params.logit_bias and not params.uses_history and not params.logprobs
 
 
-def choose(plan: Plan, logits_RV: Tensor, verdicts: list[list[float]]) -> tuple[Choice | None, ...]:
-    """One choice for each span that draws, from the last of its rows; `verdicts` are those of `judge`."""
-    choices: list[Choice | None] = []
+def choose(plan: Plan, logits_RV: Tensor, verdicts: list[list[float]]) -> tuple[tuple[Choice, ...], ...]:
+    """For each span one choice for each of its draws, from the last of its rows; `verdicts` are those of `judge`."""
+    choices: list[tuple[Choice, ...]] = []
     row = 0
     for span in plan.spans:
         row += span.num_outputs
-        choices.append(None if span.draw is None else _choose(logits_RV, row - 1, verdicts[row - 1], span.draw))
+        rows = range(row - len(span.draws), row)
+        choices.append(tuple(_choose(logits_RV, at, verdicts[at], draw) for at, draw in zip(rows, span.draws, strict=True)))
     return tuple(choices)
 
 
