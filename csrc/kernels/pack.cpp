@@ -8,6 +8,8 @@
 #include <cstring>
 
 #include "kernels/half.h"
+#include "kernels/linear_store.h"
+#include "kernels/turn.h"
 
 namespace herd::HERD_ISA {
 
@@ -32,7 +34,7 @@ struct HalfOffsets {
 };
 
 // Where a block of the file has d, and m or dmin.
-HalfOffsets half_offsets(Storage storage) {
+constexpr HalfOffsets half_offsets(Storage storage) {
     switch (storage) {
         case Storage::Q2_K: return {80, 82};
         case Storage::Q3_K: return {108, 0};
@@ -53,20 +55,20 @@ Quad field(Quad quad, int shift) {
     return quad >> shift & 0x01010101u * ((1u << Bits) - 1);
 }
 
-void read_nibbles(const uint8_t* bytes, Group& out) {
+HERD_INLINE void read_nibbles(const uint8_t* bytes, Group& out) {
     for (int i = 0; i < 4; ++i) {
         out.codes[i] = field<4>(read_quad(bytes + 4 * i), 0);
         out.codes[4 + i] = field<4>(read_quad(bytes + 4 * i), 4);
     }
 }
 
-void add_fifth_bits(const uint8_t* bytes, Group& out) {
+HERD_INLINE void add_fifth_bits(const uint8_t* bytes, Group& out) {
     const uint32_t bits = read_quad(bytes);
     // The product puts bit i of four bits at bit 8i.
     for (int q = 0; q < 8; ++q) out.codes[q] |= ((bits >> 4 * q & 15u) * 0x00204081u & 0x01010101u) << 4;
 }
 
-void read_q2_k(const uint8_t* block, int g, Group& out) {
+HERD_INLINE void read_q2_k(const uint8_t* block, int g, Group& out) {
     for (int q = 0; q < 8; ++q) out.codes[q] = field<2>(read_quad(block + 16 + 32 * (g / 4) + 4 * q), 2 * (g % 4));
     for (int s = 0; s < 2; ++s) {
         out.scales[s] = block[2 * g + s] & 15;
@@ -74,7 +76,7 @@ void read_q2_k(const uint8_t* block, int g, Group& out) {
     }
 }
 
-void read_q3_k(const uint8_t* block, int g, Group& out) {
+HERD_INLINE void read_q3_k(const uint8_t* block, int g, Group& out) {
     for (int q = 0; q < 8; ++q) {
         out.codes[q] = field<2>(read_quad(block + 32 + 32 * (g / 4) + 4 * q), 2 * (g % 4)) | field<1>(read_quad(block + 4 * q), g) << 2;
     }
@@ -88,7 +90,7 @@ void read_q3_k(const uint8_t* block, int g, Group& out) {
 }
 
 // Scale and minimum of sub-block g of Q4_K and Q5_K.
-void read_k_scales(const uint8_t* s, int g, Group& out) {
+HERD_INLINE void read_k_scales(const uint8_t* s, int g, Group& out) {
     if (g < 4) {
         out.scales[0] = s[g] & 63;
         out.minima[0] = s[g + 4] & 63;
@@ -98,17 +100,17 @@ void read_k_scales(const uint8_t* s, int g, Group& out) {
     }
 }
 
-void read_k_nibbles(const uint8_t* codes, int g, Group& out) {
+HERD_INLINE void read_k_nibbles(const uint8_t* codes, int g, Group& out) {
     for (int q = 0; q < 8; ++q) out.codes[q] = field<4>(read_quad(codes + 32 * (g / 2) + 4 * q), 4 * (g % 2));
 }
 
-void read_q5_k(const uint8_t* block, int g, Group& out) {
+HERD_INLINE void read_q5_k(const uint8_t* block, int g, Group& out) {
     read_k_scales(block + 4, g, out);
     read_k_nibbles(block + 48, g, out);
     for (int q = 0; q < 8; ++q) out.codes[q] |= field<1>(read_quad(block + 16 + 4 * q), g) << 4;
 }
 
-void read_q6_k(const uint8_t* block, int g, Group& out) {
+HERD_INLINE void read_q6_k(const uint8_t* block, int g, Group& out) {
     const int half = g / 4, quarter = g % 4;
     const uint8_t* low = block + 64 * half + 32 * (quarter % 2);
     const uint8_t* high = block + 128 + 32 * half;
@@ -119,7 +121,7 @@ void read_q6_k(const uint8_t* block, int g, Group& out) {
     out.scales[1] = block[193 + 2 * g];
 }
 
-void read_iq4_xs(const uint8_t* block, int g, Group& out) {
+HERD_INLINE void read_iq4_xs(const uint8_t* block, int g, Group& out) {
     const int high = (block[2] | block[3] << 8) >> (2 * g) & 3;
     const int low = g % 2 ? block[4 + g / 2] >> 4 : block[4 + g / 2] & 15;
     out.scales[0] = static_cast<uint8_t>((low | high << 4) - 32);
@@ -127,8 +129,9 @@ void read_iq4_xs(const uint8_t* block, int g, Group& out) {
 }
 
 // Group g of a block of the file.
-void read_group(Storage storage, const uint8_t* block, int g, Group& out) {
-    switch (storage) {
+template <Storage S>
+HERD_INLINE void read_group(const uint8_t* block, int g, Group& out) {
+    switch (S) {
         case Storage::Q4_0:
         case Storage::IQ4_NL: return read_nibbles(block + 2, out);
         case Storage::Q4_1: return read_nibbles(block + 4, out);
@@ -146,7 +149,7 @@ void read_group(Storage storage, const uint8_t* block, int g, Group& out) {
 }
 
 // The codes of one row into its lane of a packed group: `packed` points to byte 4 * lane of the group.
-void write_codes(Codes kind, const Quad* quads, uint8_t* packed) {
+HERD_INLINE void write_codes(Codes kind, const Quad* quads, uint8_t* packed) {
     if (kind == Codes::Bytes) {
         for (int q = 0; q < 8; ++q) std::memcpy(packed + 64 * q, &quads[q], 4);
         return;
@@ -173,7 +176,7 @@ void read_codes(Codes kind, const uint8_t* packed, uint8_t* codes) {
     std::memcpy(codes, quads, 32);
 }
 
-void write_group(const Layout& at, const uint8_t* file_block, HalfOffsets halves, const Group& group, int lane, uint8_t* packed) {
+HERD_INLINE void write_group(const Layout& at, const uint8_t* file_block, HalfOffsets halves, const Group& group, int lane, uint8_t* packed) {
     write_codes(at.codes, group.codes, packed + 4 * lane);
     uint8_t* scales = packed + at.code_bytes();
     uint8_t* minima = scales + at.scale_bytes();
@@ -189,8 +192,10 @@ void write_group(const Layout& at, const uint8_t* file_block, HalfOffsets halves
 }
 
 // One row into its lane of a panel of a block format.
-void pack_block_row(Storage storage, const Layout& at, const uint8_t* row, int64_t columns, int lane, uint8_t* panel) {
-    const HalfOffsets halves = half_offsets(storage);
+template <Storage S>
+void pack_block_row(const uint8_t* row, int64_t columns, int lane, uint8_t* panel) {
+    constexpr Layout at = layout(S);
+    constexpr HalfOffsets halves = half_offsets(S);
     Group group;
     for (int64_t b = 0; b < columns / at.file_block_columns; ++b) {
         const uint8_t* block = row + b * at.file_block_bytes;
@@ -201,7 +206,7 @@ void pack_block_row(Storage storage, const Layout& at, const uint8_t* row, int64
             packed += at.header_bytes();
         }
         for (int g = 0; g < at.groups_per_block(); ++g, packed += at.group_bytes()) {
-            read_group(storage, block, g, group);
+            read_group<S>(block, g, group);
             write_group(at, block, halves, group, lane, packed);
         }
     }
@@ -211,76 +216,6 @@ void pack_block_row(Storage storage, const Layout& at, const uint8_t* row, int64
 int64_t plain_offset(Storage storage, int lane, int64_t column) {
     if (storage == Storage::BF16 && kBf16Pairs) return ((column / 2 * kPanelRows + lane) * 2 + column % 2) * 2;
     return (column * kPanelRows + lane) * layout(storage).file_block_bytes;
-}
-
-// Registers of 16 bytes, which every processor has, as elements of 2, 4 and 8 bytes.
-using Eight = uint16_t __attribute__((vector_size(16)));
-using Four = uint32_t __attribute__((vector_size(16)));
-using Two = uint64_t __attribute__((vector_size(16)));
-
-template <class Vector>
-Vector read_vector(const uint8_t* bytes) {
-    Vector vector;
-    std::memcpy(&vector, bytes, 16);
-    return vector;
-}
-
-// Two neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
-void write_columns(Two a, Two b, int64_t step, uint8_t* out) {
-    const Two first = __builtin_shufflevector(a, b, 0, 2), second = __builtin_shufflevector(a, b, 1, 3);
-    std::memcpy(out, &first, 16);
-    std::memcpy(out + step, &second, 16);
-}
-
-// 8 rows x 8 columns of 2 bytes, from byte `at` of each row on, turned: columns 32 bytes apart.
-void turn_eight(const uint8_t* const* rows, int64_t at, uint8_t* out) {
-    Four twos[8];  // [pair of rows][columns 0 .. 3 or 4 .. 7]: the pair side by side
-    for (int i = 0; i < 4; ++i) {
-        const Eight a = read_vector<Eight>(rows[2 * i] + at), b = read_vector<Eight>(rows[2 * i + 1] + at);
-        twos[2 * i] = reinterpret_cast<Four>(__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
-        twos[2 * i + 1] = reinterpret_cast<Four>(__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
-    }
-    for (int half = 0; half < 2; ++half) {
-        const Four a = twos[half], b = twos[2 + half], c = twos[4 + half], d = twos[6 + half];
-        const Two low_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
-        const Two high_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
-        const Two low_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
-        const Two high_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
-        write_columns(low_ab, low_cd, 32, out + 128 * half);
-        write_columns(high_ab, high_cd, 32, out + 128 * half + 64);
-    }
-}
-
-// 4 rows x 4 columns of 4 bytes, turned: columns 64 bytes apart.
-void turn_four(const uint8_t* const* rows, int64_t at, uint8_t* out) {
-    const Four a = read_vector<Four>(rows[0] + at), b = read_vector<Four>(rows[1] + at);
-    const Four c = read_vector<Four>(rows[2] + at), d = read_vector<Four>(rows[3] + at);
-    const Two low_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
-    const Two high_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
-    const Two low_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
-    const Two high_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
-    write_columns(low_ab, low_cd, 64, out);
-    write_columns(high_ab, high_cd, 64, out + 128);
-}
-
-// 16 rows of `columns` elements of kBytes, turned: [columns][16]. Cache lines of a row are used up before the next are read: rows are often a
-// multiple of 4096 bytes apart, and few lines at such a distance fit the first-level cache.
-template <int kBytes>
-void turn_panel(const uint8_t* const* rows, int64_t columns, uint8_t* panel) {
-    constexpr int64_t kSide = 16 / kBytes, kLine = 64 / kBytes;
-    const int64_t whole = columns / kSide * kSide;
-    for (int64_t line = 0; line < whole; line += kLine) {
-        const int64_t end = line + kLine < whole ? line + kLine : whole;
-        for (int64_t lane = 0; lane < kPanelRows; lane += kSide) {
-            for (int64_t k = line; k < end; k += kSide) {
-                uint8_t* out = panel + (k * kPanelRows + lane) * kBytes;
-                kBytes == 2 ? turn_eight(rows + lane, kBytes * k, out) : turn_four(rows + lane, kBytes * k, out);
-            }
-        }
-    }
-    for (int64_t i = whole * kPanelRows; i < columns * kPanelRows; ++i) {
-        std::memcpy(panel + i * kBytes, rows[i % kPanelRows] + i / kPanelRows * kBytes, kBytes);
-    }
 }
 
 // The first `lanes` rows into a panel of a plain format.
@@ -372,7 +307,9 @@ void pack_panel(Storage storage, FileRows rows_of_file, int64_t rows, int64_t co
     const uint8_t* file[kPanelRows];
     for (int lane = 0; lane < lanes; ++lane) file[lane] = rows_of_file.data + rows_of_file.place(p * kPanelRows + lane) * file_bytes;
     if (at.is_plain()) return pack_plain_panel(storage, file, lanes, columns, panel);
-    for (int lane = 0; lane < lanes; ++lane) pack_block_row(storage, at, file[lane], columns, lane, panel);
+    with_block_storage(storage, [&](auto of) {
+        for (int lane = 0; lane < lanes; ++lane) pack_block_row<decltype(of)::value>(file[lane], columns, lane, panel);
+    });
 }
 
 void pack(Storage storage, Arithmetic arithmetic, FileRows rows_of_file, int64_t rows, int64_t columns, uint8_t* packed,
