@@ -125,7 +125,10 @@ def _published_fp8(release: Release, config: Config) -> Format:
 
     what = "the routed experts" if has_experts else "the feed-forwards"
     return Format(
-        "fp8", chosen, ("fp8", "bf16"), f"as Meta publishes it: float8 for {what} but in the first and last layer, the rest in 16 bits"
+        "fp8",
+        chosen,
+        ("fp8", "bf16"),
+        f"as in Meta's float8 releases: float8 for {what} but in the first and last layer, the rest in 16 bits",
     )
 
 
