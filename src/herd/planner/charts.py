@@ -8,7 +8,20 @@ from html import escape
 
 from herd.records import dataclass
 
-COLOURS = ("#2f6f9f", "#c8553d", "#588157", "#e9a23b", "#7b5ea7", "#3a9d9d", "#9c6644", "#8d99ae", "#b56576", "#495057")
+COLOURS = (
+    "#2f6f9f",
+    "#c8553d",
+    "#588157",
+    "#e9a23b",
+    "#7b5ea7",
+    "#3a9d9d",
+    "#9c6644",
+    "#8d99ae",
+    "#b56576",
+    "#495057",
+    "#d4a5a5",
+    "#1d3557",
+)
 _WIDTH, _BAR, _LABEL = 860, 22, 250
 
 
