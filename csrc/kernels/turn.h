@@ -3,8 +3,16 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/matrix.h"
+
+// Elements of two vectors, counted through both. GCC has the name that Clang gave it from version 12 on.
+#if defined(__clang__) || __GNUC__ >= 12
+#define HERD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define HERD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, std::remove_const_t<decltype(a)>{__VA_ARGS__})
+#endif
 
 namespace herd::HERD_ISA {
 
@@ -22,7 +30,7 @@ inline Vector read_vector(const uint8_t* bytes) {
 
 // Two neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
 inline void write_columns(Two a, Two b, int64_t step, uint8_t* out) {
-    const Two first = __builtin_shufflevector(a, b, 0, 2), second = __builtin_shufflevector(a, b, 1, 3);
+    const Two first = HERD_SHUFFLE(a, b, 0, 2), second = HERD_SHUFFLE(a, b, 1, 3);
     std::memcpy(out, &first, 16);
     std::memcpy(out + step, &second, 16);
 }
@@ -32,15 +40,15 @@ inline void turn_eight(const uint8_t* const* rows, int64_t at, uint8_t* out) {
     Four twos[8];  // [pair of rows][columns 0 .. 3 or 4 .. 7]: the pair side by side
     for (int i = 0; i < 4; ++i) {
         const Eight a = read_vector<Eight>(rows[2 * i] + at), b = read_vector<Eight>(rows[2 * i + 1] + at);
-        twos[2 * i] = reinterpret_cast<Four>(__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
-        twos[2 * i + 1] = reinterpret_cast<Four>(__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
+        twos[2 * i] = reinterpret_cast<Four>(HERD_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
+        twos[2 * i + 1] = reinterpret_cast<Four>(HERD_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
     }
     for (int half = 0; half < 2; ++half) {
         const Four a = twos[half], b = twos[2 + half], c = twos[4 + half], d = twos[6 + half];
-        const Two low_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
-        const Two high_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
-        const Two low_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
-        const Two high_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
+        const Two low_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 0, 4, 1, 5));
+        const Two high_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 2, 6, 3, 7));
+        const Two low_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 0, 4, 1, 5));
+        const Two high_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 2, 6, 3, 7));
         write_columns(low_ab, low_cd, 32, out + 128 * half);
         write_columns(high_ab, high_cd, 32, out + 128 * half + 64);
     }
@@ -50,10 +58,10 @@ inline void turn_eight(const uint8_t* const* rows, int64_t at, uint8_t* out) {
 inline void turn_four(const uint8_t* const* rows, int64_t at, uint8_t* out) {
     const Four a = read_vector<Four>(rows[0] + at), b = read_vector<Four>(rows[1] + at);
     const Four c = read_vector<Four>(rows[2] + at), d = read_vector<Four>(rows[3] + at);
-    const Two low_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
-    const Two high_ab = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
-    const Two low_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
-    const Two high_cd = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
+    const Two low_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 0, 4, 1, 5));
+    const Two high_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 2, 6, 3, 7));
+    const Two low_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 0, 4, 1, 5));
+    const Two high_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 2, 6, 3, 7));
     write_columns(low_ab, low_cd, 64, out);
     write_columns(high_ab, high_cd, 64, out + 128);
 }
