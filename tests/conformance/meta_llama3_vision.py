@@ -156,15 +156,25 @@ class MetaModel:
 
     def _load(self, values: Mapping[str, NDArray[np.float64]]) -> None:
         """Every parameter of the modules gets a value, and every value has a parameter."""
-        parts = {
+        parameters = {start + name: value for start, part in self._parts().items() for name, value in part.named_parameters()}
+        assert parameters.keys() == values.keys()
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(values[name]).reshape(parameter.shape))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The tensors of a file in the place of the weights, each in its own shape."""
+        shapes = {start + name: value.shape for start, part in self._parts().items() for name, value in part.named_parameters()}
+        assert shapes == {name: values.shape for name, values in state.items()}
+        with _float64():
+            self._load({name: values.double().numpy() for name, values in state.items()})
+
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        """The modules, by how the names of their tensors begin in files."""
+        return {
             "text_model.": self._text,
             "vision_model.vision_encoder.": self._encoder,
             "vision_model.vision_projection.": self._projection,
         }
-        parameters = {start + name: value for start, part in parts.items() for name, value in part.named_parameters()}
-        assert parameters.keys() == values.keys()
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(values[name]).reshape(parameter.shape))
 
     def keys_and_values(self, picture: Picture) -> list[NDArray[np.float64]]:
         """Of each crossing block the keys and the values [I, K, H] of the picture's used tiles."""

@@ -80,11 +80,13 @@ def _on_a_cpu() -> Iterator[None]:
 class MetaModel:
     """The same weights in Meta's modules. Their widths follow from multiples: those of `cfg` must be such."""
 
-    def __init__(self, cfg: Llama4Config, leaves: Mapping[str, Matrix]) -> None:
+    def __init__(self, cfg: Llama4Config, leaves: Mapping[str, Matrix], params: Mapping[str, Any] | None = None) -> None:
+        """`params`: of params.json, in the place of arguments that are made from `cfg`."""
         torch.set_num_threads(1)
         self._cfg = cfg
         with _on_a_cpu():
-            self._model = meta().model.Transformer(_args(cfg)).double().eval()
+            args = _args(cfg) if params is None else meta().args.ModelArgs(max_batch_size=2, max_seq_len=256, **params)
+            self._model = meta().model.Transformer(args).double().eval()
         wanted = self._model.state_dict()
         state = {name: torch.from_numpy(values.copy()) for name, values in meta_values(cfg, leaves).items()}
         assert {name: values.shape for name, values in state.items()} == {name: values.shape for name, values in wanted.items()}
@@ -97,6 +99,10 @@ class MetaModel:
             embedding = self._pictures(ids, pictures) if pictures else None
             step = meta().datatypes.TransformerInput(ids, tokens_position=0, image_embedding=embedding)
             return self._model(step).logits[0].numpy()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The tensors of a file in the place of the weights."""
+        self._model.load_state_dict({name: values.double() for name, values in state.items()}, strict=True)
 
     def steps(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """The same, token by token."""

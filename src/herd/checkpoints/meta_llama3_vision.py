@@ -13,17 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from herd.checkpoints import mllama_names
+from herd.checkpoints import meta_params, mllama_names
 from herd.checkpoints.account import check_config
 from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_LAYERS, MAX_WIDTH, ConfigReader
-from herd.checkpoints.meta_params import FILE, read_params
+from herd.checkpoints.meta_params import FILE, exact_config, read_params
 from herd.checkpoints.meta_shards import Gather, Shards
 from herd.checkpoints.sources import Joined, Reshaped
 from herd.checkpoints.stored import Source
 from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.models import llama3_vision
+from herd.models.llama import LlamaConfig
 from herd.models.llama3_vision import EXTRA_ROWS, META_PICTURE, META_VOCABULARY, Llama3VisionConfig
 from herd.models.llama3_vision_encoder import EncoderConfig
 from herd.models.weights import TensorSpec
@@ -51,7 +52,9 @@ def read_llama3_vision(
 
 def _config(values: Mapping[str, Any], gather: Gather, facts: dict[str, Fact]) -> Llama3VisionConfig:
     embed = gather.shape(mllama_names.META_EMBED[0])
-    text = read_params({key: value for key, value in values.items() if key not in KEYS}, embed[0] if embed else 1, facts)
+    text = read_params({key: value for key, value in values.items() if key not in (*KEYS, "herd")}, embed[0] if embed else 1, facts)
+    if "herd" in values:
+        return exact_config(Llama3VisionConfig, values, params_of, facts)
     r = ConfigReader({key: values[key] for key in KEYS if key in values}, FILE, facts)
     blocks = r.integer("vision_num_cross_attention_layers", highest=min(MAX_LAYERS, text.num_layers))
     vision = _encoder(r, gather)
@@ -70,6 +73,38 @@ def _config(values: Mapping[str, Any], gather: Gather, facts: dict[str, Fact]) -
         crossing=crossing_layers(text.num_layers, blocks),
         vision=vision,
         picture_aliases=(META_PICTURE,) if text.vocab_size == META_VOCABULARY else (),
+    )
+
+
+def params_of(cfg: Llama3VisionConfig) -> dict[str, Any]:
+    """The ordinary keys of params.json for a config."""
+    vision = dict(zip(KEYS, (cfg.vision.tile, cfg.vision.max_tiles, len(cfg.crossing)), strict=True))
+    return meta_params.params_of(_text_of(cfg)) | vision
+
+
+def not_said(cfg: Llama3VisionConfig) -> list[str]:
+    """What of a config Meta's own program does not read from params.json, so that it would compute something else or refuse."""
+    notes, vision = meta_params.not_said(_text_of(cfg)), cfg.vision
+    if cfg.crossing != crossing_layers(cfg.num_layers, len(cfg.crossing)):
+        notes.append(f"that crossing blocks stand before the layers {list(cfg.crossing)}: llama-models puts them at even distances")
+    if (vision.num_heads, vision.patch, vision.kept) != (HEADS, PATCH, KEPT):
+        notes.append(f"the encoder's heads, patches and kept layers: llama-models has {HEADS}, {PATCH} and {list(KEPT)} built in")
+    return notes
+
+
+def _text_of(cfg: Llama3VisionConfig) -> LlamaConfig:
+    """The text model alone."""
+    return LlamaConfig(
+        width=cfg.width,
+        num_layers=cfg.num_layers,
+        num_heads=cfg.num_heads,
+        num_kv_heads=cfg.num_kv_heads,
+        head_width=cfg.head_width,
+        ffn_width=cfg.ffn_width,
+        vocab_size=cfg.vocab_size,
+        context_length=cfg.context_length,
+        norm_eps=cfg.norm_eps,
+        rope=cfg.rope,
     )
 
 
@@ -114,12 +149,13 @@ def _source(spec: TensorSpec, cfg: Llama3VisionConfig, gather: Gather) -> Source
         extra = gather.whole(mllama_names.META_EMBED[1], (EXTRA_ROWS, cfg.width), 0)
         return None if base is None or extra is None else Joined((base, extra), 0)
     axis = mllama_names.META_SPLIT.get(mllama_names.pattern(spec.name))
-    shape = _stored_shape(spec, cfg.vision)
+    shape = stored_shape(spec, cfg.vision)
     source = gather.whole(mllama_names.in_meta(spec.name), shape, axis)
     return source if source is None or shape == spec.shape else Reshaped(source, spec.shape)
 
 
-def _stored_shape(spec: TensorSpec, vision: EncoderConfig) -> tuple[int, ...]:
+def stored_shape(spec: TensorSpec, vision: EncoderConfig) -> tuple[int, ...]:
+    """The shape of a weight in these folders."""
     match spec.name:
         case "vision.class_row":
             return (vision.width,)

@@ -19,7 +19,8 @@ from typing import Any
 from herd.checkpoints.account import check_config
 from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader
-from herd.checkpoints.meta_params import FILE
+from herd.checkpoints.meta_llama4_params import HIGH_FREQUENCY, ORIGINAL_CONTEXT, SCALING_FACTOR, params_of
+from herd.checkpoints.meta_params import FILE, exact_config
 from herd.checkpoints.meta_quantised import Quantised
 from herd.checkpoints.meta_shards import Gather, Shards
 from herd.checkpoints.sources import Joined, Part, Reshaped, Scaled, Transposed
@@ -46,7 +47,6 @@ HARMLESS = {
 # Ends of names that need no weight: notes of the training program, and a table that follows from the config.
 NOTES = ("_extra_state", "rope.freqs", "global_gate_stats_3E", "running_gate_stats_3E", "expert_activation_DE")
 PATCH_TOKEN = 200092
-SCALING_FACTOR, HIGH_FREQUENCY, ORIGINAL_CONTEXT = 16.0, 1.0, 8192
 EXPERTS = {"gate": ("moe_w_in_eD_F", "w1"), "up": ("moe_w_swiglu_eD_F", "w3"), "down": ("moe_w_out_eF_D", "w2")}
 SHARED = {"gate": ("w_in_shared_FD", 0), "up": ("w_swiglu_FD", 0), "down": ("w_out_shared_DF", 1)}
 VISION = "vision_embeddings.vision_encoder."
@@ -83,7 +83,11 @@ def read_llama4(
 ) -> tuple[Llama4Config, tuple[TensorSpec, ...], dict[str, Source], list[MappedFile]]:
     """The config, its weights, where their bytes come from, and the files of scales."""
     gather = Gather(shards, lambda name: name.endswith(NOTES))
-    cfg = _config(values, gather, facts)
+    cfg = _config({key: value for key, value in values.items() if key != "herd"}, gather, facts)
+    if "herd" in values:
+        cfg = exact_config(Llama4Config, values, params_of, facts)
+    if cfg.tied_embeddings:
+        gather.used.add(PLAIN["head"][0])
     check_config(cfg, FILE, sum(map(len, shards)))
     specs = tuple(llama4.tensors(cfg))
     quantised = Quantised(folder, values, shards)
@@ -225,6 +229,30 @@ def _side(r: ConfigReader, key: str) -> int:
     return side
 
 
+def in_text(name: str, cfg: Llama4Config) -> tuple[str, int | None]:
+    """What Meta's files call a weight of the text's layers that is one tensor, and the axis that shards divide."""
+    _, layer, rest = name.split(".", 2)
+    at = f"layers.{layer}"
+    if rest.startswith("shared."):
+        theirs, axis = SHARED[rest.removeprefix("shared.")]
+        return f"{at}.feed_forward.{theirs}.weight", axis
+    is_mixed = int(layer) in cfg.expert_layers
+    found: dict[str, tuple[str, int | None]] = {
+        "attention_norm": (f"{at}.attention.wqkv.layer_norm_weight", None),
+        "attention.out": (f"{at}.attention.wo.weight", 1),
+        "ffn_norm": (f"{at}.feed_forward.{'norm.weight' if is_mixed else 'mlp.layer_norm_weight'}", None),
+        "ffn.down": (f"{at}.feed_forward.mlp.fc2_weight", 1),
+    }
+    return found[rest]
+
+
+def in_vision(name: str) -> str:
+    """What Meta's files call a weight of the encoder's layers."""
+    _, _, layer, rest = name.split(".", 3)
+    kind = "bias" if rest.endswith("_bias") else "weight"
+    return f"{VISION}transformer.resblocks.{layer}.{VISION_LAYER[rest.removesuffix('_bias')][0]}.{kind}"
+
+
 class _Places:
     """Where each weight of one model is."""
 
@@ -253,28 +281,13 @@ class _Places:
         if rest == "router":
             router = self._gather.whole(f"{at}.feed_forward.router_DE", (spec.shape[1], spec.shape[0]), None)
             return None if router is None else Transposed(router)
-        return self._gather.whole(*self._simple(at, rest, spec))
-
-    def _simple(self, at: str, rest: str, spec: TensorSpec) -> tuple[str, tuple[int, ...], int | None]:
-        """Name, shape and axis of a weight that is one tensor."""
-        if rest.startswith("shared."):
-            name, axis = SHARED[rest.removeprefix("shared.")]
-            return f"{at}.feed_forward.{name}.weight", spec.shape, axis
-        is_mixed = int(at.removeprefix("layers.")) in self._cfg.expert_layers
-        return {
-            "attention_norm": (f"{at}.attention.wqkv.layer_norm_weight", spec.shape, None),
-            "attention.out": (f"{at}.attention.wo.weight", spec.shape, 1),
-            "ffn_norm": (f"{at}.feed_forward.{'norm.weight' if is_mixed else 'mlp.layer_norm_weight'}", spec.shape, None),
-            "ffn.down": (f"{at}.feed_forward.mlp.fc2_weight", spec.shape, 1),
-        }[rest]
+        theirs, axis = in_text(spec.name, self._cfg)
+        return self._gather.whole(theirs, spec.shape, axis)
 
     def _vision(self, spec: TensorSpec) -> Source | None:
-        _, _, layer, rest = spec.name.split(".", 3)
-        name, axis = VISION_LAYER[rest.removesuffix("_bias")]
-        is_bias = rest.endswith("_bias")
-        if is_bias and axis == 1:
-            axis = None
-        return self._gather.whole(f"{VISION}transformer.resblocks.{layer}.{name}.{'bias' if is_bias else 'weight'}", spec.shape, axis)
+        _, _, _, rest = spec.name.split(".", 3)
+        axis = VISION_LAYER[rest.removesuffix("_bias")][1]
+        return self._gather.whole(in_vision(spec.name), spec.shape, None if rest.endswith("_bias") and axis == 1 else axis)
 
     def _attention(self, name: str, part: str) -> Source | None:
         """Query, key or value rows out of each shard's fused tensor."""

@@ -8,9 +8,9 @@ other than Llama 3's; files that we write keep the exact config under `herd` for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from herd.checkpoints.checkpoint import Fact
 from herd.checkpoints.config_reader import MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
@@ -20,6 +20,7 @@ from herd.models.llama import LlamaConfig
 from herd.models.rope import Llama3, Rope
 from herd.models.sizes import ffn_width
 
+C = TypeVar("C")
 FILE = "params.json"
 CONCLUSION = "herd reads folders whose params.json it understands whole."
 RUNTIME = "a limit of the program that runs the model"
@@ -68,7 +69,7 @@ def read_params(values: Mapping[str, Any], vocab_size: int, facts: dict[str, Fac
     facts["architecture"] = Fact("llama", f"the keys of {FILE}")
     facts["ffn_width"] = Fact(cfg.ffn_width, f"dim, multiple_of and ffn_dim_multiplier in {FILE}")
     facts["context_length"] = Fact(cfg.context_length, f"assumed: {FILE} does not say; releases with this rope_theta have it")
-    return _exact(values["herd"], cfg, values, facts) if "herd" in values else cfg
+    return exact_config(LlamaConfig, values, params_of, facts) if "herd" in values else cfg
 
 
 def _rope(r: ConfigReader, head_width: int, size: tuple[int, int]) -> Rope:
@@ -96,19 +97,25 @@ def _vocab_size(r: ConfigReader, counted: int, facts: dict[str, Fact]) -> int:
     return r.integer("vocab_size", "vocab_size", highest=MAX_VOCABULARY)
 
 
-def _exact(kept: Any, cfg: LlamaConfig, values: Mapping[str, Any], facts: dict[str, Fact]) -> LlamaConfig:
-    """The config that a file of ours keeps, if the ordinary keys agree with it."""
+def exact_config(kind: type[C], values: Mapping[str, Any], params_of: Callable[[C], dict[str, Any]], facts: dict[str, Fact]) -> C:
+    """The config that a file of ours keeps under `herd`, if the ordinary keys, which `params_of` writes, agree with it."""
+    kept = values["herd"]
     if not isinstance(kept, dict) or set(kept) != {"config"}:
         raise FileProblem(f"{FILE}: herd is {shown(kept)}; allowed is an object with config.")
-    exact = restore(LlamaConfig, kept["config"], f"{FILE}: herd.config")
-    for key, value in params_of(exact).items():
+    exact = restore(kind, kept["config"], f"{FILE}: herd.config")
+    try:
+        params = params_of(exact)
+    except (ValueError, ArithmeticError, LookupError) as problem:
+        raise FileProblem(f"{FILE}: herd.config holds numbers from which no model follows ({problem}).") from problem
+    for key, value in params.items():
         if values.get(key) != value:
             raise FileProblem(
                 f"{FILE}: {key} is {shown(values.get(key))} and herd.config means {shown(value)}. The file was changed after it was "
                 "written; remove its key herd if the other keys are right."
             )
-    facts["context_length"] = Fact(exact.context_length, f"herd.config in {FILE}")
-    facts["rope_scaling"] = Fact(exact.rope.scaling, f"herd.config in {FILE}")
+    said: Any = exact
+    facts["context_length"] = Fact(said.context_length, f"herd.config in {FILE}")
+    facts["rope_scaling"] = Fact(said.rope.scaling, f"herd.config in {FILE}")
     return exact
 
 
@@ -150,7 +157,7 @@ def not_said(cfg: LlamaConfig) -> list[str]:
     return notes
 
 
-def kept(cfg: LlamaConfig) -> dict[str, Any]:
+def kept(cfg: object) -> dict[str, Any]:
     """The value of the key `herd`."""
     return {"config": describe(cfg)}
 

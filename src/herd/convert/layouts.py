@@ -56,16 +56,16 @@ _LLAMA4 = Layouts(
     named=llama.named_scaling,
     huggingface_config=llama4.huggingface_config,
     huggingface_outputs=llama4.huggingface_outputs,
-    meta_params=llama4.no_meta_params,
-    meta_outputs=llama4.no_meta_outputs,
+    meta_params=llama4.meta_params_of,
+    meta_outputs=llama4.meta_outputs,
     gguf_outputs=llama4.gguf_outputs,
 )
 _LLAMA3_VISION = Layouts(
     named=_unchanged,
     huggingface_config=mllama.huggingface_config,
     huggingface_outputs=mllama.huggingface_outputs,
-    meta_params=_refused("Llama 3.2 Vision is not written in Meta's layout, only read; choose hf."),
-    meta_outputs=_refused("Llama 3.2 Vision is not written in Meta's layout, only read; choose hf."),
+    meta_params=mllama.meta_params_of,
+    meta_outputs=mllama.meta_outputs,
     gguf_outputs=_refused(mllama.NO_GGUF),
 )
 _MUSE_GLIMMER = Layouts(

@@ -1,19 +1,21 @@
-"""Llama 4 as a Hugging Face folder and, its text, as a GGUF file."""
+"""Llama 4 as a Hugging Face folder, in Meta's layout and, its text, as a GGUF file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
-from herd.checkpoints import names
+from herd.checkpoints import meta_llama4_params, meta_params, names
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.gguf_llama4 import NAMES as GGUF
 from herd.checkpoints.huggingface_llama4 import CHUNKED, FULL
 from herd.checkpoints.huggingface_llama4 import NAMES as WITH_VISION
+from herd.checkpoints.meta_llama4 import EXPERTS, PLAIN, in_text, in_vision
 from herd.checkpoints.sources import Joined, Reshaped, Source, Transposed
 from herd.convert.llama_layouts import gguf_tensors, rope_scaling
 from herd.convert.shaping import Shaping
-from herd.convert.streams import Output
+from herd.convert.streams import Output, in_format
+from herd.dtypes import F32
 from herd.errors import UsageError
 from herd.models.llama4 import Llama4Config
 from herd.models.llama4_vision import Llama4VisionConfig
@@ -127,11 +129,53 @@ def gguf_outputs(checkpoint: Checkpoint, cfg: Llama4Config, shaping: Shaping) ->
     return gguf_tensors(checkpoint, specs, replace(cfg, vision=None), GGUF, shaping)
 
 
-def no_meta_params(_cfg: Llama4Config, _notes: list[str]) -> NoReturn:
-    """Meta's layout of Llama 4 is read only."""
-    raise UsageError("Llama 4 is not written in Meta's layout, only read; choose hf or gguf.")
+def meta_params_of(cfg: Llama4Config, notes: list[str]) -> dict[str, Any]:
+    """params.json. `notes` get what Meta's own program does not read from it."""
+    if cfg.qkv_bias or cfg.out_bias:
+        raise UsageError("Meta's layout of Llama 4 has no biases in attention, and this model has; choose hf or gguf.")
+    notes += [f"Meta's own program does not learn from params.json {each}." for each in meta_llama4_params.not_said(cfg)]
+    return {**meta_llama4_params.params_of(cfg), "herd": meta_params.kept(cfg)}
 
 
-def no_meta_outputs(_checkpoint: Checkpoint, _shaping: Shaping) -> NoReturn:
-    """The same."""
-    raise UsageError("Llama 4 is not written in Meta's layout, only read; choose hf or gguf.")
+def meta_outputs(checkpoint: Checkpoint, shaping: Shaping) -> list[Output]:
+    """All tensors by their names there, as one shard: queries, keys and values in one, experts one below the other."""
+    sources = {spec.name: shaping.plain(checkpoint, spec) for spec in checkpoint.specs}
+    outputs = []
+    for name, source in sources.items():
+        layer, _, part = name.rpartition(".")
+        if name in PLAIN:
+            outputs.append(Output(PLAIN[name][0], Reshaped(source, source.shape[1:]) if name == "vision.class" else source))
+        elif name.startswith("vision.layers."):
+            outputs.append(Output(in_vision(name), source))
+        elif (layer.endswith(".attention") and part in "kv") or (layer.endswith(".ffn") and part == "up"):
+            continue  # written with the first of those that are one tensor there
+        elif layer.endswith(".attention") and part == "q":
+            outputs.append(Output(f"{layer}.wqkv.weight", _one_below_the_other([sources[f"{layer}.{each}"] for each in "qkv"])))
+        elif layer.endswith(".ffn") and part == "gate":
+            fused = _one_below_the_other([source, sources[f"{layer}.up"]])
+            outputs.append(Output(f"{layer.removesuffix('ffn')}feed_forward.mlp.fc1_weight", fused))
+        else:
+            outputs.append(_alone(name, source, checkpoint.config))
+    if checkpoint.config.tied_embeddings:
+        outputs.append(Output(PLAIN["head"][0], sources["embed"]))
+    return outputs
+
+
+def _alone(name: str, source: Source, cfg: Llama4Config) -> Output:
+    """A weight of the text's layers that is one tensor there."""
+    _, layer, rest = name.split(".", 2)
+    at = f"layers.{layer}.feed_forward"
+    if rest.startswith("experts."):
+        turned = _untwisted(Transposed(source))
+        count, height, width = turned.shape
+        return Output(f"{at}.experts.{EXPERTS[rest.removeprefix('experts.')][0]}", Reshaped(turned, (count * height, width)))
+    if rest == "router":
+        return Output(f"{at}.router_DE", _untwisted(Transposed(source)))
+    return Output(in_text(name, cfg)[0], source)
+
+
+def _one_below_the_other(parts: list[Source]) -> Source:
+    """Weights of one tensor; those in several formats as float32, which holds them all."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [in_format(part, F32) for part in parts]
+    return Joined(tuple(parts), 0)

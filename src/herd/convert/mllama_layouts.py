@@ -1,14 +1,16 @@
-"""Llama 3.2 Vision as a Hugging Face folder. No GGUF architecture takes a model whose text crosses over to pictures."""
+"""Llama 3.2 Vision as a Hugging Face folder and in Meta's layout. GGUF has no architecture for it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from herd.checkpoints import meta_llama3_vision as meta
+from herd.checkpoints import meta_params
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.huggingface_mllama import PLACES, rows_of_a_place, stored_shape
-from herd.checkpoints.mllama_names import in_huggingface
+from herd.checkpoints.mllama_names import META_EMBED, in_huggingface, in_meta
 from herd.checkpoints.mllama_places import WrittenOut, shapes_of_pictures
-from herd.checkpoints.sources import Reshaped, Source
+from herd.checkpoints.sources import Part, Reshaped, Source
 from herd.convert.llama_layouts import halved, rope_scaling
 from herd.convert.shaping import Shaping
 from herd.convert.streams import Output
@@ -86,3 +88,23 @@ def _as_there(cfg: Llama3VisionConfig, spec: TensorSpec, source: Source) -> Sour
         return WrittenOut(source, cfg.vision.max_tiles, rows_of_a_place(cfg, spec.name))
     shape = stored_shape(cfg, spec)
     return halved(source, spec.rotary_heads) if shape == spec.shape else Reshaped(source, shape)
+
+
+def meta_params_of(cfg: Llama3VisionConfig, notes: list[str]) -> dict[str, Any]:
+    """params.json. `notes` get what Meta's own program does not read from it."""
+    notes += [f"Meta's own program does not learn from params.json {each}." for each in meta.not_said(cfg)]
+    return {**meta.params_of(cfg), "herd": meta_params.kept(cfg)}
+
+
+def meta_outputs(checkpoint: Checkpoint, shaping: Shaping) -> list[Output]:
+    """All tensors by their names there; the embedding is in two."""
+    cfg: Llama3VisionConfig = checkpoint.config
+    outputs = []
+    for spec in checkpoint.specs:
+        source, shape = shaping.plain(checkpoint, spec), meta.stored_shape(spec, cfg.vision)
+        if spec.name == "embed":
+            ends = (0, cfg.vocab_size, cfg.num_embeddings)
+            outputs += [Output(META_EMBED[part], Part(source, 0, ends[part], ends[part + 1])) for part in (0, 1)]
+        else:
+            outputs.append(Output(in_meta(spec.name), source if shape == spec.shape else Reshaped(source, shape)))
+    return outputs
