@@ -26,6 +26,7 @@ from tiny import random_leaves, tiny_llama
 from tiny_files import write_gguf, write_huggingface
 
 ONCE = "Once upon a time"
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(not cpu_is_built(), reason="the native core is not built here"))]
 
 
 @pytest.fixture(scope="module")
@@ -210,17 +211,17 @@ def test_facts_memory_and_fingerprint_are_told(model: herd.Model) -> None:
     assert model.provider.facts.sources["num_layers"] == model.facts["num_layers"].source
 
 
-def test_a_closed_model_is_closed_once_and_for_all() -> None:
-    model = herd.load(STORIES, backend="reference")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_closed_model_is_closed_once_and_for_all(backend: str) -> None:
+    model = herd.load(STORIES, backend=backend)
     model.close()
     model.close()
+    assert model.memory().cache == 0
     with pytest.raises(UsageError, match="closed"):
         model.generate([1], max_tokens=1)
 
 
-@pytest.mark.parametrize(
-    "backend", ["reference", pytest.param("cpu", marks=pytest.mark.skipif(not cpu_is_built(), reason="no native core"))]
-)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_program_may_end_without_closing_its_model(backend: str, tmp_path: Path) -> None:
     program = (
         "import herd, sys\n"

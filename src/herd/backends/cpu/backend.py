@@ -283,6 +283,8 @@ class CpuBackend:
         return self._model.weights(self._cfg, cast(Leaf, self._packed.__getitem__))
 
     def _programs(self) -> list[_core.Program]:
+        if self._is_closed:
+            return []
         return [self._program] if self._watched is None else [self._program, self._watched.program]
 
     def _watching(self, watch: Watch) -> WatchedProgram:

@@ -77,11 +77,12 @@ class InPlace:
 
     def close(self) -> None:
         """Gives the threads a moment to finish, then stops them."""
-        if self._packer is not None:
+        own = threading.current_thread()  # a collector may call from any thread
+        if self._packer is not None and self._packer is not own:
             self._packer.join(_WAIT_S)
         self._is_cancelled.set()
         for thread in (self._reader, self._packer):
-            if thread is not None:
+            if thread is not None and thread is not own:
                 thread.join()
         self._unpacked.clear()
 

@@ -74,7 +74,7 @@ class KeptWeights:
     def close(self) -> None:
         """Waits a moment for the writer, then tells it to give up. Nothing half written stays."""
         self._unwritten = None
-        if self._writer is not None:
+        if self._writer is not None and self._writer is not threading.current_thread():  # a collector may call from any thread
             self._writer.join(_WAIT_S)
             self._is_cancelled.set()
             self._writer.join()
