@@ -249,6 +249,14 @@ def test_offers_that_ended_do_not_set_the_break_even_and_are_warned_about() -> N
     assert any(line.startswith("No longer offered by") and "Bedrock (since 2026-07-07)" in line for line in plan.warnings)
 
 
+def test_services_that_take_no_such_conversation_are_left_out_and_named() -> None:
+    long = planned("llama-4-scout", "q4", Load(1, 10_000_000, 5_000_000, 1000))
+    assert long.choices[0].cost is not None and not long.choices[0].cost.hosted
+    assert any("take no conversations of 5,001,000 tokens: Azure, Bedrock" in note for note in long.notes)
+    middle = planned("llama-4-scout", "q4", Load(1, 400_000, 300_000, 1000)).choices[0].cost
+    assert middle is not None and "Fireworks" not in {each.offer.service for each in middle.hosted}
+
+
 def test_old_prices_are_warned_about_and_fresh_ones_are_not() -> None:
     fresh = planned("llama-4-scout", "q4")
     assert any("mercatus" in line and "204 days old" in line for line in fresh.warnings)

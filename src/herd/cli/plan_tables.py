@@ -123,11 +123,11 @@ def _print_cost(out: Console, best: Choice) -> None:
     cost, expected = best.cost, best.expected
     assert cost is not None and expected is not None
     made = table(f"On {best.fit.devices} x {best.fit.device.title} ({best.fit.why})", "what", "figure")
-    last = expected.last_first_token_s
+    last, written = expected.last_first_token_s, expected.with_prompts
     rows: list[tuple[str, str | None]] = [
         ("one user alone waits for", expected.waits_alone_for),
         ("all users together wait for", expected.waits_for),
-        ("tokens written a second, prompts included", None if expected.with_prompts is None else f"{expected.with_prompts:,.0f}"),
+        ("tokens written a second, prompts included", None if written is None else f"{written:,.0f}" if written >= 100 else f"{written:.3g}"),
         ("first token if all ask at once, the last of them", None if last is None else seconds(last)),
         ("power", None if cost.watts is None else f"{cost.watts / 1000:,.2f} kW"),
         ("energy for a million tokens", None if cost.kwh_per_million is None else f"{cost.kwh_per_million:,.3g} kWh"),

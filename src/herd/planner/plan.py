@@ -131,7 +131,7 @@ def choose(question: Question, device: Device) -> Choice:
     work = _work(cast(Hashable, question.config), question.stored, question.cache)
     bound = predict(work, device, fit.layout, question.load, PEAK)
     expected = predict(work, device, fit.layout, question.load, question.shares)
-    offers = offers_of(question.release)
+    offers = [offer for offer in offers_of(question.release) if offer.takes(question.load.conversation_tokens)]
     cost = reckon_cost(device, fit.devices, expected, question.load, offers, question.today, question.dollars_per_kwh)
     return Choice(fit, bound, expected, cost)
 
@@ -204,6 +204,9 @@ def _notes(question: Question) -> list[str]:
             f"Keys and values are for {load.users:,} conversations of {load.conversation_tokens:,} tokens, one of them grown to "
             f"{load.context:,}."
         )
+    short = sorted({offer.service for offer in offers_of(release) if not offer.takes(load.conversation_tokens)})
+    if short:
+        notes.append(f"Hosted services that take no conversations of {load.conversation_tokens:,} tokens: {', '.join(short)}.")
     if release.unverified:
         notes.append(f"Not verified: {release.unverified}.")
     return notes

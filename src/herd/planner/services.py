@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 OLD_AFTER_DAYS = 90
 """Prices older than this are warned about."""
+SERVED_TOKENS = 1_000_000
+"""No service was seen to take longer conversations, whatever the card of the model says (the project's page on prices, 2026-11-21)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,10 @@ class Offer:
     ends: datetime.date | None = None
     context: int | None = None
     note: str = ""
+
+    def takes(self, tokens: int) -> bool:
+        """Whether a conversation of so many tokens fits."""
+        return tokens <= (SERVED_TOKENS if self.context is None else self.context)
 
     def is_over(self, today: datetime.date) -> bool:
         return self.ends is not None and today >= self.ends

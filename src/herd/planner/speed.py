@@ -25,6 +25,7 @@ ASSUMED = (
     "keys and values of everything that a token sees are read once for each user",
     f"devices that share a layer add up their results twice a layer, in {LINK_LATENCY_S * 1e6:.0f} microseconds and the time of the bytes",
     "a prompt is bound by operations: 2 for each weight that a token meets, and 4 times the head's width for each key that a head sees",
+    "pictures count as the tokens that stand for them; the time to encode them is not in the time to the first token",
     "no speculation, and nothing of a prompt is in the cache already",
 )
 
