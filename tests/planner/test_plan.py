@@ -250,10 +250,10 @@ def test_offers_that_ended_do_not_set_the_break_even_and_are_warned_about() -> N
 
 
 def test_services_that_take_no_such_conversation_are_left_out_and_named() -> None:
-    long = planned("llama-4-scout", "q4", Load(1, 10_000_000, 5_000_000, 1000))
+    long = planned("llama-4-scout-instruct", "q4", Load(1, 10_000_000, 5_000_000, 1000))
     assert long.choices[0].cost is not None and not long.choices[0].cost.hosted
     assert any("take no conversations of 5,001,000 tokens: Azure, Bedrock" in note for note in long.notes)
-    middle = planned("llama-4-scout", "q4", Load(1, 400_000, 300_000, 1000)).choices[0].cost
+    middle = planned("llama-4-scout-instruct", "q4", Load(1, 400_000, 300_000, 1000)).choices[0].cost
     assert middle is not None and "Fireworks" not in {each.offer.service for each in middle.hosted}
 
 

@@ -148,7 +148,7 @@ def _print(ruling: Ruling, given: dict[str, Any]) -> None:
     if ruling.licence.counted_month is not None:
         click.echo(f"Users are those of {ruling.licence.counted_month}.")
     if ruling.contracting_party is not None:
-        click.echo(f"The contract is with {ruling.contracting_party}{'' if ruling.contracting_party.endswith('.') else '.'}")
+        click.echo(f"Licensor: {ruling.contracting_party}")
     click.echo(f"{OPEN_SOURCE if ruling.licence.is_open_source else OPEN_WEIGHTS}")
     _assumed(given)
     click.echo(f"Source: {ruling.licence.source}. {DISCLAIMER}")

@@ -127,7 +127,7 @@ def _print_cost(out: Console, best: Choice) -> None:
     rows: list[tuple[str, str | None]] = [
         ("one user alone waits for", expected.waits_alone_for),
         ("all users together wait for", expected.waits_for),
-        ("tokens written a second, prompts included", None if written is None else f"{written:,.0f}" if written >= 100 else f"{written:.3g}"),
+        ("tokens written a second, with prompts", None if written is None else f"{written:,.0f}" if written >= 100 else f"{written:.3g}"),
         ("first token if all ask at once, the last of them", None if last is None else seconds(last)),
         ("power", None if cost.watts is None else f"{cost.watts / 1000:,.2f} kW"),
         ("energy for a million tokens", None if cost.kwh_per_million is None else f"{cost.kwh_per_million:,.3g} kWh"),

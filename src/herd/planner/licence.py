@@ -175,7 +175,7 @@ def _community(release: Release, licence: Licence, answers: Answers) -> Iterator
         yield Finding(verdict="allowed", clauses=clauses, why=why, because=f"use = {answers['use']}", duty=duty, doubt=doubt)
     if answers["region"] != "other":
         yield Finding(
-            verdict="allowed", clauses=("definitions",), why=f"The contract is with {_IRISH}.", because=f"region = {answers['region']}"
+            verdict="allowed", clauses=("definitions",), why=f"The licensor is {_IRISH}.", because=f"region = {answers['region']}"
         )  # fmt: skip
 
 
