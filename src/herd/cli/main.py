@@ -19,7 +19,7 @@ from herd.errors import CapacityError, HerdError
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
-COMMANDS = ("bench", "chat", "convert", "eval", "licence", "models", "plan", "pull", "remove", "run", "show", "verify")
+COMMANDS = ("bench", "chat", "convert", "eval", "licence", "models", "plan", "pull", "quantize", "remove", "run", "show", "verify")
 
 
 class Herd(Examples, click.Group):
@@ -137,6 +137,8 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.plan import plan as found
         case "pull":
             from herd.cli.models import pull as found
+        case "quantize":
+            from herd.cli.quantize import quantize as found
         case "remove":
             from herd.cli.models import remove as found
         case "run":

@@ -2,6 +2,7 @@
 
 from herd.convert.conversion import Report, convert
 from herd.convert.findings import Finding, Outcome, Verdict
+from herd.convert.quantising import Quantised, quantise
 from herd.convert.verify import verify
 
-__all__ = ["Finding", "Outcome", "Report", "Verdict", "convert", "verify"]
+__all__ = ["Finding", "Outcome", "Quantised", "Report", "Verdict", "convert", "quantise", "verify"]

@@ -17,17 +17,22 @@ U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 
 def write_gguf(file: BinaryIO, keys: Mapping[str, Any], outputs: Sequence[Output], told: Told) -> None:
     """The whole file. Whole numbers become u32 (i32 in lists and below zero), numbers f32, as converters write them."""
-    file.write(b"GGUF" + struct.pack("<IQQ", 3, len(outputs), len(keys)))
-    for key, value in keys.items():
-        file.write(_string(key) + _typed(key, value))
-    at = 0
-    for output in outputs:
-        file.write(_info(output, at))
-        at += -(-output.num_bytes // ALIGNMENT) * ALIGNMENT
-    pad(file, ALIGNMENT)
+    file.write(gguf_head(keys, outputs))
     for output in outputs:
         write_tensor(file, output, told)
         pad(file, ALIGNMENT)
+
+
+def gguf_head(keys: Mapping[str, Any], outputs: Sequence[Output]) -> bytes:
+    """Everything before the first tensor."""
+    pieces = [b"GGUF" + struct.pack("<IQQ", 3, len(outputs), len(keys))]
+    pieces += [_string(key) + _typed(key, value) for key, value in keys.items()]
+    at = 0
+    for output in outputs:
+        pieces.append(_info(output, at))
+        at += -(-output.num_bytes // ALIGNMENT) * ALIGNMENT
+    head = b"".join(pieces)
+    return head + bytes(-len(head) % ALIGNMENT)
 
 
 def _info(output: Output, offset: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from herd import dtypes
@@ -20,11 +20,12 @@ CHANGED = "though they were widened from it when the file was written. The file 
 
 @dataclass(slots=True)
 class Shaping:
-    """What was asked for. `dtype` for plain numbers, `quant` for blocks; at most one of the two. `notes` collects what the user
-    should know."""
+    """What was asked for. `dtype` for plain numbers, `quant` for blocks, `matrices` for a choice for each matrix in GGUF; at most one
+    of them. `notes` collects what the user should know."""
 
     dtype: DType | None = None
     quant: DType | None = None
+    matrices: Callable[[TensorSpec, Source], Source] | None = None
     notes: list[str] = field(default_factory=list)
 
     def plain(self, checkpoint: Checkpoint, spec: TensorSpec) -> Source:
@@ -43,6 +44,8 @@ class Shaping:
         source = checkpoint.source(spec.name)
         if len(spec.shape) == 1 or spec.kind.is_vector or spec.kind is Kind.ROUTER:
             return in_format(source, F32)
+        if self.matrices is not None:
+            return self.matrices(spec, source)
         if self.quant is not None:
             return in_format(source, self._fitting(spec))
         return source if self.dtype is None else in_format(source, self.dtype)
@@ -50,9 +53,7 @@ class Shaping:
     def _fitting(self, spec: TensorSpec) -> DType:
         """The block format asked for, or what stands in for it in a row of this length."""
         assert self.quant is not None
-        dtype = self.quant
-        while spec.shape[-1] % dtype.block:
-            dtype = dtypes.BY_NAME[NARROWER[dtype.name]] if dtype.name in NARROWER else F16
+        dtype = fitting(self.quant, spec.shape[-1])
         if dtype is not self.quant:
             self._note(f"Rows of {spec.shape[-1]} do not hold whole blocks of {self.quant.name}; they were written as {dtype.name}.")
         return dtype
@@ -60,6 +61,13 @@ class Shaping:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def fitting(dtype: DType, columns: int) -> DType:
+    """A format, or what stands in for it in rows of this length."""
+    while columns % dtype.block:
+        dtype = dtypes.BY_NAME[NARROWER[dtype.name]] if dtype.name in NARROWER else F16
+    return dtype
 
 
 def widened_names(checkpoint: Checkpoint, specs: Sequence[TensorSpec], sources: Mapping[str, Source]) -> dict[DType, list[str]]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from herd import dtypes
 from herd.dtypes import DType
 from herd.errors import FileProblem
-from herd.quant.reading import CHUNK_ELEMENTS, IQ4_VALUES, Bytes, Floats, Integers
+from herd.quant import packing
+from herd.quant.reading import CHUNK_ELEMENTS, IQ4_VALUES, Bytes, Floats
 from herd.quant.search import fit_affine, fit_scale, inverse
 
 ACTIVATION_GROUP = 32
@@ -66,35 +67,6 @@ def _to_bf16(x: Floats) -> NDArray[np.uint16]:
     return np.where((bits & 0x7FFFFFFF) > 0x7F800000, bits >> 16 | 64, rounded).astype(np.uint16)
 
 
-def _half_bytes(d: Floats) -> Bytes:
-    """float16 bytes [blocks, 2] of d [blocks, 1]."""
-    halves = d.astype(np.float16)
-    if not np.all(np.isfinite(halves)):
-        raise FileProblem("A weight is too large for a block format, whose scales are float16; store it as bf16 or f32.")
-    return halves.view(np.uint8)
-
-
-def _rounded_half(d: Floats) -> Floats:
-    """d as the reader will see it, after float16."""
-    return _half_bytes(d).view(np.float16).astype(np.float32)
-
-
-def _pack_nibbles(q: Integers, group: int) -> Integers:
-    grouped = q.reshape(len(q), -1, 2, group)
-    packed: Integers = grouped[:, :, 0] | grouped[:, :, 1] << 4
-    return packed.reshape(len(q), -1)
-
-
-def _pack_crumbs(q: Integers) -> Integers:
-    grouped = q.reshape(len(q), -1, 4, 32)
-    packed: Integers = grouped[:, :, 0] | grouped[:, :, 1] << 2 | grouped[:, :, 2] << 4 | grouped[:, :, 3] << 6
-    return packed.reshape(len(q), -1)
-
-
-def _pack_bits(q: Integers) -> Integers:
-    return np.packbits(q.reshape(len(q), 8, 32), axis=1, bitorder="little").reshape(len(q), 32)
-
-
 def _write_centred(x: Floats, half: int) -> tuple[Floats, Bytes]:
     """(d, q) of Q4_0 and Q5_0: the element of largest magnitude becomes -half."""
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=-1, keepdims=True), axis=-1)
@@ -110,24 +82,19 @@ def _write_offset(x: Floats, levels: int) -> tuple[Floats, Floats, Bytes]:
 
 
 def _write_q4_0(x: Floats) -> Bytes:
-    d, q = _write_centred(x, 8)
-    return np.concatenate([_half_bytes(d), _pack_nibbles(q, 16)], axis=1)
+    return packing.pack_q4_0(*_write_centred(x, 8))
 
 
 def _write_q4_1(x: Floats) -> Bytes:
-    d, m, q = _write_offset(x, 15)
-    return np.concatenate([_half_bytes(d), _half_bytes(m), _pack_nibbles(q, 16)], axis=1)
+    return packing.pack_q4_1(*_write_offset(x, 15))
 
 
 def _write_q5_0(x: Floats) -> Bytes:
-    d, q = _write_centred(x, 16)
-    return np.concatenate([_half_bytes(d), np.packbits(q >> 4, axis=1, bitorder="little"), _pack_nibbles(q & 15, 16)], axis=1)
+    return packing.pack_q5_0(*_write_centred(x, 16))
 
 
 def _write_q5_1(x: Floats) -> Bytes:
-    d, m, q = _write_offset(x, 31)
-    fifth = np.packbits(q >> 4, axis=1, bitorder="little")
-    return np.concatenate([_half_bytes(d), _half_bytes(m), fifth, _pack_nibbles(q & 15, 16)], axis=1)
+    return packing.pack_q5_1(*_write_offset(x, 31))
 
 
 def _write_q8_0(x: Floats) -> Bytes:
@@ -135,7 +102,7 @@ def _write_q8_0(x: Floats) -> Bytes:
     scaled = x * inverse(d)
     whole = np.floor(np.abs(scaled))
     q = np.sign(scaled) * (whole + (np.abs(scaled) - whole >= 0.5))
-    return np.concatenate([_half_bytes(d), q.astype(np.int8).view(np.uint8)], axis=1)
+    return packing.pack_q8_0(d, q.astype(np.int8))
 
 
 def _grouped(x: Floats, size: int) -> Floats:
@@ -145,13 +112,13 @@ def _grouped(x: Floats, size: int) -> Floats:
 def _share(scales: Floats, low: int) -> tuple[Floats, Floats]:
     """Signed group scales [blocks, groups] as (d [blocks, 1], integers from `low` to -low - 1): the largest becomes `low`."""
     largest = np.take_along_axis(scales, np.abs(scales).argmax(axis=-1, keepdims=True), axis=-1)
-    d = _rounded_half(largest / np.float32(low))
+    d = packing.rounded_half(largest / np.float32(low))
     return d, np.clip(np.rint(scales * inverse(d)), low, -low - 1)
 
 
 def _share_positive(scales: Floats, high: int) -> tuple[Floats, Bytes]:
     """Group scales or offsets from zero up as (d [blocks, 1], integers up to `high`)."""
-    d = _rounded_half(scales.max(axis=-1, keepdims=True) / np.float32(high))
+    d = packing.rounded_half(scales.max(axis=-1, keepdims=True) / np.float32(high))
     return d, np.clip(np.rint(scales * inverse(d)), 0, high).astype(np.uint8)
 
 
@@ -176,39 +143,23 @@ def _write_affine(x: Floats, size: int, levels: int, high: int) -> tuple[Floats,
 
 
 def _write_q2_k(x: Floats) -> Bytes:
-    d, scales, dmin, mins, q = _write_affine(x, 16, 3, 15)
-    return np.concatenate([scales | mins << 4, _pack_crumbs(q), _half_bytes(d), _half_bytes(dmin)], axis=1)
+    return packing.pack_q2_k(*_write_affine(x, 16, 3, 15))
 
 
 def _write_q3_k(x: Floats) -> Bytes:
-    d, signed, q = _write_signed(x, 16, 4, -32)
-    scales = (signed + 32).astype(np.uint8)
-    high = scales.reshape(-1, 4, 4) >> 4
-    packed = high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6
-    return np.concatenate([_pack_bits(q >> 2), _pack_crumbs(q & 3), _pack_nibbles(scales & 15, 8), packed, _half_bytes(d)], axis=1)
-
-
-def _pack_scales_and_mins(scales: Bytes, mins: Bytes) -> Bytes:
-    """Eight pairs of 6 bits in 12 bytes."""
-    low = scales[:, :4] | (scales[:, 4:] >> 4) << 6
-    mid = mins[:, :4] | (mins[:, 4:] >> 4) << 6
-    return np.concatenate([low, mid, (scales[:, 4:] & 15) | mins[:, 4:] << 4], axis=1)
+    return packing.pack_q3_k(*_write_signed(x, 16, 4, -32))
 
 
 def _write_q4_k(x: Floats) -> Bytes:
-    d, scales, dmin, mins, q = _write_affine(x, 32, 15, 63)
-    return np.concatenate([_half_bytes(d), _half_bytes(dmin), _pack_scales_and_mins(scales, mins), _pack_nibbles(q, 32)], axis=1)
+    return packing.pack_q4_k(*_write_affine(x, 32, 15, 63))
 
 
 def _write_q5_k(x: Floats) -> Bytes:
-    d, scales, dmin, mins, q = _write_affine(x, 32, 31, 63)
-    packed = _pack_scales_and_mins(scales, mins)
-    return np.concatenate([_half_bytes(d), _half_bytes(dmin), packed, _pack_bits(q >> 4), _pack_nibbles(q & 15, 32)], axis=1)
+    return packing.pack_q5_k(*_write_affine(x, 32, 31, 63))
 
 
 def _write_q6_k(x: Floats) -> Bytes:
-    d, scales, q = _write_signed(x, 16, 32, -128)
-    return np.concatenate([_pack_nibbles(q & 15, 64), _pack_crumbs(q >> 4), scales.astype(np.int8).view(np.uint8), _half_bytes(d)], axis=1)
+    return packing.pack_q6_k(*_write_signed(x, 16, 32, -128))
 
 
 def _nearest_iq4(scaled: Floats) -> Floats:
@@ -216,18 +167,15 @@ def _nearest_iq4(scaled: Floats) -> Floats:
 
 
 def _write_iq4_nl(x: Floats) -> Bytes:
-    d = _rounded_half(fit_scale(x, _nearest_iq4, (-127, 113)))
-    q = np.searchsorted(_IQ4_MIDDLES, x * inverse(d)).astype(np.uint8)
-    return np.concatenate([_half_bytes(d), _pack_nibbles(q, 16)], axis=1)
+    d = packing.rounded_half(fit_scale(x, _nearest_iq4, (-127, 113)))
+    return packing.pack_q4_0(d, np.searchsorted(_IQ4_MIDDLES, x * inverse(d)).astype(np.uint8))
 
 
 def _write_iq4_xs(x: Floats) -> Bytes:
     groups = _grouped(x, 32)
     d, signed = _share(fit_scale(groups, _nearest_iq4, (-127, 113))[..., 0], -32)
     q = np.searchsorted(_IQ4_MIDDLES, groups * inverse((d * signed)[..., None])).astype(np.uint8).reshape(len(x), -1)
-    scales = (signed + 32).astype(np.uint8)
-    high = ((scales >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype=np.uint16)[:, None]
-    return np.concatenate([_half_bytes(d), high.view(np.uint8), _pack_nibbles(scales & 15, 1), _pack_nibbles(q, 16)], axis=1)
+    return packing.pack_iq4_xs(d, signed, q)
 
 
 _QUANTIZE: dict[str, Callable[[Floats], Bytes]] = {
