@@ -9,7 +9,8 @@ import gc
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from herd.backends.base import Backend
     from herd.backends.torch import TorchBackend
     from herd.checkpoints.checkpoint import Checkpoint
+    from herd.engine.speculative import Speculation
     from herd.family.finding import Found
     from herd.family.release import Release
     from herd.models.weights import Leaf
@@ -43,6 +45,7 @@ def load(
     activations: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     context: int | None = None,
+    draft: str | os.PathLike[str] = "off",
     progress: Progress = silent,
 ) -> Model:
     """A model, ready to answer.
@@ -58,6 +61,8 @@ def load(
                  default of the others, the only way of "torch")
     adapter      a LoRA adapter's folder, in PEFT's layout
     context      tokens of prompt and answer together; None: what the model was trained for, if memory allows
+    draft        tries several tokens in one step, which changes no answer: "lookup" guesses them from the text so far; another model,
+                 smaller and with the same vocabulary, runs ahead; "off"
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
@@ -67,6 +72,8 @@ def load(
     _check_choices(backend, device, dtype, activations)
     _check_count("threads", threads, 1024)
     _check_count("context", context, 2**31 - 1)
+    if not isinstance(draft, str | os.PathLike):
+        raise UsageError(f"draft is {draft!r:.60}; it must be 'off', 'lookup' or a model's name or path.")
     from herd.checkpoints.open import open_checkpoint
     from herd.family.finding import find_model
 
@@ -74,7 +81,7 @@ def load(
     checkpoint = open_checkpoint(found.path)
     try:
         with _no_collector():
-            return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context))
+            return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context, draft), progress)
     except BaseException:
         checkpoint.close()
         raise
@@ -91,9 +98,10 @@ class _Choices:
     activations: str
     adapter: str | os.PathLike[str] | None
     context: int | None
+    draft: str | os.PathLike[str] = "off"
 
 
-def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
+def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress: Progress) -> Model:
     """Checkpoint -> backend -> engine -> model."""
     from herd.engine.engine import Engine
 
@@ -103,21 +111,71 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices) -> Model:
     if choices.device == "cpu":
         _check_memory(found, checkpoint.num_bytes)
     words = _words(found, checkpoint)
-    backend = _backend(checkpoint, choices)
-    try:
-        engine = Engine(backend, context_length=choices.context or config.context_length, stop_ids=_stop_ids(checkpoint, words))
+    context = choices.context or config.context_length
+    with ExitStack() as opened:
+        backend = _backend(checkpoint, choices)
+        opened.callback(backend.close)
+        speculation = _speculation(choices, backend, words, context, progress)
+        if speculation is not None:
+            opened.callback(speculation.close)
+        engine = Engine(backend, context_length=context, stop_ids=_stop_ids(checkpoint, words), speculation=speculation)
         # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
-        weakref.finalize(engine, _release, backend, checkpoint)
-        return Model(found, checkpoint, engine, words)
-    except BaseException:
-        backend.close()
-        raise
+        weakref.finalize(engine, _release, backend, checkpoint, speculation)
+        model = Model(found, checkpoint, engine, words)
+        opened.pop_all()
+        return model
 
 
-def _release(backend: Backend, checkpoint: Checkpoint) -> None:
+def _release(backend: Backend, checkpoint: Checkpoint, speculation: Speculation | None) -> None:
     """Gives back what a model held; nothing happens if it was closed."""
     backend.close()
     checkpoint.close()
+    if speculation is not None:
+        speculation.close()
+
+
+def _speculation(choices: _Choices, backend: Backend, words: Words, context: int, progress: Progress) -> Speculation | None:
+    """What tries drafted tokens, if it was asked for. `UsageError` for a draft model with another vocabulary."""
+    if choices.draft == "off":
+        return None
+    from herd.engine.speculative import Speculation
+
+    if choices.draft == "lookup":
+        from herd.engine.lookup import LookupDrafter
+
+        return Speculation(LookupDrafter())
+    from herd.backends.base import PAGE_TOKENS
+    from herd.checkpoints.open import open_checkpoint
+    from herd.engine.draft_model import ModelDrafter
+    from herd.engine.memory import available_bytes, default_num_pages
+    from herd.family.finding import find_model
+
+    found = find_model(choices.draft, progress=progress)
+    with ExitStack() as opened:
+        checkpoint = open_checkpoint(found.path)
+        opened.callback(checkpoint.close)
+        _check_vocabulary(found, checkpoint, backend, _words(found, checkpoint), words)
+        drafting = _backend(checkpoint, replace(choices, adapter=None))
+        opened.callback(drafting.close)
+        length = min(context, checkpoint.config.context_length)
+        pages = default_num_pages(-(-length // PAGE_TOKENS), drafting.page_bytes(), available_bytes())
+        drafter = ModelDrafter(drafting, length, pages, checkpoint.close)
+        opened.pop_all()
+        return Speculation(drafter)
+
+
+def _check_vocabulary(found: Found, checkpoint: Checkpoint, backend: Backend, theirs: Words, ours: Words) -> None:
+    """`UsageError` unless every token id means the same in both models."""
+    size = checkpoint.config.vocab_size
+    if size != backend.vocab_size:
+        raise UsageError(f"{found.name} cannot draft for this model: it has {size} tokens, not {backend.vocab_size}.")
+    one, other = theirs.tokenizer, ours.tokenizer
+    if one is None or other is None:
+        return
+    for token in range(min(one.vocab_size, other.vocab_size)):
+        if one.token_bytes(token) != other.token_bytes(token):
+            spelled = f"{one.token_bytes(token)!r:.40} and {other.token_bytes(token)!r:.40}"
+            raise UsageError(f"{found.name} cannot draft for this model: token {token} is {spelled}. Both need the same vocabulary.")
 
 
 @contextmanager

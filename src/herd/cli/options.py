@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context")
+LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
 
 
@@ -71,6 +71,11 @@ loading_options: Callable[[Any], Any] = _group(
         ),
         click.option("--adapter", metavar="FOLDER", help="A LoRA adapter in PEFT's layout."),
         click.option("--context", type=int, metavar="N", help="Context length in tokens.  [default: the model's, if memory allows]"),
+        click.option(
+            "--draft",
+            metavar="HOW",
+            help="Try several tokens a step; answers stay the same: lookup (guessed from the text) or a smaller model.  [default: off]",
+        ),
         offline_option,
     ]
 )

@@ -82,12 +82,12 @@ def _span(part: Part) -> Span:
         tokens=[*sequence.tokens[part.start : part.end], *part.drafted],
         pages=sequence.pages,
         num_outputs=part.num_outputs + len(part.drafted),
-        draws=tuple(_draw(sequence, part.drafted[:known]) for known in range(len(part.drafted) + 1)) if part.draws else (),
+        draws=tuple(draw_after(sequence, part.drafted[:known]) for known in range(len(part.drafted) + 1)) if part.draws else (),
         pictures=sequence.pictures,
     )
 
 
-def _draw(sequence: Sequence, drafted: tuple[int, ...]) -> Draw:
+def draw_after(sequence: Sequence, drafted: tuple[int, ...]) -> Draw:
     """The very draw that would be made if the sequence had gone on with the `drafted` tokens."""
     position = sequence.length + len(drafted)
     draw = Draw(params=sequence.sampling, seed=sequence.seed, position=position, choice_index=sequence.choice_index)
