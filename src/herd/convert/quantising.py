@@ -44,7 +44,7 @@ from herd.version import __version__
 # Values that are quantised between two looks at the progress.
 PIECE_VALUES = 1 << 22
 CALIBRATION_TOKENS = 16384
-HARM_TOKENS = 256
+HARM_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
