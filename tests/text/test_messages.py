@@ -34,6 +34,20 @@ def test_pictures_may_be_pil_images_or_bytes() -> None:
     assert read(content=[{"type": "image", "image": bytearray(b"x")}]).images[0].source == b"x"
 
 
+def test_a_video_is_its_frames() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    frames = [Image.new("RGB", (8, 8), (step, 0, 0)) for step in range(0, 240, 12)]
+    file = BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    listed = read(content=[{"type": "video", "video": frames[:3]}, "What moves?"])
+    assert [image.source for image in listed.images] == frames[:3] and listed.text == "What moves?"
+    animated = read(content=[{"type": "video", "video": file.getvalue()}])
+    assert len(animated.images) == 8
+
+
 @pytest.mark.parametrize("url", ["https://example.org/a.png", "http://127.0.0.1/", "file:///etc/passwd", "ftp://a/b", "/etc/passwd", ""])
 def test_addresses_and_file_names_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match=r"messages\[0\]\.content\[0\]\.image_url is .*; pictures are given in the message"):
@@ -69,7 +83,11 @@ def test_an_assistants_calls_and_a_tools_result_are_read() -> None:
         ({"role": [], "content": ""}, r"role is \[\]"),
         ({"content": "a", "extra": 1}, r"has extra; only content, name,"),
         ({"content": [{"type": "text", "text": 5}]}, r"content\[0\]\.text is int"),
-        ({"content": [{"type": "video"}]}, r"content\[0\] is .*expected an object of type text, image_url or image"),
+        ({"content": [{"type": "sound"}]}, r"content\[0\] is .*expected an object of type text, image_url, image or video"),
+        ({"content": [{"type": "video"}]}, r"content\[0\]\.video is NoneType; expected a list of pictures, or the bytes"),
+        ({"content": [{"type": "video", "video": []}]}, r"content\[0\]\.video is an empty list"),
+        ({"content": [{"type": "video", "video": ["a.mp4"]}]}, r"video\[0\] is 'a.mp4'; pictures are given in the message"),
+        ({"content": [{"type": "video", "video": b"GIF", "fps": 2}]}, r"content\[0\] has fps; a part of type video has only video"),
         ({"content": [5]}, r"content\[0\] is 5"),
         ({"content": [{"type": "text", "text": "a", "cache": 1}]}, r"content\[0\] has cache"),
         ({"content": [{"type": "image_url", "image_url": {"uri": "x"}}]}, r"image_url has uri"),

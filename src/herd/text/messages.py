@@ -1,7 +1,8 @@
 """Who said what: the conversation as data, before any model's format.
 
 A message's content is a text, or a list of texts and pictures. Dictionaries are read in the shape that OpenAI's clients send. A
-picture is kept as it was given (bytes, a `data:` URL, or a `PIL.Image`) and decoded when a model looks at it, by `herd.images`.
+picture is kept as it was given (bytes, a `data:` URL, or a `PIL.Image`) and decoded when a model looks at it, by `herd.images`. A video
+is its frames, one picture each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from herd.text.tools import BuiltIn, Tool, ToolCall, plain_json, read_tools, too
 __all__ = ["BuiltIn", "Image", "Message", "Role", "Text", "Tool", "ToolCall", "read_messages", "read_tools"]
 
 MESSAGES_MAX = 100_000
+VIDEO_FRAMES = 8
+"""Frames that are taken, evenly, of an animation: as many pictures as Llama 4 was found to do well with."""
 _KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
 _IGNORED_IN_IMAGE_URL = frozenset({"detail"})
 """How finely a picture is looked at is fixed by each model's preprocessing, so a client's wish about it changes nothing."""
@@ -177,7 +180,25 @@ def _read_content(at: str, value: object, *, optional: bool) -> Content:
         return ""
     if not isinstance(value, list | tuple):
         raise UsageError(f"{at} is {type(value).__name__}; expected a text, or a list of texts and pictures.")
-    return tuple(_read_part(f"{at}[{index}]", part) for index, part in enumerate(value))
+    return tuple(each for index, part in enumerate(value) for each in _read_parts(f"{at}[{index}]", part))
+
+
+def _read_parts(at: str, value: Any) -> Iterable[Text | Image]:
+    """A video is its frames: Llama 4 was trained on stills, and no other release has words for more in a chat."""
+    if not isinstance(value, Mapping) or value.get("type") != "video":
+        return (_read_part(at, value),)
+    extra = sorted(str(key) for key, item in value.items() if key not in ("type", "video") and item is not None)
+    if extra:
+        raise UsageError(f"{at} has {', '.join(extra)}; a part of type video has only video.")
+    held = value.get("video")
+    if isinstance(held, bytes | bytearray | memoryview):
+        from herd.images.frames import read_frames
+
+        return tuple(map(Image, read_frames(bytes(held), VIDEO_FRAMES).images))
+    if not isinstance(held, list | tuple) or not held:
+        found = "an empty list" if isinstance(held, list | tuple) else type(held).__name__
+        raise UsageError(f"{at}.video is {found}; expected a list of pictures, or the bytes of an animated GIF, WebP or PNG.")
+    return tuple(Image(_picture_source(f"{at}.video[{index}]", frame)) for index, frame in enumerate(held))
 
 
 def _read_part(at: str, value: Any) -> Text | Image:
@@ -189,7 +210,7 @@ def _read_part(at: str, value: Any) -> Text | Image:
         return Image(value)
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind not in ("text", "image", "image_url"):
-        raise UsageError(f"{at} is {value!r:.80}; expected an object of type text, image_url or image.")
+        raise UsageError(f"{at} is {value!r:.80}; expected an object of type text, image_url, image or video.")
     extra = sorted(str(key) for key, item in value.items() if key not in ("type", kind) and item is not None)
     if extra:
         raise UsageError(f"{at} has {', '.join(extra)}; a part of type {kind} has only {kind}.")
