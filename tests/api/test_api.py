@@ -86,6 +86,12 @@ def test_sampling_that_is_not_given_is_the_model_s_own(model: herd.Model) -> Non
     assert model.sampling({"temperature": 0.0}).temperature == 0.0
 
 
+def test_a_misspelled_parameter_is_refused_with_the_right_name(model: herd.Model) -> None:
+    for wrong, right in (("max_token", "max_tokens"), ("stops", "stop"), ("temprature", "temperature")):
+        with pytest.raises(UsageError, match=f"'{wrong}' is not a sampling parameter; did you mean '{right}'"):
+            model.generate(ONCE, **{wrong: 3})
+
+
 def test_a_release_recommends_its_own_sampling(model: herd.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_found", Found("x", Path(STORIES), find("smollm2-135m-instruct")))
     assert model.recommended_sampling() == {"temperature": 0.2, "top_p": 0.9}

@@ -151,7 +151,7 @@ def test_a_patch_that_asks_its_own_model_is_told_so(model: herd.Model) -> None:
 
 
 def test_pictures_for_a_model_that_reads_text_only_are_refused(model: herd.Model) -> None:
-    with pytest.raises(UsageError, match="reads text only; 1 pictures were given"):
+    with pytest.raises(UsageError, match="reads text only; 1 picture was given"):
         model.logits(IDS, images=[b""])
     with pytest.raises(UsageError, match="images is bytes; expected a list of pictures"):
         model.logits(IDS, images=b"one")  # type: ignore[arg-type]

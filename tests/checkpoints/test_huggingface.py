@@ -116,7 +116,7 @@ def test_the_magnitude_of_yarn_follows_from_mscale(written: Write) -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; allowed is 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quant_method is None, which is not read"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "code that comes with a model is never run"),
-        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"sliding_window": 4096}, "sliding_window is 4096; it is allowed to be absent only: llama attends to everything"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "allowed is 'full_attention' for every layer"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "depending on what came before"),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "depending on what came before"),

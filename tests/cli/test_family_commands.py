@@ -67,6 +67,11 @@ def test_announced_figures_are_marked_as_such_beside_real_ones() -> None:
     assert "nearly 2 trillion (announced)" in output and "not stated" in output
 
 
+def test_a_comparison_without_a_common_score_says_where_the_scores_are() -> None:
+    output = invoke("models", "--compare", "llama-3.1-8b-instruct", "llama-4-scout-instruct").output
+    assert "for more than one of them in the same way; `herd show NAME` lists each one's scores." in " ".join(output.split())
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -279,7 +279,8 @@ class Model:
         known = SamplingParams.names()
         for name in given:
             if name not in known:
-                raise UsageError(f"{name!r} is not a sampling parameter{did_you_mean(name, known)} Known are {', '.join(known)}.")
+                close = did_you_mean(name, (*known, "max_tokens", "stop"))
+                raise UsageError(f"{name!r} is not a sampling parameter{close} Known are {', '.join(known)}.")
         values = {name: value for name, value in self.recommended_sampling().items() if name in known}
         return SamplingParams(**{**values, **{name: value for name, value in given.items() if value is not None}})
 

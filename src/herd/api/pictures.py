@@ -35,7 +35,8 @@ class Eyes:
         if not images:
             return []
         if self._model is None:
-            raise UsageError(f"{self._name} reads text only; {len(images)} pictures were given.")
+            given = "1 picture was given" if len(images) == 1 else f"{len(images)} pictures were given"
+            raise UsageError(f"{self._name} reads text only; {given}.")
         kind, numbers = self._model.preparation(self._cfg)
         return [_prepared(cast(Any, kind), image, numbers) for image in images]
 

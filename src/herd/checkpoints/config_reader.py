@@ -115,10 +115,11 @@ class ConfigReader:
         return int(value[0])
 
     def expect(self, key: str, *allowed: object, because: str) -> None:
-        """If the key is there, it must have one of these values; null counts as absent."""
+        """If the key is there, it must have one of these values, or be absent if there are none; null counts as absent."""
         value = self.raw(key)
         if value is not None and not any(_same(value, each) for each in allowed):
-            self.problem(f"{self.prefix}{key} is {shown(value)}; allowed is {' or '.join(map(shown, allowed))}: {because}")
+            wanted = f"allowed is {' or '.join(map(shown, allowed))}" if allowed else "it is allowed to be absent only"
+            self.problem(f"{self.prefix}{key} is {shown(value)}; {wanted}: {because}")
 
     def finish(self, conclusion: str, harmless: Mapping[str, str] = {}, harmless_prefixes: Iterable[str] = ()) -> None:
         """Refuse if there was a problem or if a key was not read. `harmless` maps keys to why they may be ignored."""

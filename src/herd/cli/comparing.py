@@ -124,7 +124,7 @@ def _print_tables(found: Sequence[Release], scores: Sequence[Comparison]) -> Non
         table.add_row(title, *(_shown(column, key, shown) for column in columns))
     console.print(table)
     if not scores:
-        console.print("No benchmark was published for more than one of them.")
+        console.print("No benchmark was published for more than one of them in the same way; `herd show NAME` lists each one's scores.")
         return
     table = _table(Table, "published scores", names)
     table.add_column("source", overflow="fold")
