@@ -78,10 +78,8 @@ def _backend(checkpoint: Checkpoint, options: BackendOptions) -> Backend:
     return CpuBackend(checkpoint.config, checkpoint.leaf, options, checkpoint.release_pages)
 
 
-def calibrate(
-    checkpoint: Checkpoint, engine: Engine, windows: Sequence[Sequence[int]], progress: Progress, harm_tokens: int = 0
-) -> Calibration:
-    """Reads `windows`; `harm_tokens` of the first one, if any, are run once for each value to see what an error in it does."""
+def calibrate(checkpoint: Checkpoint, engine: Engine, windows: Sequence[Sequence[int]], progress: Progress) -> Calibration:
+    """Runs the windows once; `harm` is left empty."""
     names = set(engine.backend.value_names())
     norms = _norms(checkpoint)
     wanted = frozenset(name for name in names if not name.endswith(".weights"))
@@ -107,7 +105,7 @@ def calibrate(
     if checkpoint.config.tied_embeddings:
         inputs["embed"] = (columns["final"] / total).astype(np.float32)
     outputs = {name: value / total for name, value in squares.items()}
-    return Calibration(inputs, outputs, _harm(checkpoint, engine, windows[0][:harm_tokens], names, progress) if harm_tokens else {})
+    return Calibration(inputs, outputs, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +161,19 @@ def output_of(spec: TensorSpec, names: Mapping[str, object]) -> tuple[str, bool]
     return (f"{at}.hidden" if f"{at}.hidden" in names else f"{at}.out"), False
 
 
-def _harm(checkpoint: Checkpoint, engine: Engine, tokens: Sequence[int], names: set[str], progress: Progress) -> dict[str, float]:
-    """For each value that a matrix gives: the divergence that noise in it causes, over the noise's relative square."""
-    known = dict.fromkeys(names)
-    tried = sorted({output_of(spec, known)[0] for spec in checkpoint.specs if len(spec.shape) > 1} & names)
+def try_errors(
+    checkpoint: Checkpoint, engine: Engine, tokens: Sequence[int], known: Mapping[str, float], progress: Progress
+) -> Iterator[dict[str, float]]:
+    """For each value that a matrix gives: the divergence that noise in it causes, over the noise's relative square. Begins with what is
+    `known` and gives all so far after each; the last is the whole."""
+    names = dict.fromkeys(engine.backend.value_names())
+    tried = sorted({output_of(spec, names)[0] for spec in checkpoint.specs if len(spec.shape) > 1} & set(names))
     right = _log_probabilities(engine, tokens, {})
-    found: dict[str, float] = {}
+    found = dict(known)
     for done, name in enumerate(tried, 1):
-        seed = np.random.default_rng(len(found))
+        if name in found:
+            continue
+        seed = np.random.default_rng(done)
 
         def disturbed(value: Floats, random: np.random.Generator = seed) -> Floats:
             rows = value.reshape(len(value), -1)
@@ -183,7 +186,7 @@ def _harm(checkpoint: Checkpoint, engine: Engine, tokens: Sequence[int], names: 
         divergence = np.sum(np.exp(right) * (right - wrong), axis=1).mean()
         found[name] = max(float(divergence), 1e-12) / TRIED**2
         progress("trying errors, values", done, len(tried))
-    return found
+        yield found
 
 
 def _log_probabilities(engine: Engine, tokens: Sequence[int], patch: Mapping[str, Callable[[Floats], Floats]]) -> NDArray[np.float64]:

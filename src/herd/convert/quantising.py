@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.open import open_checkpoint
 from herd.checkpoints.sources import Source, num_rows
 from herd.convert.budget import Choice, choices_of, spend
-from herd.convert.calibration import Calibration, calibrate, running, tokens_of
+from herd.convert.calibration import Calibration, calibrate, running, tokens_of, try_errors
 from herd.convert.conversion import gguf_contents
 from herd.convert.fitted import Fitted
 from herd.convert.gguf_file import ALIGNMENT, gguf_head
@@ -34,6 +34,7 @@ from herd.convert.shaping import Shaping, fitting, format_named
 from herd.convert.streams import Output, in_format
 from herd.convert.writing import Told, check_place, total_bytes
 from herd.dtypes import F16, DType
+from herd.engine.engine import Engine
 from herd.errors import UsageError
 from herd.family.finding import find_model
 from herd.family.progress import Progress, silent
@@ -197,14 +198,27 @@ class _Making:
         if self.settings.text is None:
             return None
         kept = self.work.stage("calibration.npz")
-        if not kept.exists():
+        asks_for_harm = self.settings.bits is not None and not self.work.stage("formats.json").exists()
+        if asks_for_harm or not kept.exists():
             windows = tokens_of(self.checkpoint, self.settings.text, self.settings.max_tokens)
-            harm_tokens = HARM_TOKENS if self.settings.bits is not None else 0
             with running(self.checkpoint) as engine:
-                found = calibrate(self.checkpoint, engine, windows, self.progress, harm_tokens)
-            with atomic_write(kept) as file:
-                np.savez(file, **_as_arrays(found))
+                if not kept.exists():
+                    found = calibrate(self.checkpoint, engine, windows, self.progress)
+                    with atomic_write(kept) as file:
+                        np.savez(file, **_as_arrays(found))
+                if asks_for_harm:
+                    return replace(_from_arrays(kept), harm=self._harm(engine, windows[0][:HARM_TOKENS]))
         return _from_arrays(kept)
+
+    def _harm(self, engine: Engine, tokens: list[int]) -> dict[str, float]:
+        """What errors do, each value's kept as soon as it is known."""
+        kept = self.work.stage("harm.json")
+        known: dict[str, float] = json.loads(kept.read_bytes()) if kept.exists() else {}
+        harm = known
+        for harm in try_errors(self.checkpoint, engine, tokens, known, self.progress):
+            with atomic_write(kept) as file:
+                file.write(json.dumps(harm).encode())
+        return harm
 
     def _formats_for(self, calibration: Calibration | None, outputs: list[Output]) -> dict[str, DType]:
         """A format for each matrix within the budget."""
@@ -266,16 +280,13 @@ def _bits(outputs: list[Output]) -> float:
 
 def _as_arrays(calibration: Calibration) -> dict[str, Any]:
     arrays: dict[str, Any] = {f"inputs {name}": each for name, each in calibration.inputs.items()}
-    for kind, values in (("outputs", calibration.outputs), ("harm", calibration.harm)):
-        arrays |= {f"{kind} {name}": np.float64(value).reshape(1) for name, value in values.items()}
-    return arrays
+    return arrays | {f"outputs {name}": np.float64(value).reshape(1) for name, value in calibration.outputs.items()}
 
 
 def _from_arrays(path: Path) -> Calibration:
-    kinds: dict[str, dict[str, NDArray[np.float32]]] = {"inputs": {}, "outputs": {}, "harm": {}}
+    kinds: dict[str, dict[str, NDArray[np.float32]]] = {"inputs": {}, "outputs": {}}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
             kind, _, name = key.partition(" ")
             kinds[kind][name] = arrays[key]
-    outputs, harm = ({name: float(value[0]) for name, value in kinds[kind].items()} for kind in ("outputs", "harm"))
-    return Calibration(kinds["inputs"], outputs, harm)
+    return Calibration(kinds["inputs"], {name: float(value[0]) for name, value in kinds["outputs"].items()}, {})
