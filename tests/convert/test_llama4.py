@@ -142,9 +142,3 @@ def test_what_gguf_cannot_say_is_said(tmp_path: Path) -> None:
 def test_a_small_one_is_whole(tmp_path: Path) -> None:
     verdict = verify(folder(tmp_path / "given", CONFIGS["as Maverick"]))
     assert verdict.is_good and any(finding.check == "self-test" and "apart" in finding.text for finding in verdict.findings), verdict
-
-
-def test_the_part_that_sees_is_left_out_of_gguf_and_said(tmp_path: Path) -> None:
-    report = convert(folder(tmp_path / "given", CONFIGS["with eyes"]), tmp_path / "new.gguf", to="gguf")
-    assert any("was left out" in note for note in report.notes)
-    assert open_checkpoint(tmp_path / "new.gguf").config.vision is None

@@ -46,6 +46,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     context: int | None = None,
     draft: str | os.PathLike[str] = "off",
+    mmproj: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Model:
     """A model, ready to answer.
@@ -63,6 +64,8 @@ def load(
     context      tokens of prompt and answer together; None: what the model was trained for, if memory allows
     draft        tries several tokens in one step, which changes no answer: "lookup" guesses them from the text so far; another model,
                  smaller and with the same vocabulary, runs ahead; "off"
+    mmproj       the GGUF file with the part of a Llama 4 that sees pictures; None: `mmproj-*.gguf` beside the text, if there is one;
+                 "off": text only
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
@@ -78,7 +81,7 @@ def load(
     from herd.family.finding import find_model
 
     found = find_model(model, progress=progress)
-    checkpoint = open_checkpoint(found.path)
+    checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
     try:
         with _no_collector():
             return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context, draft), progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from herd.checkpoints.checkpoint import About, Checkpoint, Fact, TokenizerSource
 from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ConfigReader, shown
 from herd.checkpoints.gguf import GgufFile, Metadata, read_gguf
 from herd.checkpoints.gguf_shared import any_of, rope_of, vocab_size_of
-from herd.checkpoints.stored import StoredTensor
-from herd.errors import FileProblem
+from herd.checkpoints.stored import Source, StoredTensor
+from herd.errors import FileProblem, UsageError
 from herd.files import MappedFile
 from herd.models import llama
 from herd.models.architecture import Config, architecture_of
@@ -64,15 +65,30 @@ SAMPLING = {
 SPLIT_NAME = re.compile(r"(?P<base>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file, or the first of the parts of a split one."""
+def open_gguf(path: Path, mmproj: Path | str | None = None) -> Checkpoint:
+    """Open a GGUF file, or the first of the parts of a split one. `mmproj`: the file with a Llama 4's part that sees pictures;
+    None: the one beside it, if there is one; "off": none."""
     parts = [read_gguf(MappedFile(path))]
     parts += _further_parts(path, parts[0])
-    return assemble(path, parts)
+    return assemble(path, parts, _eyes_beside(path, parts[0], mmproj))
 
 
-def assemble(path: Path, parts: list[GgufFile]) -> Checkpoint:
-    """The checkpoint that consists of these parts; the first has the keys."""
+def _eyes_beside(path: Path, first: GgufFile, mmproj: Path | str | None) -> Path | None:
+    """The file with the part that sees pictures, if there is one."""
+    if mmproj == "off":
+        return None
+    architecture = first.metadata.get("general.architecture")
+    if architecture != "llama4":
+        if mmproj is not None:
+            raise UsageError(f"mmproj goes with the GGUF file of a Llama 4; {path.name} is {shown(architecture)}.")
+        return None
+    from herd.checkpoints.gguf_mmproj import beside
+
+    return beside(path, None if mmproj is None else Path(mmproj))
+
+
+def assemble(path: Path, parts: list[GgufFile], mmproj: Path | None = None) -> Checkpoint:
+    """The checkpoint that consists of these parts; the first has the keys. `mmproj`: the file of a Llama 4's eyes."""
     first = parts[0]
     tensors = _all_tensors(parts)
     where = first.file.name
@@ -81,17 +97,27 @@ def assemble(path: Path, parts: list[GgufFile]) -> Checkpoint:
     check_config(cfg, where, len(tensors))
     harmless = {"rope_freqs.weight": "is the scaling of the rotary frequencies, part of the config"}
     specs = tuple(architecture_of(cfg).tensors(cfg))
-    sources = account(specs, tensors, _names_of(cfg), where, harmless)
+    sources: dict[str, Source] = dict(account(specs, tensors, _names_of(cfg), where, harmless))
+    widened = gguf_keys.widened(first.metadata, frozenset(spec.name for spec in specs), where)
+    files = [part.file for part in parts]
+    if mmproj is not None:
+        from herd.checkpoints.gguf_mmproj import read_eyes
+
+        text: Any = cfg  # a Llama 4's, which `_eyes_beside` has seen to
+        eyes = read_eyes(mmproj, text, first.metadata, facts)
+        cfg, specs, files = replace(text, vision=eyes.config), specs + eyes.specs, [*files, eyes.file]
+        sources |= eyes.sources
+        widened |= eyes.widened
     return Checkpoint(
         path=path,
         layout="gguf",
         config=cfg,
         specs=specs,
         sources=sources,
-        files=[part.file for part in parts],
+        files=files,
         about=_about(first.metadata, cfg, where, facts),
         architecture=str(facts["architecture"].value),
-        widened=gguf_keys.widened(first.metadata, frozenset(spec.name for spec in specs), where),
+        widened=widened,
     )
 
 

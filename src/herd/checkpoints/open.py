@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from herd.checkpoints.checkpoint import Checkpoint
-from herd.errors import FileProblem
+from herd.errors import FileProblem, UsageError
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`: a .gguf file, a folder in Hugging Face's or Meta's layout, or a llama2.c .bin file.
+def open_checkpoint(path: Path, mmproj: Path | str | None = None) -> Checkpoint:
+    """The checkpoint at `path`: a .gguf file, a folder in Hugging Face's or Meta's layout, or a llama2.c .bin file. `mmproj`: the
+    GGUF file with the part of a Llama 4 that sees pictures; None: the one beside its text, if there is one; "off": none.
 
     Checks every key and tensor, touches no weight. `FileProblem` says what is wrong, where, and what to do.
     """
@@ -17,12 +18,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise FileProblem(f"{path}: does not exist.")
     try:
-        return _open_folder(path) if path.is_dir() else _open_file(path)
+        if path.is_dir():
+            return _open_folder(path, mmproj)
+        return _open_file(path, mmproj)
     except OSError as problem:
         raise FileProblem(f"{problem.filename or path}: cannot be read: {problem.strerror}.") from problem
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, mmproj: Path | str | None) -> Checkpoint:
+    _check_mmproj(folder, mmproj)
     if (folder / "config.json").exists():
         from herd.checkpoints.huggingface import open_huggingface
 
@@ -38,13 +42,19 @@ def _open_folder(folder: Path) -> Checkpoint:
     raise FileProblem(f"{folder}: is no model folder: it has neither config.json nor params.json.{hint}")
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _check_mmproj(path: Path, mmproj: Path | str | None) -> None:
+    if mmproj not in (None, "off"):
+        raise UsageError(f"mmproj goes with the GGUF file of a Llama 4; {path.name} is none, and other layouts are whole without it.")
+
+
+def _open_file(path: Path, mmproj: Path | str | None) -> Checkpoint:
     with path.open("rb") as file:
         start = file.read(8)
     if start[:4] == b"GGUF" or path.suffix == ".gguf":
         from herd.checkpoints.gguf_llama import open_gguf
 
-        return open_gguf(path)
+        return open_gguf(path, mmproj)
+    _check_mmproj(path, mmproj)
     if path.suffix == ".safetensors":
         raise FileProblem(f"{path}: holds weights alone. Open the folder that it is in, {path.parent}, which has config.json too.")
     if path.name.startswith("consolidated.") and path.suffix == ".pth":

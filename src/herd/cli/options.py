@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft")
+LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft", "mmproj")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
 
 
@@ -76,6 +76,7 @@ loading_options: Callable[[Any], Any] = _group(
             metavar="HOW",
             help="Try several tokens a step; answers stay the same: lookup (guessed from the text) or a smaller model.  [default: off]",
         ),
+        click.option("--mmproj", metavar="FILE", help="A Llama 4's eyes in GGUF; off for none.  [default: what lies beside it]"),
         offline_option,
     ]
 )

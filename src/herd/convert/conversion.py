@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from herd import dtypes
 from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.gguf_mmproj import name_beside
 from herd.checkpoints.open import open_checkpoint
 from herd.convert.carried import as_json, folder_files, gguf_texts
 from herd.convert.gguf_file import write_gguf
 from herd.convert.layouts import Layouts, layouts_of
+from herd.convert.mmproj import mmproj_contents
 from herd.convert.pth_file import write_pth
 from herd.convert.safetensors_file import SHARD_BYTES, write_safetensors
 from herd.convert.shaping import Shaping, format_named
@@ -154,17 +157,28 @@ def _folder(
 def _to_gguf(job: _Job, destination: Path) -> Report:
     if destination.suffix != ".gguf":
         raise UsageError(f"{destination}: a GGUF file's name ends in .gguf.")
-    keys, outputs = _gguf_contents(job)
+    files = {destination: _gguf_contents(job)}
+    if (eyes := mmproj_contents(job.checkpoint, job.shaping)) is not None:
+        of_eyes = {**_general(job, eyes[1]), "general.architecture": "clip", "general.type": "mmproj"}
+        files[destination.with_name(name_beside(destination))] = ({**of_eyes, **eyes[0]}, eyes[1])
+        job.notes.append(f"The part that sees pictures is in {name_beside(destination)}; keep it beside {destination.name}.")
+    outputs = [output for _, each in files.values() for output in each]
     stored = total_bytes(outputs)
-    check_place(destination, stored)
-    with atomic_write(destination) as file:
-        write_gguf(file, keys, outputs, Told(job.progress, destination.name, stored))
-        check_place(destination, 0)
-    return Report(destination, "gguf", len(outputs), stored, (destination.name,), tuple(job.notes))
+    for path in files:
+        check_place(path, stored)
+    with ExitStack() as opened:
+        told = Told(job.progress, destination.name, stored)
+        for path, (keys, tensors) in files.items():
+            write_gguf(opened.enter_context(atomic_write(path)), keys, tensors, told)
+        for path in files:
+            check_place(path, 0)
+    return Report(destination, "gguf", len(outputs), stored, tuple(path.name for path in files), tuple(job.notes))
 
 
 def gguf_contents(checkpoint: Checkpoint, shaping: Shaping) -> tuple[dict[str, Any], list[Output]]:
-    """All keys and tensors of a checkpoint as a GGUF file."""
+    """All keys and tensors of a checkpoint as a GGUF file; of what sees pictures none."""
+    if getattr(checkpoint.config, "vision", None) is not None:
+        shaping.notes.append("This file holds the text; `herd convert --to gguf` writes the part that sees pictures, as mmproj-*.gguf.")
     return _gguf_contents(_job(checkpoint, shaping, silent))
 
 

@@ -122,10 +122,8 @@ def _untwisted(source: Source) -> Source:
 
 
 def gguf_outputs(checkpoint: Checkpoint, cfg: Llama4Config, shaping: Shaping) -> tuple[dict[str, Any], list[Output]]:
-    """Keys and tensors of the text. Where there is a vision part, it is left out, and that is said."""
+    """Keys and tensors of the text; the part that sees pictures is a file of its own (`mmproj.py`)."""
     specs = [spec for spec in checkpoint.specs if not spec.name.startswith("vision.")]
-    if cfg.vision is not None:
-        shaping.notes.append("A GGUF file of a Llama 4 holds its text; the part that sees pictures was left out.")
     return gguf_tensors(checkpoint, specs, replace(cfg, vision=None), GGUF, shaping)
 
 
