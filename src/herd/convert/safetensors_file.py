@@ -23,12 +23,12 @@ def write_safetensors(folder: Path, outputs: Sequence[Output], told: Told, shard
     """model.safetensors, or shards with an index. The names of these files."""
     shards = list(_shards(outputs, shard_bytes))
     if len(shards) == 1:
-        _write(folder / "model.safetensors", shards[0], told)
+        write_file(folder / "model.safetensors", shards[0], told)
         return ["model.safetensors"]
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     weight_map: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
-        _write(folder / name, shard, told)
+        write_file(folder / name, shard, told)
         weight_map |= {output.name: name for output in shard}
     index = {"metadata": {"total_size": total_bytes(outputs)}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -47,7 +47,8 @@ def _shards(outputs: Iterable[Output], limit: int) -> Iterable[list[Output]]:
     yield shard
 
 
-def _write(path: Path, outputs: Sequence[Output], told: Told) -> None:
+def write_file(path: Path, outputs: Sequence[Output], told: Told) -> None:
+    """All tensors in one file."""
     # Wide formats first: so every tensor begins at a multiple of its elements' size, as the official writer does.
     ordered = sorted(outputs, key=lambda output: (-output.source.dtype.block_bytes, output.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,0 +1,141 @@
+"""Writing a LoRA adapter as PEFT has it: a folder with adapter_config.json and adapter_model.safetensors.
+
+`down` is PEFT's lora_A and `up` its lora_B; rows of `up` of q and k go back into the order of Hugging Face (halves of a head apart).
+`checkpoints/adapter.py` reads such folders.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from herd.checkpoints import names
+from herd.checkpoints.adapter import CONFIG, PREFIX, WEIGHTS, Update
+from herd.checkpoints.sources import Bytes, Source, StoredTensor
+from herd.convert.carried import as_json
+from herd.convert.llama_layouts import halved
+from herd.convert.safetensors_file import write_file
+from herd.convert.streams import Output
+from herd.convert.writing import Told, check_place, new_folder, total_bytes
+from herd.dtypes import BF16, F16, F32, DType
+from herd.errors import UsageError
+from herd.family.progress import Progress, silent
+from herd.models import llama
+from herd.models.llama import LlamaConfig
+from herd.models.weights import Adapted, Dense, Kind, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes in memory, as a source."""
+
+    leaf: Dense
+
+    @property
+    def dtype(self) -> DType:
+        return self.leaf.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return ()
+
+    def read(self, first: int, last: int) -> Bytes:
+        return self.rows()[first:last]
+
+    def rows(self) -> Bytes:
+        return np.asarray(self.leaf.data, np.uint8)
+
+
+def write_adapter(
+    destination: str | os.PathLike[str],
+    config: LlamaConfig,
+    updates: Mapping[str, Adapted | Update],
+    *,
+    base_model: str | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write the low-rank updates of some of a model's matrices as a folder that PEFT opens.
+
+    config      the model's
+    updates     by our name of the matrix: adapted leaves, or the updates of an opened adapter. One rank and one scale for all
+    base_model  what the folder names as the model that it belongs to
+
+    The folder appears when it is whole, and nothing is overwritten. `UsageError` for updates that such a folder cannot hold.
+    """
+    target = Path(destination)
+    specs = {spec.name: spec for spec in llama.tensors(config) if spec.kind is Kind.MATRIX}
+    rank, scale = _checked(specs, updates)
+    outputs = [output for name, update in updates.items() for output in _factors(specs[name], update)]
+    settings = _settings(rank, scale, _targets(specs, updates), base_model)
+    stored = total_bytes(outputs)
+    check_place(target, stored)
+    with new_folder(target) as folder:
+        (folder / CONFIG).write_bytes(as_json(settings))
+        write_file(folder / WEIGHTS, outputs, Told(progress, target.name, stored))
+    return target
+
+
+def _checked(specs: Mapping[str, TensorSpec], updates: Mapping[str, Adapted | Update]) -> tuple[int, float]:
+    """Rank and scale of all updates."""
+    if not updates:
+        raise UsageError("There are no updates, so there is no adapter to write.")
+    for name, update in updates.items():
+        if name not in specs:
+            raise UsageError(f"{name!r:.80} is no matrix of a llama's layers, and PEFT's adapters hold updates of such only.")
+        shapes = (update.down.shape[1:], update.up.shape[:1])
+        if shapes != (specs[name].shape[1:], specs[name].shape[:1]) or update.down.shape[0] != update.up.shape[1]:
+            raise UsageError(f"{name}: has an update of {update.up.shape} times {update.down.shape}; the matrix is {specs[name].shape}.")
+        if update.down.dtype not in (F32, F16, BF16) or update.up.dtype not in (F32, F16, BF16):
+            raise UsageError(f"{name}: has an update in {update.down.dtype.name} and {update.up.dtype.name}; f32, f16, bf16 are written.")
+    found = {(update.down.shape[0], update.scale) for update in updates.values()}
+    if len(found) > 1:
+        raise UsageError(f"The updates have several ranks or scales, {sorted(found)[:4]}; an adapter has one of each for all.")
+    return found.pop()
+
+
+def _factors(spec: TensorSpec, update: Adapted | Update) -> list[Output]:
+    """Both matrices of one update."""
+    module = PREFIX + names.in_file(names.HUGGING_FACE, spec.name).removesuffix(".weight")
+    up: Source = halved(Held(update.up), spec.rotary_heads)
+    return [Output(f"{module}.lora_A.weight", Held(update.down)), Output(f"{module}.lora_B.weight", up)]
+
+
+def _targets(specs: Mapping[str, TensorSpec], updates: Mapping[str, Adapted | Update]) -> list[str]:
+    """`target_modules`: a short name where all layers have an update of that kind, else whole names."""
+    modules = {name: names.in_file(names.HUGGING_FACE, name).removesuffix(".weight") for name in specs}
+    short = {name: module.rpartition(".")[2] for name, module in modules.items()}
+    partly = {short[name] for name in specs if name not in updates}
+    return sorted({modules[name] if short[name] in partly else short[name] for name in updates})
+
+
+def _settings(rank: int, scale: float, targets: list[str], base_model: str | None) -> dict[str, Any]:
+    """adapter_config.json."""
+    alpha = scale * rank
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": min(near, key=lambda each: abs(each / rank - scale)),
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
