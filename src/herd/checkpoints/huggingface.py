@@ -18,6 +18,7 @@ from herd.checkpoints.config_reader import shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface_config import FILE
 from herd.checkpoints.huggingface_fp8 import without_quantisation
+from herd.checkpoints.huggingface_pixels import check_pixels
 from herd.checkpoints.huggingface_text import read_about
 from herd.checkpoints.safetensors import Entry, read_safetensors
 from herd.checkpoints.sources import Built, Interleaved, SameBytes, Source, StoredTensor
@@ -90,6 +91,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
     plain_values, plain, built = without_quantisation(values, entries)
     cfg = naming.read(plain_values, FILE, facts)
     specs, sources = match(cfg, plain, folder.name, naming, built)
+    check_pixels(folder, cfg)
     about = read_about(folder, {**(values.get("text_config") or {}), **values}, cfg.vocab_size, facts)
     files = {id(entry.file): entry.file for entry in entries.values()}
     dtypes = sorted({entry.dtype.lower() for entry in entries.values()})
