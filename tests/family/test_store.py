@@ -86,6 +86,13 @@ def test_what_a_text_means(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert find_model(".").name == "work"
 
 
+def test_the_part_of_a_model_that_sees_pictures_is_no_model_of_its_own(folder: Path) -> None:
+    put(folder / "a", "model.gguf", "mmproj-model.gguf")
+    (folder / "c.gguf").write_bytes(b"123")
+    (folder / "mmproj-c.gguf").write_bytes(b"123")
+    assert [(model.name, model.path.name) for model in store.installed()] == [("a", "model.gguf"), ("c.gguf", "c.gguf")]
+
+
 @pytest.mark.parametrize("text", ["missing.gguf", "./missing", "/no/such/folder", "../x.bin"])
 def test_a_path_that_is_not_there_is_a_file_problem(text: str) -> None:
     with pytest.raises(FileProblem, match="does not exist"):

@@ -20,6 +20,8 @@ from herd.files.writing import cannot_write, sync_folder
 from herd.records import dataclass
 
 SOURCE_FILE = "source.json"
+EYES = "mmproj-"
+"""How the name of the second file of a model begins, which is none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def locate(name: str) -> Installed | None:
     if entry.is_file():
         return Installed(name, entry, entry.stat().st_size, None)
     files = [path for path in entry.rglob("*") if path.is_file()]
-    ggufs = [path for path in files if path.suffix == ".gguf" and path.parent == entry]
+    ggufs = [path for path in files if path.suffix == ".gguf" and path.parent == entry and not path.name.startswith(EYES)]
     path = ggufs[0] if len(ggufs) == 1 else entry
     return Installed(name, path, sum(file.stat().st_size for file in files), _source(entry))
 
@@ -130,7 +132,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _is_model(entry: Path) -> bool:
-    if entry.name.startswith("."):
+    if entry.name.startswith((".", EYES)):
         return False
     return entry.is_dir() or (entry.is_file() and entry.suffix in (".gguf", ".bin"))
 
