@@ -42,7 +42,7 @@ def _ends(low: int, high: int) -> tuple[float, ...]:
     """Near both ends: a little beyond, so that the largest element is cut, and well inside, so that small ones fall better."""
     if high >= 32:
         return tuple(float(end) * share for end in (low, high) for share in (0.97, 0.985, 0.995, 1.0, 1.01))
-    steps = np.linspace(-0.9, 0.5, 8) if high <= 3 else np.linspace(-1.6, 1.2, 8)
+    steps = np.linspace(-1.4, 1.4, 14) if high <= 3 else np.linspace(-1.6, 1.2, 8)
     return tuple(float(end + sign * step) for end, sign in ((low, -1), (high, 1)) for step in steps)
 
 
