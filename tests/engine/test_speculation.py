@@ -393,17 +393,17 @@ def test_the_longest_end_that_occurred_before_is_found() -> None:
         index = SuffixIndex(tokens)
         for _ in range(80):
             first = rng.randrange(max(1, len(tokens) - 10))
-            tokens += [rng.randrange(5)] if rng.random() < 0.5 else tokens[first : first + rng.randrange(1, 10)]
+            tokens += [rng.randrange(12)] if rng.random() < 0.5 else tokens[first : first + rng.randrange(1, 10)]
             for stop in [len(tokens)] if rng.random() < 0.3 else range(index.num_read + 1, len(tokens) + 1):
                 index.read(stop)
             longest = max((_same(tokens, place) for place in range(1, len(tokens))), default=0)
-            assert (index.length > 0) == (longest >= 3)
-            shorter, total = shorter + (0 < index.length < longest), total + 1
-            if index.length:
+            assert (index.length >= 2) == (longest >= 2)
+            shorter, total = shorter + (2 <= index.length < longest), total + 1
+            if index.length >= 2:
                 guess = index.continuation(8)
                 end = next(p for p in range(len(tokens) - 1, 0, -1) if _same(tokens, p) >= index.length and tokens[p] == index.foretold)
                 grown = [*tokens, *guess]
-                assert len(guess) == 8 and grown[end] == guess[0] and _same(tokens, end) >= 3
+                assert len(guess) == 8 and grown[end] == guess[0] and _same(tokens, end) >= 2
     assert shorter < total / 10, "few have so many candidates that a longer one is missed"
 
 
@@ -419,6 +419,13 @@ def test_a_text_that_repeats_itself_is_foretold_beyond_its_end() -> None:
     index = SuffixIndex([1, 2, 3, 1, 2, 3])
     index.read(6)
     assert index.continuation(8) == [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+def test_a_text_that_says_one_token_otherwise_is_foretold_again_after_it() -> None:
+    index = SuffixIndex([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 9])
+    for stop in range(1, 14):
+        index.read(stop)
+    assert index.length == 0 and index.continuation(3) == [6, 7, 8]
 
 
 def test_nothing_is_foretold_where_nothing_was_repeated() -> None:

@@ -13,11 +13,14 @@ from collections.abc import Sequence as List
 from herd.engine.request import Sequence
 from herd.engine.speculative import SIZES, Rate
 
-SHORTEST = 3
+SHORTEST = 2
 CANDIDATES = 8
 LONGEST = 64
 """Ends of at least SHORTEST tokens are looked for, at the latest CANDIDATES places where the last SHORTEST tokens occurred, and are
 compared up to LONGEST tokens."""
+
+RESUMED = 4
+"""A text that went on as before for so many tokens may do so again after one other token."""
 
 TOKENS_AT_ONCE = 4096
 """A long prompt is read over several steps."""
@@ -32,16 +35,16 @@ class SuffixIndex:
         self._last: dict[tuple[int, ...], int] = {}
         self._before = array("i")  # for each end: where the same SHORTEST tokens ended last; 0: nowhere
         self.num_read = 0
-        self.length = 0
-        self._next = 0
+        self.length = 0  # of the end that occurred before; may be 0 after a single token that was another
+        self._next = 0  # what followed it there; 0: nothing is foretold
 
     @property
     def foretold(self) -> int | None:
         """The token that followed the longest end."""
-        return self._tokens[self._next] if self.length else None
+        return self._tokens[self._next] if self._next else None
 
     def read(self, stop: int) -> None:
-        """Reads on up to `stop` tokens; then `length` is that of the longest end found before, 0 if there is none."""
+        """Reads on up to `stop` tokens; then `length` is that of the longest end found before."""
         first = self.num_read
         for end in range(first + 1, stop + 1):
             key = tuple(self._tokens[max(0, end - SHORTEST) : end])
@@ -53,7 +56,7 @@ class SuffixIndex:
 
     def continuation(self, count: int) -> list[int]:
         """What followed, and what follows that if the text goes on so; empty if no end was found before."""
-        if not self.length:
+        if not self._next:
             return []
         found = self._tokens[self._next : min(self._next + count, self.num_read)]
         period = self.num_read - self._next
@@ -63,33 +66,42 @@ class SuffixIndex:
 
     def _match(self, end: int) -> None:
         """Where the text up to `end` went on as foretold, the longest end has become one longer; else it is looked for."""
-        tokens = self._tokens
-        if self.length and end == self.num_read + 1 and tokens[self._next] == tokens[end - 1]:
-            self._next += 1
-            self.length += 1
+        followed, length = self._next if end == self.num_read + 1 else 0, self.length
+        is_right = followed > 0 and self._tokens[followed] == self._tokens[end - 1]
+        if is_right and length >= SHORTEST:
+            self._next, self.length = followed + 1, length + 1
             return
-        self.length = 0
+        self.length, self._next = self._search(end)
+        if is_right and length + 1 > self.length:
+            self._next, self.length = followed + 1, length + 1
+        elif followed and not self._next and length >= RESUMED:
+            self._next = followed + 1
+
+    def _search(self, end: int) -> tuple[int, int]:
+        """(length of the longest end that occurred before, where that occurrence ends), or (0, 0)."""
+        tokens, longest, found = self._tokens, 0, 0
         place = self._before[end - 1] if end >= SHORTEST else 0
         for _ in range(CANDIDATES):
-            if not place or self.length >= LONGEST:
-                return
+            if not place or longest >= LONGEST:
+                break
             same = SHORTEST
             while same < min(LONGEST, place) and tokens[place - 1 - same] == tokens[end - 1 - same]:
                 same += 1
-            if same > self.length:
-                self.length, self._next = same, place
+            if same > longest:
+                longest, found = same, place
             place = self._before[place - 1]
+        return longest, found
 
 
 class _Reading:
-    """The index of one sequence, and how often it was right there, by the length of the end: up to 3, 7, 15, 31, and more."""
+    """The index of one sequence, and how often it was right there, by the length of the end: up to 1, 3, 7, 15, 31, and more."""
 
     def __init__(self, sequence: Sequence) -> None:
         self.index = SuffixIndex(sequence.tokens)
         self.rates = [Rate(0.9, 0.5, 0.0001) for _ in _PRIOR]
 
 
-_PRIOR = (0.4, 0.5, 0.65, 0.8, 0.9)
+_PRIOR = (0.5, 0.35, 0.5, 0.65, 0.8, 0.9)
 
 
 class LookupDrafter:
@@ -101,10 +113,11 @@ class LookupDrafter:
     def chances(self, sequence: Sequence) -> List[float]:
         reading = self._read(sequence)
         index = reading.index
-        if not index.length or index.num_read < sequence.length:
+        if index.foretold is None or index.num_read < sequence.length:
             return ()
-        kinds = [_kind(index.length + depth) for depth in range(SIZES[-1])]
-        return [reading.rates[kind].chance(self._rates[kind].chance()) for kind in kinds]
+        first, last = _kind(index.length), _kind(index.length + SIZES[-1] - 1)
+        each = [reading.rates[kind].chance(self._rates[kind].chance()) for kind in range(first, last + 1)]
+        return [each[_kind(index.length + depth) - first] for depth in range(SIZES[-1])] if first != last else each * SIZES[-1]
 
     def draft(self, asked: List[tuple[Sequence, int]]) -> list[List[int]]:
         return [self._read(sequence).index.continuation(count) for sequence, count in asked]
@@ -133,4 +146,4 @@ class LookupDrafter:
 
 
 def _kind(length: int) -> int:
-    return min(max(length.bit_length() - 2, 0), len(_PRIOR) - 1)
+    return min(max(length.bit_length() - 1, 0), len(_PRIOR) - 1)

@@ -64,7 +64,7 @@ class Speculation:
         if not all(part.is_decoding for part in parts):
             return [0] * len(parts)
         chances = [self._drafter.chances(part.sequence) for part in parts]
-        plain = self._step_costs.measured(len(parts))
+        plain = self._step_costs.measured(len(parts)) if any(chances) else None
         if plain is None:
             return [0] * len(parts)
         wanted, tokens, gain, longest, rate = [], len(parts), float(len(parts)), 0, len(parts) / plain * MARGIN
@@ -132,6 +132,7 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._seconds: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
         self._latest: dict[int, int] = {}
         self._num_steps = 0
 
@@ -139,32 +140,30 @@ class StepCosts:
         self._num_steps += 1
         if self._is_stale(num_tokens):
             self._seconds[num_tokens] = deque(maxlen=self.KEPT)
-        self._seconds[num_tokens].append(max(seconds, self.TICK))
+        values = self._seconds[num_tokens]
+        values.append(max(seconds, self.TICK))
+        self._medians[num_tokens] = sorted(values)[len(values) // 2]
         self._latest[num_tokens] = self._num_steps
 
     def measured(self, num_tokens: int) -> float | None:
         """Seconds of a step of so many tokens; None if too few were measured lately."""
         if self._is_stale(num_tokens) or len(self._seconds[num_tokens]) < self.NEEDED:
             return None
-        return self._median(num_tokens)
+        return self._medians[num_tokens]
 
     def estimated(self, num_tokens: int) -> float:
         """As measured, or else by what smaller and larger steps took; something must have been measured."""
         if not self._is_stale(num_tokens):
-            return self._median(num_tokens)
+            return self._medians[num_tokens]
         known = sorted(size for size in self._seconds if not self._is_stale(size))
         smaller, larger = [s for s in known if s < num_tokens], [s for s in known if s > num_tokens]
-        guesses = [self._median(size) for size in larger[:1]]
+        guesses = [self._medians[size] for size in larger[:1]]
         if smaller:
-            guesses.append(self._median(smaller[-1]) * (1.0 + self.HOPE * (num_tokens - smaller[-1])))
+            guesses.append(self._medians[smaller[-1]] * (1.0 + self.HOPE * (num_tokens - smaller[-1])))
         return min(guesses)
 
     def _is_stale(self, num_tokens: int) -> bool:
         return num_tokens not in self._latest or self._num_steps - self._latest[num_tokens] > self.STALE
-
-    def _median(self, num_tokens: int) -> float:
-        values = sorted(self._seconds[num_tokens])
-        return values[len(values) // 2]
 
 
 class Rate:
