@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,6 +130,10 @@ def test_llama31_adds_its_dates_as_its_template_does(shared_data: Path) -> None:
     )
     assert Llama3(tokenizer, "llama3.1").render(chat(("user", "Hello"))) == expected
     assert Llama3(tokenizer, "llama3.1").render(chat(("user", "Hello")), date="27 Jul 2024") != expected
+
+
+def test_the_date_today_is_written_as_a_date() -> None:
+    assert re.fullmatch(r"[0-3][0-9] [A-Z][a-z][a-z] 20[0-9][0-9]", read_conversation(chat(("user", "Hello")), date="today").date or "")
 
 
 def test_llama2_equals_metas_encoding_turn_by_turn(shared_data: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from herd.text.messages import Message
     from herd.text.tools import BuiltIn, Tool
 
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 VERDICT_TOKENS = 64
 """More than any verdict has."""
 VERDICT_LOGPROBS = 20
@@ -36,6 +34,7 @@ def chat_request(
 ) -> ChatRequest:
     """A chat as the provider takes it. `UsageError` names what is wrong with messages, tools or stop texts."""
     from herd.providers.base import ChatRequest
+    from herd.text.formats.parts import today
     from herd.text.messages import read_messages, read_tools
 
     return ChatRequest(
@@ -87,12 +86,6 @@ def _first_word(model: Model, output: Output) -> dict[int, float]:
         if model.tokenizer.token_bytes(token).strip():
             return {**dict(top), token: logprob}
     return {}
-
-
-def today() -> str:
-    """Today as Meta's templates write dates, in English whatever the locale: `26 Jul 2024`."""
-    day = datetime.date.today()
-    return f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}"
 
 
 def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:

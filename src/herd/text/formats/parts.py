@@ -6,6 +6,7 @@ that contains `<|im_end|>` gives the ids of those characters, never the control 
 
 from __future__ import annotations
 
+import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
@@ -26,6 +27,7 @@ class Control:
     name: str
 
 
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 EXTRA_IMAGE_ID = (128_011, 128_256)
 """Meta's vocabulary of Llama 3 has `<|image|>` inside; the models read it as the row after the vocabulary, as Meta's code does."""
 
@@ -187,6 +189,12 @@ class ChatFormat(ABC):
         return written
 
 
+def today() -> str:
+    """Today as Meta's templates write dates, in English whatever the locale: `26 Jul 2024`."""
+    day = datetime.date.today()
+    return f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}"
+
+
 def read_conversation(
     messages: Iterable[Message | Mapping[str, Any]],
     tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] | None = (),
@@ -194,8 +202,9 @@ def read_conversation(
     add_generation_prompt: bool = True,
     date: str | None = None,
 ) -> Conversation:
-    """Messages and tools, read and checked. `UsageError` names what is wrong."""
+    """Messages and tools, read and checked. The date "today" becomes today's. `UsageError` names what is wrong."""
     offered = read_tools(tools)
+    date = today() if date == "today" else date
     given: object = date
     if given is not None and (not isinstance(given, str) or len(given) > 100):
         raise UsageError(f"date is {given!r:.120}; expected a short text such as '26 Jul 2024'.")
