@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from PIL import Image
 
 import herd
 from convert.test_llama4 import CONFIGS, bits, folder
+from herd.backends.base import BackendOptions
+from herd.backends.reference import ReferenceBackend
 from herd.checkpoints import open_checkpoint
 from herd.cli.main import main
 from herd.convert import convert, verify
 from herd.dtypes import BF16, F32, DType
 from herd.errors import FileProblem, UsageError
+from herd.images.pixels import prepare
 from tiny import random_leaves, tiny_llama, tiny_llama4, tiny_llama4_vision
 from tiny_files import write_gguf
 
@@ -144,3 +149,61 @@ def test_neither_file_stays_when_one_cannot_be_written(tmp_path: Path) -> None:
 def test_the_command_takes_the_file(files: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["run", str(files), "--mmproj", str(tmp_path / "absent.gguf"), "a"])
     assert done.exit_code != 0 and "does not exist" in done.output
+
+
+def test_llama_cpp_sees_the_same_but_for_the_order_of_its_rows(files: Path, tmp_path: Path) -> None:
+    """Its encoder with our file, given the same pixels: it does not round them to bfloat16, as Meta's processor does. It leaves the rows
+    of a tile column by column, where transformers and Meta's code, with which ours is compared elsewhere, turn them back."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    assert CFG.vision is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    picture = prepare("llama4", Image.fromarray(pixels), tile=64)
+    exact = replace(picture, pixels=(pixels / 127.5 - 1).transpose(2, 0, 1)[None].astype(np.float32))
+    backend = ReferenceBackend(CFG, open_checkpoint(files).leaf, BackendOptions(dtype="float64"))
+    (ours,) = backend.encode(exact)
+    side = CFG.vision.side // CFG.vision.merge
+    theirs = llama_cpp_rows(llama_cpp, words(tmp_path / "text.gguf"), files.with_name("mmproj-new.gguf"), pixels)
+    turned = theirs.reshape(side, side, -1).swapaxes(0, 1).reshape(ours.shape)
+    apart = np.sqrt(np.mean((turned - ours) ** 2)) / ours.std()
+    assert apart < 3e-3 and np.abs(theirs - ours).max() > ours.std()
+
+
+def words(path: Path) -> Path:
+    """A text model as wide as ours with the tokens that llama.cpp puts around a picture; it does not load ours without any."""
+    frame = ["<|image_start|>", "<|image_end|>", "<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{index:02X}>" for index in range(256)), *frame]
+    cfg = tiny_llama(vocab_size=len(tokens), num_layers=1)
+    keys = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[3] * len(frame)],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    return write_gguf(path, cfg, random_leaves(cfg, 1, F32), keys)
+
+
+def llama_cpp_rows(llama_cpp: Any, text: Path, eyes: Path, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What llama.cpp makes of one tile of pixels: rows as wide as the text."""
+    from llama_cpp import mtmd_cpp as mtmd
+
+    model = llama_cpp.Llama(str(text), n_ctx=64, n_threads=1, verbose=False)
+    settings = mtmd.mtmd_context_params_default()
+    settings.use_gpu, settings.n_threads, settings.warmup, settings.print_timings = False, 1, False, False
+    context = mtmd.mtmd_init_from_file(str(eyes).encode(), model.model, settings)
+    bitmap = mtmd.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+    chunks, marker = mtmd.mtmd_input_chunks_init(), mtmd.mtmd_default_marker()
+    try:
+        asked = mtmd.mtmd_input_text(marker, len(marker), False, True)
+        assert mtmd.mtmd_tokenize(context, chunks, ctypes.byref(asked), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1) == 0
+        chunk = mtmd.mtmd_input_chunks_get(chunks, 1)  # between the tokens around it
+        assert mtmd.mtmd_encode_chunk(context, chunk) == 0
+        count = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+        rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(context), (count * CFG.width,))
+        return rows.reshape(count, CFG.width).astype(np.float64)
+    finally:
+        mtmd.mtmd_input_chunks_free(chunks)
+        mtmd.mtmd_bitmap_free(bitmap)
+        mtmd.mtmd_free(context)
+        model.close()
