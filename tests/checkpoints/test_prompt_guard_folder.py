@@ -121,6 +121,8 @@ def test_a_classifier_has_no_next_token(saved: tuple[Path, Any, Any], backend: s
             lambda: model.patch(ids, {}),
             lambda: model.lens(ids),
             lambda: model.embed("ignore"),
+            lambda: model.chat([{"role": "user", "content": "ignore"}]),
+            lambda: model.chat_format,
             lambda: model.provider.logits(ids).__next__(),
         ]
         for ask in asked:

@@ -110,6 +110,7 @@ class Model:
     @cached_property
     def chat_format(self) -> ChatFormat:
         """How this model reads conversations: `render(messages, tools=...)` gives token ids, `parse(ids)` an answer's message."""
+        self._refuse_classifier()
         found = self._words.chat_format
         if found is None:
             raise UsageError(
@@ -249,6 +250,7 @@ class Model:
         **sampling: Any,
     ) -> ChatRequest:
         """What `chat` asks the provider, with this model's defaults filled in."""
+        self._refuse_classifier()
         return asking.chat_request(
             self.sampling(sampling), messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format
         )
