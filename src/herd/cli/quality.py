@@ -114,8 +114,9 @@ def _picture(points: Sequence[Quality]) -> str:
         x = LEFT + 20 + (size - first) / (last - first) * (WIDTH - LEFT - 200)
         y = BOTTOM - (height - low) / (high - low) * (BOTTOM - 40)
         pieces.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#2f6f9f"/>')
-        pieces.append(f'<text x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(row.name)}</text>')
-        pieces.append(f'<text x="{x:.1f}" y="{BOTTOM + 18}" text-anchor="middle">{size:.2f}</text>')
+        pieces.append(f'<text x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(row.name)}, {size:.2f} bits</text>')
+    for bits, x in ((first, LEFT + 20), (last, WIDTH - 180)):
+        pieces.append(f'<text x="{x}" y="{BOTTOM + 18}" text-anchor="middle">{bits:.2f}</text>')
     pieces.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{BOTTOM + 40}" text-anchor="middle">bits per weight</text>')
     pieces.append(f'<text x="{LEFT - 60}" y="20">KL to the source, nats a token</text>')
     body = "".join(pieces)
