@@ -122,6 +122,11 @@ def test_eyes_of_another_model_are_refused(files: Path, tmp_path: Path) -> None:
             open_checkpoint(path, files.with_name("mmproj-new.gguf"))
 
 
+def test_eyes_alone_are_no_model(files: Path) -> None:
+    with pytest.raises(FileProblem, match="Open the file of its text"):
+        open_checkpoint(files.with_name("mmproj-new.gguf"))
+
+
 def test_a_changed_key_is_refused(files: Path) -> None:
     gguf = pytest.importorskip("gguf")
     reader = gguf.GGUFReader(files.with_name("mmproj-new.gguf"), "r+")

@@ -229,6 +229,8 @@ def _llama_config(r: ConfigReader, metadata: Metadata, tensors: Mapping[str, Sto
 def _kind(r: ConfigReader, metadata: Metadata, where: str) -> str:
     """The architecture. Refuses what is not a model, or not a llama, before any key is judged."""
     architecture = r.raw("general.architecture")
+    if architecture == "clip":
+        raise FileProblem(f"{where}: is the part of a model that sees pictures. Open the file of its text; this one is found beside it.")
     if architecture not in ARCHITECTURES:
         raise FileProblem(
             f"{where}: general.architecture is {shown(architecture)}; herd reads {' and '.join(map(repr, ARCHITECTURES))} from GGUF files. "
