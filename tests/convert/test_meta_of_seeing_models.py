@@ -162,3 +162,13 @@ def test_params_that_were_changed_afterwards_are_refused(tmp_path: Path, archite
     (tmp_path / "new" / "params.json").write_text(json.dumps({**params, key: value}))
     with pytest.raises(FileProblem, match=f"{key} is {value} and herd.config means"):
         open_checkpoint(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("key", "value"), [("patch", 0), ("num_layers", 10**9), ("kept", [77]), ("num_heads", 3), ("max_tiles", 0)])
+def test_impossible_numbers_of_an_encoder_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    convert(made(tmp_path / "given", vision_config("other"), "llama3_vision"), tmp_path / "new", to="meta")
+    params = json.loads((tmp_path / "new" / "params.json").read_text())
+    params["herd"]["config"]["vision"][key] = value
+    (tmp_path / "new" / "params.json").write_text(json.dumps(params))
+    with pytest.raises(FileProblem, match=r"params\.json: "):
+        open_checkpoint(tmp_path / "new")

@@ -80,7 +80,7 @@ def beside(path: Path, mmproj: Path | None) -> Path | None:
     if len(found) > 1 and not own:
         listed = " and ".join(each.name for each in found[:4])
         raise FileProblem(f"{path.name}: {listed} are beside it, and each could be the part that sees pictures. Say which: mmproj=...")
-    return (own or found or [None])[0]
+    return next(iter(own or found), None)
 
 
 def name_beside(path: Path) -> str:
@@ -137,6 +137,8 @@ def _config(found: GgufFile, cfg: Llama4Config, picture_token: int, facts: dict[
         r.raw(key)
     r.finish("herd reads files whose every key it understands.", HARMLESS, HARMLESS_PREFIXES)
     exact = _exact(plain, found, cfg.width)
+    if not 1.0 <= exact.rope_theta <= 1e15 or not 1 <= exact.adapter_width <= MAX_WIDTH:
+        raise FileProblem(f"{where}: {gguf_keys.CONFIG} has numbers that no Llama 4 can have: {exact}.")
     if not 0 <= exact.picture_token < cfg.vocab_size:
         raise FileProblem(
             f"{where}: the text's {cfg.vocab_size} tokens have no {PICTURE_TOKEN}, which stands for the rows of a picture. It belongs to "

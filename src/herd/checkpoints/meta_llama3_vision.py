@@ -54,7 +54,7 @@ def _config(values: Mapping[str, Any], gather: Gather, facts: dict[str, Fact]) -
     embed = gather.shape(mllama_names.META_EMBED[0])
     text = read_params({key: value for key, value in values.items() if key not in (*KEYS, "herd")}, embed[0] if embed else 1, facts)
     if "herd" in values:
-        return exact_config(Llama3VisionConfig, values, params_of, facts)
+        return _checked(exact_config(Llama3VisionConfig, values, params_of, facts))
     r = ConfigReader({key: values[key] for key in KEYS if key in values}, FILE, facts)
     blocks = r.integer("vision_num_cross_attention_layers", highest=min(MAX_LAYERS, text.num_layers))
     vision = _encoder(r, gather)
@@ -74,6 +74,18 @@ def _config(values: Mapping[str, Any], gather: Gather, facts: dict[str, Fact]) -
         vision=vision,
         picture_aliases=(META_PICTURE,) if text.vocab_size == META_VOCABULARY else (),
     )
+
+
+def _checked(cfg: Llama3VisionConfig) -> Llama3VisionConfig:
+    """The config, if the numbers that its key `herd` alone tells are ones that an encoder can have."""
+    vision = cfg.vision
+    is_sized = all(1 <= each <= MAX_WIDTH for each in (vision.tile, vision.patch, vision.width, vision.num_heads, vision.ffn_width))
+    is_deep = 1 <= vision.num_layers <= MAX_LAYERS and 0 <= vision.num_global_layers <= MAX_LAYERS and 1 <= vision.max_tiles <= MAX_TILES
+    is_crossed = sorted(set(cfg.crossing)) == list(cfg.crossing) and all(0 <= each < cfg.num_layers for each in cfg.crossing)
+    is_kept = all(0 <= each < vision.num_layers for each in vision.kept)
+    if not (is_sized and is_deep and is_crossed and is_kept) or vision.tile % vision.patch or vision.width % vision.num_heads:
+        raise FileProblem(f"{FILE}: herd.config has numbers that no Llama 3.2 Vision can have: {vision}, crossing {cfg.crossing}.")
+    return cfg
 
 
 def params_of(cfg: Llama3VisionConfig) -> dict[str, Any]:
