@@ -18,13 +18,17 @@ from click.testing import CliRunner
 import herd
 from cli import chat_model
 from conformance.running import prompt
+from convert import test_llama4 as llama4_files
 from convert.test_other_readers import expected, llama_cpp_logits
 from herd import dtypes
+from herd.checkpoints import open_checkpoint
 from herd.cli.main import main
 from herd.convert import quantise, quantising, resuming
 from herd.convert.budget import Choice, spend
+from herd.convert.calibration import calibrate, running
 from herd.dtypes import F32, DType
 from herd.errors import FileProblem, UsageError
+from herd.family.progress import silent
 from herd.quant import dequantize, quantize, quantize_fitted
 from tiny import random_leaves, tiny_llama
 from tiny_files import write_huggingface
@@ -115,6 +119,19 @@ def test_rows_that_hold_no_blocks_stay_at_sixteen_bits_and_that_is_said(tmp_path
     assert any("Rows of 80 do not hold whole blocks" in note for note in made.notes)
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "new.gguf").tensors}
     assert kinds["blk.0.ffn_down.weight"] == "BF16" and kinds["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_experts_are_quantised_and_their_router_is_not(tmp_path: Path) -> None:
+    cfg = llama4_files.CONFIGS["as Maverick"]
+    made = quantise(llama4_files.folder(tmp_path / "given", cfg), tmp_path / "new.gguf", format="q4_0")
+    assert made.formats["layers.1.experts.down"] == "q4_0" and "layers.1.router" not in made.formats
+    checkpoint = open_checkpoint(tmp_path / "new.gguf")
+    assert checkpoint.dtype("layers.1.router") is F32
+    assert checkpoint.dtype("layers.1.experts.gate") is dtypes.Q4_0
+    with running(checkpoint) as engine:
+        found = calibrate(checkpoint, engine, [list(range(3, 60))], silent)
+    known = {"layers.1.experts.gate", "layers.1.shared.down", "layers.1.attention.out", "head"}
+    assert known <= set(found.inputs) and "layers.1.experts.down" not in found.inputs
 
 
 def test_interrupted_work_goes_on_and_ends_with_the_same_bytes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,10 +149,12 @@ class _Making:
     progress: Progress
 
     def make(self, target: Path) -> Quantised:
-        calibration = self._calibration()
         shaping = Shaping(matrices=lambda _spec, source: source)
+        # First, as it refuses what cannot be a GGUF file.
+        _, stored = gguf_contents(self.checkpoint, shaping)
+        calibration = self._calibration()
         if self.settings.bits is not None:
-            formats = self._formats_for(calibration, gguf_contents(self.checkpoint, shaping)[1])
+            formats = self._formats_for(calibration, stored)
         else:
             formats = {spec.name: self._format_of(spec, shaping) for spec in self._matrices()}
         shaping.notes.clear()
