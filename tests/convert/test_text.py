@@ -12,8 +12,12 @@ import pytest
 import herd
 from herd.checkpoints import open_checkpoint
 from herd.convert import convert
+from herd.convert.tokens import tokenizer_json
 from herd.dtypes import BF16, F32
+from herd.text.byte_level import from_bytes
+from herd.text.splits import SPLITS
 from herd.text.tokenizer import Tokenizer, load_tokenizer
+from herd.text.vocabulary import ByteLevel, Kind, Vocabulary
 from meta_files import write_meta
 from tiny import random_leaves, tiny_llama
 from tiny_files import write_huggingface
@@ -88,6 +92,21 @@ def test_a_tokenizer_json_of_ours_is_one_of_theirs(tmp_path: Path) -> None:
     ours = tokenizer_at(path)
     for text in TEXTS[:4]:
         assert theirs(text)["input_ids"] == ours.encode(text)
+
+
+@pytest.mark.parametrize("first", [0, 3, 256], ids=["before all others", "between", "after all others"])
+def test_special_tokens_keep_their_ids_wherever_they_are(first: int) -> None:
+    """SmolLM2's come first, Llama 3's last. The library counts on from the other tokens for those that its model does not name."""
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = [from_bytes(bytes([byte])) for byte in range(256)]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    kinds = {first + number: Kind.CONTROL for number in range(len(specials))}
+    tokens = [*plain[:first], *specials, *plain[first:]]
+    vocabulary = Vocabulary(tokens=tokens, merges=[], style=ByteLevel(SPLITS["smollm"]), exceptions=kinds)
+    theirs = tokenizers.Tokenizer.from_str(tokenizer_json(vocabulary).decode())
+    assert [theirs.token_to_id(token) for token in tokens] == list(range(len(tokens)))
+    ids = theirs.encode("<|im_start|>user 12<|im_end|>").ids
+    assert (ids[0], ids[-1]) == (first + 1, first + 2) and theirs.decode(ids, skip_special_tokens=False) == "<|im_start|>user 12<|im_end|>"
 
 
 def given(folder: Path, **files: str) -> Path:

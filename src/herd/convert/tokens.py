@@ -36,7 +36,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> bytes:
     special = [index for index, kind in sorted(kinds.items()) if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)]
     style = _style(vocabulary)
     is_byte_level = isinstance(style, ByteLevel)
-    plain = {token: index for token, index in ids.items() if not is_byte_level or index not in kinds}
+    plain = _plain(ids, special) if is_byte_level else ids
     unknown = next((vocabulary.tokens[index] for index, kind in kinds.items() if kind is Kind.UNKNOWN), None)
     file = {
         "version": "1.0",
@@ -61,6 +61,15 @@ def tokenizer_json(vocabulary: Vocabulary) -> bytes:
         },
     }
     return json.dumps(file, ensure_ascii=False).encode()
+
+
+def _plain(ids: Mapping[str, int], special: Sequence[int]) -> dict[str, int]:
+    """The tokens of `model.vocab`. The library does not read the id of a special token that is not among them, but counts on from
+    their number; so those that come after all others are left out, as Llama 3 has it, and otherwise every token is named."""
+    held = frozenset(special)
+    found = {token: index for token, index in ids.items() if index not in held}
+    in_order = sorted(found.values()) == list(range(len(found))) and list(special) == list(range(len(found), len(ids)))
+    return found if in_order else dict(ids)
 
 
 def _style(vocabulary: Vocabulary) -> ByteLevel | Spaces:
