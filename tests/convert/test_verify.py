@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from click.testing import CliRunner
 from herd.cli.main import main
 from herd.convert import Outcome, Verdict, convert, verify
 from herd.dtypes import BF16, F16, F32, Q4_0, Q6_K, DType
+from herd.family.catalogue import find
+from herd.family.download import digest
+from herd.family.finding import Found
 from herd.models.weights import Dense
 from meta_files import write_meta
 from tiny import random_leaves, tiny_llama
@@ -162,3 +167,21 @@ def test_progress_counts_every_byte() -> None:
     seen: list[tuple[int, int]] = []
     verify(STORIES, progress=lambda name, done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("is_changed", [False, True], ids=["as published", "a bit changed"])
+def test_a_pulled_file_has_its_published_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool) -> None:
+    """Changed bytes of a weight are still finite numbers; only the digest tells."""
+    path = write_gguf(tmp_path / "small.gguf", CFG, random_leaves(CFG, 1, Q4_0))
+    release = find("smollm2-135m-instruct")
+    assert release.wheel is not None
+    wheel = replace(release.wheel, member="a/small.gguf", num_bytes=path.stat().st_size, sha256=digest(path))
+    known = Found("small", path, replace(release, wheel=wheel, parameters=None))
+    monkeypatch.setattr(import_module("herd.convert.verify"), "find_model", lambda model, is_fetched: known)
+    if is_changed:
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 1
+        path.write_bytes(data)
+    verdict = verify("small")
+    assert outcomes(verdict)["checksums"] is (Outcome.PROBLEM if is_changed else Outcome.GOOD)
+    assert ("pull it again" if is_changed else "has its published SHA-256") in text_of(verdict, "checksums")

@@ -12,6 +12,7 @@ from herd.convert.self_test import self_test
 from herd.convert.text_checks import TEXTS, check_format, check_tokenizer
 from herd.convert.writing import Told
 from herd.errors import FileProblem
+from herd.family.download import digest
 from herd.family.finding import Found, find_model
 from herd.family.progress import Progress, silent
 
@@ -21,7 +22,7 @@ def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Ver
 
     files        every tensor and key accounted for, shapes against the config
     release      the number of parameters against what is published, for a model that the family knows
-    checksums    those that Meta's files carry
+    checksums    those that Meta's files carry, and the published SHA-256 of a release that was pulled as one file
     weights      all values finite, no matrix of zeros
     tokenizer    against the embedding
     chat format  against the template that came with the model
@@ -43,7 +44,7 @@ def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Ver
 def _findings(found: Found, checkpoint: Checkpoint, progress: Progress) -> list[Finding]:
     findings = [_files(checkpoint), _release(found, checkpoint)]
     try:
-        findings.append(check_published_sums(checkpoint))
+        findings.append(check_published_sums(checkpoint) or _digest(found))
         findings.append(scan_weights(checkpoint, Told(progress, f"reading {found.name}", scanned_bytes(checkpoint))))
     except FileProblem as problem:
         findings.append(Finding("weights", Outcome.PROBLEM, str(problem)))
@@ -64,6 +65,18 @@ def _files(checkpoint: Checkpoint) -> Finding:
         f"{checkpoint.layout} layout, {checkpoint.architecture}: {len(checkpoint.specs)} weights, {checkpoint.num_bytes:,} bytes ({dtypes})"
     )
     return Finding("files", Outcome.GOOD, f"{what}; every tensor and key is accounted for, every shape is the config's")
+
+
+def _digest(found: Found) -> Finding | None:
+    """The file of a pulled release against the SHA-256 that the family knows of it. None for other files and for folders."""
+    wheel = found.release.wheel if found.release is not None else None
+    if wheel is None or found.path.name != wheel.file_name:
+        return None
+    actual = digest(found.path)
+    if actual == wheel.sha256:
+        return Finding("checksums", Outcome.GOOD, f"{wheel.file_name} has its published SHA-256")
+    what = f"{wheel.file_name} has the SHA-256 {actual}; published is {wheel.sha256}. Its bytes were changed: remove it and pull it again"
+    return Finding("checksums", Outcome.PROBLEM, what)
 
 
 def _release(found: Found, checkpoint: Checkpoint) -> Finding | None:
