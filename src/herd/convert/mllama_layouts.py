@@ -19,8 +19,8 @@ from herd.models.llama3_vision_encoder import CHANNELS, NORM_EPS, EncoderConfig
 from herd.models.weights import TensorSpec
 
 NO_GGUF = (
-    "Llama 3.2 Vision is not written as GGUF: the format has no architecture for it that programs agree on. Choose hf or meta; "
-    "`herd quantize` makes models smaller in other ways."
+    "Llama 3.2 Vision is not written as GGUF: the format has no architecture for it that programs agree on. Choose hf or meta, with "
+    "bf16 for half the size of float32."
 )
 PADDING = 128004
 """The token that the release fills up texts with."""
