@@ -217,6 +217,17 @@ def test_facts_memory_and_fingerprint_are_told(model: herd.Model) -> None:
     assert model.provider.facts.sources["num_layers"] == model.facts["num_layers"].source
 
 
+def test_files_that_do_not_say_how_they_chat_can_be_told() -> None:
+    with herd.load(STORIES, backend="reference", chat_format="llama2") as model:
+        assert model.chat_format.name == "llama2"
+        events = list(model.chat([{"role": "user", "content": "hi"}], max_tokens=2))
+        assert events[-1].type == "finished"
+    with herd.load(STORIES, backend="reference") as silent, pytest.raises(UsageError, match='chat_format="llama3.1"'):
+        silent.chat([{"role": "user", "content": "hi"}])
+    with pytest.raises(UsageError, match=r"chat_format is 'llama3.11'; did you mean 'llama3.1'\?"):
+        herd.load(STORIES, backend="reference", chat_format="llama3.11")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_closed_model_is_closed_once_and_for_all(backend: str) -> None:
     model = herd.load(STORIES, backend=backend)

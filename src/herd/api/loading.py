@@ -47,12 +47,13 @@ def load(
     context: int | None = None,
     draft: str | os.PathLike[str] = "off",
     mmproj: str | os.PathLike[str] | None = None,
+    chat_format: str | None = None,
     progress: Progress = silent,
 ) -> Model:
     """A model, ready to answer.
 
     model        a name that `herd models` lists (fetched if it is not here, unless offline), a .gguf file, a folder in
-                 Hugging Face layout, or a llama2.c .bin file
+                 Hugging Face or Meta layout, or a llama2.c .bin file
     backend      "cpu", "torch" (CPUs and GPUs; needs the extra herd-llama[torch]), or "reference" (numpy; slow, the definition
                  of right)
     threads      None: one per physical core that this process may use ("torch": as torch itself decides)
@@ -66,6 +67,8 @@ def load(
                  smaller and with the same vocabulary, runs ahead; "off"
     mmproj       the GGUF file with the part of a Llama 4 that sees pictures; None: `mmproj-*.gguf` beside the text, if there is one;
                  "off": text only
+    chat_format  how the model was taught to read conversations ("llama3.1", ...), for files that do not say, as Meta's own layout;
+                 None: the template in its files, or what its release has
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
@@ -75,6 +78,10 @@ def load(
     _check_choices(backend, device, dtype, activations)
     _check_count("threads", threads, 1024)
     _check_count("context", context, 2**31 - 1)
+    if chat_format is not None:
+        from herd.text.formats import NAMES
+
+        _check_choice("chat_format", chat_format, NAMES)
     if not isinstance(draft, str | os.PathLike):
         raise UsageError(f"draft is {draft!r:.60}; it must be 'off', 'lookup' or a model's name or path.")
     from herd.checkpoints.open import open_checkpoint
@@ -84,7 +91,8 @@ def load(
     checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
     try:
         with _no_collector():
-            return _assemble(found, checkpoint, _Choices(backend, threads, device, dtype, activations, adapter, context, draft), progress)
+            choices = _Choices(backend, threads, device, dtype, activations, adapter, context, draft, chat_format)
+            return _assemble(found, checkpoint, choices, progress)
     except BaseException:
         checkpoint.close()
         raise
@@ -102,6 +110,7 @@ class _Choices:
     adapter: str | os.PathLike[str] | None
     context: int | None
     draft: str | os.PathLike[str] = "off"
+    chat_format: str | None = None
 
 
 def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress: Progress) -> Model:
@@ -113,7 +122,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
     if choices.device == "cpu":
         _check_memory(found, checkpoint.num_bytes)
-    words = _words(found, checkpoint)
+    words = _words(found, checkpoint, choices.chat_format)
     context = choices.context or config.context_length
     with ExitStack() as opened:
         backend = _backend(checkpoint, choices)
@@ -209,7 +218,7 @@ def _stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
     return {*checkpoint.stop_ids, *(words.tokenizer.stop_ids if words.tokenizer is not None else ())}
 
 
-def _words(found: Found, checkpoint: Checkpoint) -> Words:
+def _words(found: Found, checkpoint: Checkpoint, wanted: str | None = None) -> Words:
     """Tokenizer and chat format. A file without a template has the format that the family knows for its release, if it is one."""
     source = checkpoint.tokenizer
     if source is None:
@@ -218,15 +227,15 @@ def _words(found: Found, checkpoint: Checkpoint) -> Words:
 
     known = checkpoint.config.vocab_size
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
-    return Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release))
+    return Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release, wanted))
 
 
-def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None) -> Formats:
-    """The published format and Meta's own."""
+def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None, wanted: str | None) -> Formats:
+    """The published format (or the one that is wanted), and Meta's own."""
     from herd.text.formats import NAMES, choose_format, meta_format
 
-    name = release.chat_format if release is not None else None
-    chat_format = choose_format(tokenizer, template, name if name in NAMES and template is None else None)
+    name = wanted or (release.chat_format if release is not None else None)
+    chat_format = choose_format(tokenizer, template, wanted or (name if name in NAMES and template is None else None))
     return chat_format, None if chat_format is None else meta_format(chat_format, name)
 
 

@@ -114,7 +114,8 @@ class Model:
         found = self._words.chat_format
         if found is None:
             raise UsageError(
-                f"{self.name} has no chat format: it is a base model, or its template is not known. Continue a text with model.generate."
+                f"{self.name} has no chat format: it is a base model, or its files do not say how it reads conversations. Continue a "
+                'text with model.generate, or name its format: herd.load(..., chat_format="llama3.1").'
             )
         return replace(found, tiles=self._eyes.tiles) if self._eyes.can_see else found
 

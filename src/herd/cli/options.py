@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft", "mmproj")
+LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft", "mmproj", "chat_format")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
 
 
@@ -77,6 +77,7 @@ loading_options: Callable[[Any], Any] = _group(
             help="Try several tokens a step; answers stay the same: lookup (guessed from the text) or a smaller model.  [default: off]",
         ),
         click.option("--mmproj", metavar="FILE", help="A Llama 4's eyes in GGUF; off for none.  [default: what lies beside it]"),
+        click.option("--chat-format", metavar="NAME", help="How it reads conversations, such as llama3.1.  [default: as its files say]"),
         offline_option,
     ]
 )

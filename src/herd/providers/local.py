@@ -118,8 +118,8 @@ class LocalProvider:
             raise self._no_tokenizer()
         if self._chat_format is None:
             raise UsageError(
-                f"{self._facts.name} has no chat format: it is a base model, or its template is not known. "
-                'Continue a text with it instead: herd run MODEL "text".'
+                f"{self._facts.name} has no chat format: it is a base model, or its files do not say how it reads conversations. Continue "
+                'a text with it: herd run MODEL "text"; or name its format: chat_format="llama3.1" (--chat-format llama3.1).'
             )
         if request.format == "template":
             return self._chat_format
