@@ -24,8 +24,8 @@ using Quad = uint32_t;
 // One group of 32 columns of one row: codes, offset added, and the integer scales and minima of super-blocks.
 struct Group {
     Quad codes[8];
-    uint8_t scales[2];
-    uint8_t minima[2];
+    uint8_t scales[2] = {};
+    uint8_t minima[2] = {};
 };
 
 struct HalfOffsets {
