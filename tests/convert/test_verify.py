@@ -19,6 +19,8 @@ from herd.dtypes import BF16, F16, F32, Q4_0, Q6_K, DType
 from herd.family.catalogue import find
 from herd.family.download import digest
 from herd.family.finding import Found
+from herd.family.store import SOURCE_FILE, publish
+from herd.files import models_folder
 from herd.models.weights import Dense
 from meta_files import write_meta
 from tiny import random_leaves, tiny_llama
@@ -184,4 +186,24 @@ def test_a_pulled_file_has_its_published_sha256(tmp_path: Path, monkeypatch: pyt
         path.write_bytes(data)
     verdict = verify("small")
     assert outcomes(verdict)["checksums"] is (Outcome.PROBLEM if is_changed else Outcome.GOOD)
-    assert ("pull it again" if is_changed else "has its published SHA-256") in text_of(verdict, "checksums")
+    assert ("pull it again" if is_changed else "has the published SHA-256") in text_of(verdict, "checksums")
+
+
+def test_files_from_a_hub_have_the_sha256_that_it_announced(tmp_path: Path) -> None:
+    complete = write_huggingface(tmp_path / "model", CFG, random_leaves(CFG, 1, F32))
+    models_folder().mkdir(parents=True)
+    publish("pulled", complete, "a hub", {"model.safetensors": digest(complete / "model.safetensors")})
+    assert text_of(verify("pulled"), "checksums") == "model.safetensors has the published SHA-256"
+    folder = models_folder() / "pulled"
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    for named in ("pulled", folder):
+        verdict = verify(named)
+        assert outcomes(verdict)["checksums"] is Outcome.PROBLEM and "pull it again" in text_of(verdict, "checksums")
+    for damaged in ('{"sha256": {"../model.safetensors": "0"}}', '{"sha256": ["model.safetensors"]}', "{"):
+        (folder / SOURCE_FILE).write_text(damaged)
+        assert not verify("pulled").is_good, damaged
+    (folder / SOURCE_FILE).write_text('{"sha256": {"absent.safetensors": "0"}}')
+    assert "absent.safetensors: is missing" in text_of(verify("pulled"), "checksums")

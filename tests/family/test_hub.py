@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -51,6 +52,8 @@ def test_weights_configuration_and_tokenizer_are_fetched_and_nothing_else(monkey
     wanted = {name: data for name, data in CONTENT.items() if data != b"not fetched"}
     assert {file.name: file.read_bytes() for file in path.iterdir() if file.name != store.SOURCE_FILE} == wanted
     assert json.loads((path / store.SOURCE_FILE).read_text())["source"].startswith(f"{hub.repository} at commit {hub.commit}")
+    weights = [name for name in wanted if name.endswith(".safetensors")]
+    assert store.announced_sums(path) == {name: hashlib.sha256(CONTENT[name]).hexdigest() for name in weights}
     total = sum(map(len, wanted.values()))
     assert seen[-1][1:] == (total, total)
     assert all("telemetry" not in path for _, path, _ in hub.requests)

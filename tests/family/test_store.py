@@ -154,5 +154,5 @@ def test_a_disk_that_is_full_when_a_model_is_complete_is_a_matter_of_capacity(fo
     complete = put(folder / ".complete", "model.gguf")
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(CapacityError, match=r"source\.json"):
-        store.publish("a", complete, "somewhere")
+        store.publish("a", complete, "somewhere", {})
     assert store.locate("a") is None

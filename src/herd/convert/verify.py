@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.folder import inside
 from herd.checkpoints.open import open_checkpoint
 from herd.convert.findings import Finding, Outcome, Verdict
 from herd.convert.scanning import check_published_sums, scan_weights, scanned_bytes
@@ -15,6 +16,7 @@ from herd.errors import FileProblem
 from herd.family.download import digest
 from herd.family.finding import Found, find_model
 from herd.family.progress import Progress, silent
+from herd.family.store import SOURCE_FILE, announced_sums
 
 
 def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Verdict:
@@ -22,7 +24,7 @@ def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Ver
 
     files        every tensor and key accounted for, shapes against the config
     release      the number of parameters against what is published, for a model that the family knows
-    checksums    those that Meta's files carry, and the published SHA-256 of a release that was pulled as one file
+    checksums    those that Meta's files carry, and the published SHA-256 of files that were pulled
     weights      all values finite, no matrix of zeros
     tokenizer    against the embedding
     chat format  against the template that came with the model
@@ -42,9 +44,9 @@ def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Ver
 
 
 def _findings(found: Found, checkpoint: Checkpoint, progress: Progress) -> list[Finding]:
-    findings = [_files(checkpoint), _release(found, checkpoint)]
+    findings: list[Finding | None] = [_files(checkpoint), _release(found, checkpoint)]
     try:
-        findings.append(check_published_sums(checkpoint) or _digest(found))
+        findings += [check_published_sums(checkpoint), _digest(found)]
         findings.append(scan_weights(checkpoint, Told(progress, f"reading {found.name}", scanned_bytes(checkpoint))))
     except FileProblem as problem:
         findings.append(Finding("weights", Outcome.PROBLEM, str(problem)))
@@ -68,15 +70,30 @@ def _files(checkpoint: Checkpoint) -> Finding:
 
 
 def _digest(found: Found) -> Finding | None:
-    """The file of a pulled release against the SHA-256 that the family knows of it. None for other files and for folders."""
+    """The files of a pulled release against the SHA-256 that was published of them: in the family, or by the hub when it was pulled.
+
+    None where nothing was published. `FileProblem` for a damaged note of what the hub said.
+    """
+    folder = found.path if found.path.is_dir() else found.path.parent
+    published = announced_sums(folder)
     wheel = found.release.wheel if found.release is not None else None
-    if wheel is None or found.path.name != wheel.file_name:
+    if wheel is not None and found.path.name == wheel.file_name:
+        published = {wheel.file_name: wheel.sha256}
+    if not published:
         return None
-    actual = digest(found.path)
-    if actual == wheel.sha256:
-        return Finding("checksums", Outcome.GOOD, f"{wheel.file_name} has its published SHA-256")
-    what = f"{wheel.file_name} has the SHA-256 {actual}; published is {wheel.sha256}. Its bytes were changed: remove it and pull it again"
-    return Finding("checksums", Outcome.PROBLEM, what)
+    wrong = []
+    for name, expected in published.items():
+        try:
+            actual = digest(inside(folder, name, SOURCE_FILE))
+        except FileProblem as problem:
+            wrong.append(str(problem))
+            continue
+        if actual != expected:
+            wrong.append(f"{name} has the SHA-256 {actual}; published is {expected}")
+    if wrong:
+        return Finding("checksums", Outcome.PROBLEM, "\n".join([*wrong, "Its bytes were changed: remove the model and pull it again"]))
+    what = f"{len(published)} files have" if len(published) > 1 else f"{next(iter(published))} has"
+    return Finding("checksums", Outcome.GOOD, f"{what} the published SHA-256")
 
 
 def _release(found: Found, checkpoint: Checkpoint) -> Finding | None:

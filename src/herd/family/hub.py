@@ -57,8 +57,11 @@ class _File:
     sha256: str | None
 
 
-def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
-    """Fills `folder` with the release's files; returns where they are from (repository and commit)."""
+def pull_repository(release: Release, folder: Path, progress: Progress) -> tuple[str, dict[str, str]]:
+    """Fills `folder` with the release's files.
+
+    Returns where they are from (repository and commit), and by name the SHA-256 of those for which the hub announced one.
+    """
     silence_telemetry()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from huggingface_hub import HfApi
@@ -77,7 +80,7 @@ def pull_repository(release: Release, folder: Path, progress: Progress) -> str:
         api.snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=[file.path for file in files])
     _check(folder, files, release.name, progress)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return f"{repository} at commit {commit}, from {api.endpoint}"
+    return f"{repository} at commit {commit}, from {api.endpoint}", {file.path: file.sha256 for file in files if file.sha256 is not None}
 
 
 def _listing(api: HfApi, repository: str, *, is_meta: bool) -> tuple[str, list[_File]]:

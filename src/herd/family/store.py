@@ -1,6 +1,7 @@
 """What is on this machine: the models folder, what lies in it, and how something leaves it.
 
-models/NAME/               one complete model: a GGUF file or a Hugging Face folder, and source.json (where it is from)
+models/NAME/               one complete model: a GGUF file or a Hugging Face folder, and source.json (where it is from, and the
+                           SHA-256 of each file for which its hub announced one)
 models/.partial/NAME/      what is still on its way; moved to models/NAME when complete and checked
 models/.locks/NAME         who is working on NAME right now
 """
@@ -9,12 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from herd.errors import FileProblem, UsageError
-from herd.files import file_lock, models_folder
+from herd.files import file_lock, models_folder, read_json
 from herd.files.kept import forget
 from herd.files.writing import cannot_write, sync_folder
 from herd.records import dataclass
@@ -111,11 +112,14 @@ def partial_folder(name: str) -> Path:
     return models_folder() / ".partial" / name
 
 
-def publish(name: str, folder: Path, source: str) -> None:
-    """Makes a complete `folder` the model `name`: one rename, then on disk for good."""
+def publish(name: str, folder: Path, source: str, announced: Mapping[str, str]) -> None:
+    """Makes a complete `folder` the model `name`: one rename, then on disk for good.
+
+    announced: file name -> the SHA-256 that its publisher gave for it; kept beside `source`.
+    """
     note = folder / SOURCE_FILE
     try:
-        note.write_text(json.dumps({"source": source}, indent=1) + "\n", encoding="utf-8")
+        note.write_text(json.dumps({"source": source, "sha256": dict(announced)}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(note, error) from error
     target = models_folder() / name
@@ -124,6 +128,20 @@ def publish(name: str, folder: Path, source: str) -> None:
     except OSError as error:
         raise FileProblem(f"{target} could not be made ({error.strerror}). Remove what is in its place, then pull again.") from error
     sync_folder(target.parent)
+
+
+def announced_sums(folder: Path) -> dict[str, str]:
+    """What `publish` kept of a pulled folder: file name -> SHA-256. Empty for folders that were not pulled.
+
+    `FileProblem` for a note that is damaged, or that names files outside of the folder.
+    """
+    note = folder / SOURCE_FILE
+    if not note.is_file():
+        return {}
+    listed = read_json(note).get("sha256", {})
+    if not isinstance(listed, dict) or not all(_is_plain(name) and isinstance(value, str) for name, value in listed.items()):
+        raise FileProblem(f"{note}: sha256 is no list of the folder's files. Remove the model and pull it again.")
+    return listed
 
 
 def _is_plain(name: str) -> bool:
