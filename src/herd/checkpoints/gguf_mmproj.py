@@ -26,8 +26,9 @@ from herd.dtypes import DType
 from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.files.json import parse_json
+from herd.models.encoder_blocks import NORM_EPS
 from herd.models.llama4 import Llama4Config
-from herd.models.llama4_vision import NORM_EPS, Llama4VisionConfig, tensors
+from herd.models.llama4_vision import Llama4VisionConfig, tensors
 from herd.models.weights import TensorSpec
 from herd.records import dataclass
 

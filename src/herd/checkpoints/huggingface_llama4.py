@@ -19,8 +19,9 @@ from herd.checkpoints.config_reader import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, M
 from herd.checkpoints.huggingface_config import CONCLUSION, FILE, HARMLESS, LOADING, OUTPUT, TRAINING
 from herd.checkpoints.huggingface_rope import read_rope
 from herd.checkpoints.sources import Part, Reshaped, Source, Transposed
+from herd.models.encoder_blocks import NORM_EPS
 from herd.models.llama4 import Llama4Config, every
-from herd.models.llama4_vision import NORM_EPS, Llama4VisionConfig
+from herd.models.llama4_vision import Llama4VisionConfig
 from herd.models.weights import TensorSpec
 
 NAMES = {name: f"language_model.{theirs}" for name, theirs in names.HUGGING_FACE_LLAMA4.items()} | names.HUGGING_FACE_LLAMA4_VISION

@@ -20,8 +20,9 @@ from herd.checkpoints.huggingface_rope import read_rope
 from herd.checkpoints.mllama_places import places_of_tiles, shapes_of_pictures
 from herd.checkpoints.sources import Interleaved, Reshaped
 from herd.checkpoints.stored import Source
+from herd.models.encoder_blocks import NORM_EPS
 from herd.models.llama3_vision import META_PICTURE, META_VOCABULARY, Llama3VisionConfig
-from herd.models.llama3_vision_encoder import CHANNELS, NORM_EPS, EncoderConfig
+from herd.models.llama3_vision_encoder import CHANNELS, EncoderConfig
 from herd.models.weights import TensorSpec
 
 PLACES = ("vision.tile_positions", "vision.before", "vision.after")

@@ -14,8 +14,9 @@ from herd.checkpoints.sources import Part, Reshaped, Source
 from herd.convert.llama_layouts import halved, rope_scaling
 from herd.convert.shaping import Shaping
 from herd.convert.streams import Output
+from herd.models.encoder_blocks import NORM_EPS
 from herd.models.llama3_vision import META_VOCABULARY, Llama3VisionConfig
-from herd.models.llama3_vision_encoder import CHANNELS, NORM_EPS, EncoderConfig
+from herd.models.llama3_vision_encoder import CHANNELS, EncoderConfig
 from herd.models.weights import TensorSpec
 
 NO_GGUF = (

@@ -31,6 +31,17 @@ class AttentionShape(Protocol):
     def out_bias(self) -> bool: ...
 
 
+class LayerShape(AttentionShape, Protocol):
+    """What a whole layer of a llama needs to know of a config."""
+
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def ffn_width(self) -> int: ...
+    @property
+    def ffn_bias(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
     at: str

@@ -16,9 +16,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from herd.models.architecture import CacheShape
-from herd.models.blocks import vector
+from herd.models.encoder_blocks import (
+    BiasedMatrix,
+    EncoderLayerWeights,
+    LayerNormWeights,
+    ffn,
+    layer_tensors,
+    layer_weights,
+    linear,
+    linear_tensors,
+    linear_weights,
+    norm,
+    norm_tensors,
+    norm_weights,
+)
 from herd.models.ops import PictureOps, Tensor
-from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
+from herd.models.weights import Kind, Leaf, Matrix, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,65 +51,36 @@ class DebertaConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class NormWeights:
-    weight: Vector
-    bias: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class LinearWeights:
-    matrix: Matrix
-    bias: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    q: LinearWeights
-    k: LinearWeights
-    v: LinearWeights
-    out: LinearWeights
-    attention_norm: NormWeights
-    up: LinearWeights
-    down: LinearWeights
-    mlp_norm: NormWeights
-
-
-@dataclass(frozen=True, slots=True)
 class DebertaWeights:
     embed: Matrix
-    embed_norm: NormWeights
+    embed_norm: LayerNormWeights
     distances: Matrix
-    distance_norm: NormWeights
-    layers: tuple[LayerWeights, ...]
-    pooler: LinearWeights
-    classifier: LinearWeights
+    distance_norm: LayerNormWeights
+    layers: tuple[EncoderLayerWeights, ...]
+    pooler: BiasedMatrix
+    classifier: BiasedMatrix
 
 
 def classify(w: DebertaWeights, cfg: DebertaConfig, ops: PictureOps, tokens: Sequence[int]) -> Tensor:
     """All tokens of a text, [CLS] first -> logits of the labels [1, labels]."""
-    x_ID = _norm(ops.embed(tokens, w.embed), w.embed_norm, cfg, ops)
-    near_kD = _norm(ops.embed(range(2 * cfg.buckets), w.distances), w.distance_norm, cfg, ops)
+    x_ID = norm(ops.embed(tokens, w.embed), w.embed_norm, ops, cfg.norm_eps)
+    near_kD = norm(ops.embed(range(2 * cfg.buckets), w.distances), w.distance_norm, ops, cfg.norm_eps)
     buckets = distance_buckets(len(tokens), cfg)
     for layer in w.layers:
         x_ID = _layer(x_ID, layer, near_kD, buckets, cfg, ops)
     first_1D = ops.rows(x_ID, [0])
-    return _linear(ops.gelu(_linear(first_1D, w.pooler, ops)), w.classifier, ops)
+    return linear(ops.gelu(linear(first_1D, w.pooler, ops)), w.classifier, ops)
 
 
-def _layer(x_ID: Tensor, w: LayerWeights, near_kD: Tensor, buckets: Sequence[Sequence[int]], cfg: DebertaConfig, ops: PictureOps) -> Tensor:
-    q_INH, k_INH, v_INH = (ops.heads(_linear(x_ID, each, ops), cfg.num_heads) for each in (w.q, w.k, w.v))
-    near_k, near_q = (ops.heads(_linear(near_kD, each, ops), cfg.num_heads) for each in (w.k, w.q))
+def _layer(
+    x_ID: Tensor, w: EncoderLayerWeights, near_kD: Tensor, buckets: Sequence[Sequence[int]], cfg: DebertaConfig, ops: PictureOps
+) -> Tensor:
+    """As in other encoders, but for the attention, and with the norms after what is added."""
+    q_INH, k_INH, v_INH = (ops.heads(linear(x_ID, each, ops), cfg.num_heads) for each in (w.q, w.k, w.v))
+    near_k, near_q = (ops.heads(linear(near_kD, each, ops), cfg.num_heads) for each in (w.k, w.q))
     y_INH = ops.relative_attend(q_INH, k_INH, v_INH, near_k, near_q, buckets)
-    x_ID = _norm(ops.add(x_ID, _linear(ops.merge_heads(y_INH), w.out, ops)), w.attention_norm, cfg, ops)
-    return _norm(ops.add(x_ID, _linear(ops.gelu(_linear(x_ID, w.up, ops)), w.down, ops)), w.mlp_norm, cfg, ops)
-
-
-def _linear(x: Tensor, w: LinearWeights, ops: PictureOps) -> Tensor:
-    return ops.linear(x, w.matrix, w.bias)
-
-
-def _norm(x: Tensor, w: NormWeights, cfg: DebertaConfig, ops: PictureOps) -> Tensor:
-    return ops.layer_norm(x, w.weight, w.bias, cfg.norm_eps)
+    x_ID = norm(ops.add(x_ID, linear(ops.merge_heads(y_INH), w.out, ops)), w.attention_norm, ops, cfg.norm_eps)
+    return norm(ops.add(x_ID, ffn(x_ID, w, ops)), w.ffn_norm, ops, cfg.norm_eps)
 
 
 def distance_buckets(length: int, cfg: DebertaConfig) -> list[list[int]]:
@@ -124,58 +108,23 @@ def tensors(cfg: DebertaConfig) -> Iterator[TensorSpec]:
     """Every weight of this model, once."""
     width = cfg.width
     yield TensorSpec("embed", (cfg.vocab_size, width), Kind.EMBEDDING)
-    yield from _norm_tensors("embed_norm", width)
+    yield from norm_tensors("embed_norm", width)
     yield TensorSpec("distances", (2 * cfg.buckets, width), Kind.EMBEDDING)
-    yield from _norm_tensors("distance_norm", width)
+    yield from norm_tensors("distance_norm", width)
     for index in range(cfg.num_layers):
-        at = f"layers.{index}"
-        for name in ("q", "k", "v", "out"):
-            yield from _linear_tensors(f"{at}.{name}", width, width)
-        yield from _norm_tensors(f"{at}.attention_norm", width)
-        yield from _linear_tensors(f"{at}.up", cfg.mlp_width, width)
-        yield from _linear_tensors(f"{at}.down", width, cfg.mlp_width)
-        yield from _norm_tensors(f"{at}.mlp_norm", width)
-    yield from _linear_tensors("pooler", width, width)
-    yield from _linear_tensors("classifier", len(cfg.labels), width)
+        yield from layer_tensors(f"layers.{index}", width, cfg.mlp_width)
+    yield from linear_tensors("pooler", width, width)
+    yield from linear_tensors("classifier", len(cfg.labels), width)
 
 
 def weights(cfg: DebertaConfig, leaf: Leaf) -> DebertaWeights:
     """The tree that `classify` reads."""
-
-    def norm(at: str) -> NormWeights:
-        return NormWeights(vector(leaf, f"{at}.weight"), vector(leaf, f"{at}.bias"))
-
-    def linear(at: str) -> LinearWeights:
-        return LinearWeights(leaf(at), vector(leaf, f"{at}_bias"))
-
-    def layer(at: str) -> LayerWeights:
-        return LayerWeights(
-            q=linear(f"{at}.q"),
-            k=linear(f"{at}.k"),
-            v=linear(f"{at}.v"),
-            out=linear(f"{at}.out"),
-            attention_norm=norm(f"{at}.attention_norm"),
-            up=linear(f"{at}.up"),
-            down=linear(f"{at}.down"),
-            mlp_norm=norm(f"{at}.mlp_norm"),
-        )
-
     return DebertaWeights(
         embed=leaf("embed"),
-        embed_norm=norm("embed_norm"),
+        embed_norm=norm_weights("embed_norm", leaf),
         distances=leaf("distances"),
-        distance_norm=norm("distance_norm"),
-        layers=tuple(layer(f"layers.{index}") for index in range(cfg.num_layers)),
-        pooler=linear("pooler"),
-        classifier=linear("classifier"),
+        distance_norm=norm_weights("distance_norm", leaf),
+        layers=tuple(layer_weights(f"layers.{index}", leaf) for index in range(cfg.num_layers)),
+        pooler=linear_weights("pooler", leaf),
+        classifier=linear_weights("classifier", leaf),
     )
-
-
-def _norm_tensors(at: str, width: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{at}.weight", (width,), Kind.NORM)
-    yield TensorSpec(f"{at}.bias", (width,), Kind.BIAS)
-
-
-def _linear_tensors(at: str, rows: int, columns: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(at, (rows, columns))
-    yield TensorSpec(f"{at}_bias", (rows,), Kind.BIAS)

@@ -17,6 +17,7 @@ from herd.models.architecture import CacheShape
 from herd.models.blocks import (
     AttentionWeights,
     FfnWeights,
+    LayerShape,
     attention,
     attention_tensors,
     attention_weights,
@@ -82,13 +83,19 @@ def forward(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
     ops = step.ops
     x_TD = ops.tap("embed", ops.embed(step.tokens_T, w.embed))
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
-    for layer, cache in zip(w.layers, step.cache, strict=True):
-        normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
-        x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, attention(normed_TD, layer.attention, rotary_TH, cache, cfg, step)))
-        normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
-        x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, ffn(normed_TD, layer.ffn, step)))
+    for layer_w, cache in zip(w.layers, step.cache, strict=True):
+        x_TD = layer(x_TD, layer_w, rotary_TH, cache, cfg, step)
     x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
     return ops.tap("logits", ops.linear(x_RD, w.head))
+
+
+def layer(x_TD: Tensor, w: LayerWeights, rotary_TH: Tensor, cache: Tensor, cfg: LayerShape, step: Step) -> Tensor:
+    """x_TD -> x_TD with attention and feed-forward added, each of what its norm makes of x."""
+    ops = step.ops
+    normed_TD = ops.rms_norm(x_TD, w.attention_norm, cfg.norm_eps)
+    x_TD = ops.tap(f"{w.at}.middle", ops.add(x_TD, attention(normed_TD, w.attention, rotary_TH, cache, cfg, step)))
+    normed_TD = ops.rms_norm(x_TD, w.ffn_norm, cfg.norm_eps)
+    return ops.tap(f"{w.at}.out", ops.add(x_TD, ffn(normed_TD, w.ffn, step)))
 
 
 def caches(cfg: LlamaConfig) -> tuple[CacheShape, ...]:
@@ -100,11 +107,7 @@ def tensors(cfg: LlamaConfig) -> Iterator[TensorSpec]:
     """Every weight of this model, once. Loading fails if a file and this list disagree."""
     yield TensorSpec("embed", (cfg.vocab_size, cfg.width), Kind.EMBEDDING)
     for index in range(cfg.num_layers):
-        at = f"layers.{index}"
-        yield TensorSpec(f"{at}.attention_norm", (cfg.width,), Kind.NORM)
-        yield from attention_tensors(f"{at}.attention", cfg)
-        yield TensorSpec(f"{at}.ffn_norm", (cfg.width,), Kind.NORM)
-        yield from ffn_tensors(f"{at}.ffn", cfg.width, cfg.ffn_width, cfg.ffn_bias)
+        yield from layer_tensors(f"layers.{index}", cfg)
     yield TensorSpec("norm", (cfg.width,), Kind.NORM)
     if not cfg.tied_embeddings:
         yield TensorSpec("head", (cfg.vocab_size, cfg.width), Kind.HEAD)
@@ -112,20 +115,29 @@ def tensors(cfg: LlamaConfig) -> Iterator[TensorSpec]:
 
 def weights(cfg: LlamaConfig, leaf: Leaf) -> LlamaWeights:
     """The tree that `forward` reads, from a function that gives the leaf of each name in `tensors(cfg)`."""
-
-    def layer(at: str) -> LayerWeights:
-        return LayerWeights(
-            at=at,
-            attention_norm=vector(leaf, f"{at}.attention_norm"),
-            attention=attention_weights(f"{at}.attention", cfg, leaf),
-            ffn_norm=vector(leaf, f"{at}.ffn_norm"),
-            ffn=ffn_weights(f"{at}.ffn", cfg.ffn_bias, leaf),
-        )
-
     embed = leaf("embed")
     return LlamaWeights(
         embed=embed,
-        layers=tuple(layer(f"layers.{index}") for index in range(cfg.num_layers)),
+        layers=tuple(layer_weights(f"layers.{index}", cfg, leaf) for index in range(cfg.num_layers)),
         norm=vector(leaf, "norm"),
         head=embed if cfg.tied_embeddings else leaf("head"),
+    )
+
+
+def layer_tensors(at: str, cfg: LayerShape) -> Iterator[TensorSpec]:
+    """The weights of one layer, under the name `at`."""
+    yield TensorSpec(f"{at}.attention_norm", (cfg.width,), Kind.NORM)
+    yield from attention_tensors(f"{at}.attention", cfg)
+    yield TensorSpec(f"{at}.ffn_norm", (cfg.width,), Kind.NORM)
+    yield from ffn_tensors(f"{at}.ffn", cfg.width, cfg.ffn_width, cfg.ffn_bias)
+
+
+def layer_weights(at: str, cfg: LayerShape, leaf: Leaf) -> LayerWeights:
+    """The tree that `layer` reads."""
+    return LayerWeights(
+        at=at,
+        attention_norm=vector(leaf, f"{at}.attention_norm"),
+        attention=attention_weights(f"{at}.attention", cfg, leaf),
+        ffn_norm=vector(leaf, f"{at}.ffn_norm"),
+        ffn=ffn_weights(f"{at}.ffn", cfg.ffn_bias, leaf),
     )

@@ -22,17 +22,8 @@ from dataclasses import dataclass
 
 from herd.errors import UsageError
 from herd.models.architecture import CacheShape, PictureShape
-from herd.models.blocks import (
-    AttentionWeights,
-    FfnWeights,
-    attention,
-    attention_tensors,
-    attention_weights,
-    ffn,
-    ffn_tensors,
-    ffn_weights,
-    vector,
-)
+from herd.models.blocks import FfnWeights, ffn, ffn_tensors, ffn_weights, vector
+from herd.models.llama import LayerWeights, layer, layer_tensors, layer_weights
 from herd.models.llama3_vision_encoder import EncoderConfig, EncoderWeights, encode_tiles, encoder_tensors, encoder_weights
 from herd.models.ops import PictureStep, Step, Tensor
 from herd.models.rope import Rope
@@ -81,6 +72,10 @@ class Llama3VisionConfig:
     def out_bias(self) -> bool:
         return False
 
+    @property
+    def ffn_bias(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class CrossingWeights:
@@ -96,15 +91,6 @@ class CrossingWeights:
     ffn_norm: Vector
     ffn: FfnWeights
     ffn_gate: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    at: str
-    attention_norm: Vector
-    attention: AttentionWeights
-    ffn_norm: Vector
-    ffn: FfnWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +113,10 @@ def forward(w: Llama3VisionWeights, cfg: Llama3VisionConfig, step: Step) -> Tens
     x_TD = ops.tap("embed", ops.embed(step.tokens_T, w.embed, aliases=dict.fromkeys(cfg.picture_aliases, cfg.picture_id)))
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
     crossing = dict(zip(cfg.crossing, zip(w.crossing, step.memory, strict=True), strict=True))
-    for index, (layer, cache) in enumerate(zip(w.layers, step.cache, strict=True)):
+    for index, (layer_w, cache) in enumerate(zip(w.layers, step.cache, strict=True)):
         if index in crossing:
             x_TD = cross(x_TD, *crossing[index], cfg, step)
-        normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
-        x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, attention(normed_TD, layer.attention, rotary_TH, cache, cfg, step)))
-        normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
-        x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, ffn(normed_TD, layer.ffn, step)))
+        x_TD = layer(x_TD, layer_w, rotary_TH, cache, cfg, step)
     x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
     return ops.tap("logits", ops.linear(x_RD, w.head))
 
@@ -209,11 +192,7 @@ def tensors(cfg: Llama3VisionConfig) -> Iterator[TensorSpec]:
     """Every weight of this model, once. Loading fails if a file and this list disagree."""
     yield TensorSpec("embed", (cfg.num_embeddings, cfg.width), Kind.EMBEDDING)
     for index in range(cfg.num_layers):
-        at = f"layers.{index}"
-        yield TensorSpec(f"{at}.attention_norm", (cfg.width,), Kind.NORM)
-        yield from attention_tensors(f"{at}.attention", cfg)
-        yield TensorSpec(f"{at}.ffn_norm", (cfg.width,), Kind.NORM)
-        yield from ffn_tensors(f"{at}.ffn", cfg.width, cfg.ffn_width, False)
+        yield from layer_tensors(f"layers.{index}", cfg)
     for index in range(len(cfg.crossing)):
         yield from _crossing_tensors(f"crossing.{index}", cfg)
     yield TensorSpec("norm", (cfg.width,), Kind.NORM)
@@ -238,19 +217,9 @@ def _crossing_tensors(at: str, cfg: Llama3VisionConfig) -> Iterator[TensorSpec]:
 
 def weights(cfg: Llama3VisionConfig, leaf: Leaf) -> Llama3VisionWeights:
     """The tree that `forward` and `encode` read, from a function that gives the leaf of each name in `tensors(cfg)`."""
-
-    def layer(at: str) -> LayerWeights:
-        return LayerWeights(
-            at=at,
-            attention_norm=vector(leaf, f"{at}.attention_norm"),
-            attention=attention_weights(f"{at}.attention", cfg, leaf),
-            ffn_norm=vector(leaf, f"{at}.ffn_norm"),
-            ffn=ffn_weights(f"{at}.ffn", False, leaf),
-        )
-
     return Llama3VisionWeights(
         embed=leaf("embed"),
-        layers=tuple(layer(f"layers.{index}") for index in range(cfg.num_layers)),
+        layers=tuple(layer_weights(f"layers.{index}", cfg, leaf) for index in range(cfg.num_layers)),
         crossing=tuple(_crossing_weights(f"crossing.{index}", leaf) for index in range(len(cfg.crossing))),
         norm=vector(leaf, "norm"),
         head=leaf("head"),

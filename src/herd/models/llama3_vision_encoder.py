@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from herd.models.blocks import vector
+from herd.models.encoder_blocks import NORM_EPS, norm_tensors
 from herd.models.ops import PictureOps, PictureStep, Tensor
 from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
 
-NORM_EPS = 1e-5
 CHANNELS = 3
 ROWS_MULTIPLE = 8
 
@@ -190,7 +190,7 @@ def encoder_tensors(at: str, cfg: EncoderConfig, width: int) -> Iterator[TensorS
     for name in ("before", "after"):
         yield TensorSpec(f"{at}.{name}", (places, cfg.width), Kind.EMBEDDING)
         yield TensorSpec(f"{at}.{name}_gate", (1,), Kind.GATE)
-        yield from _norm_tensors(f"{at}.{name}_norm", cfg.width)
+        yield from norm_tensors(f"{at}.{name}_norm", cfg.width)
     for index in range(cfg.num_layers):
         yield from _layer_tensors(f"{at}.layers.{index}", cfg, is_gated=False)
     for index in range(cfg.num_global_layers):
@@ -199,16 +199,11 @@ def encoder_tensors(at: str, cfg: EncoderConfig, width: int) -> Iterator[TensorS
     yield TensorSpec(f"{at}.project_bias", (width,), Kind.BIAS)
 
 
-def _norm_tensors(at: str, width: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(at, (width,), Kind.NORM)
-    yield TensorSpec(f"{at}_bias", (width,), Kind.BIAS)
-
-
 def _layer_tensors(at: str, cfg: EncoderConfig, *, is_gated: bool) -> Iterator[TensorSpec]:
-    yield from _norm_tensors(f"{at}.attention_norm", cfg.width)
+    yield from norm_tensors(f"{at}.attention_norm", cfg.width)
     for name in ("q", "k", "v", "out"):
         yield TensorSpec(f"{at}.attention.{name}", (cfg.width, cfg.width))
-    yield from _norm_tensors(f"{at}.ffn_norm", cfg.width)
+    yield from norm_tensors(f"{at}.ffn_norm", cfg.width)
     yield TensorSpec(f"{at}.ffn.up", (cfg.ffn_width, cfg.width))
     yield TensorSpec(f"{at}.ffn.up_bias", (cfg.ffn_width,), Kind.BIAS)
     yield TensorSpec(f"{at}.ffn.down", (cfg.width, cfg.ffn_width))

@@ -19,11 +19,18 @@ from dataclasses import dataclass
 
 from herd.errors import UsageError
 from herd.models.architecture import PictureShape
-from herd.models.blocks import vector
-from herd.models.ops import PictureOps, PictureStep, Tensor
-from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
-
-NORM_EPS = 1e-5
+from herd.models.encoder_blocks import (
+    EncoderLayerWeights,
+    LayerNormWeights,
+    encoder_layer,
+    layer_tensors,
+    layer_weights,
+    norm,
+    norm_tensors,
+    norm_weights,
+)
+from herd.models.ops import PictureStep, Tensor
+from herd.models.weights import Kind, Leaf, Matrix, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,36 +67,12 @@ class Llama4VisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNormWeights:
-    weight: Vector
-    bias: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class BiasedMatrix:
-    weight: Matrix
-    bias: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class VisionLayerWeights:
-    attention_norm: LayerNormWeights
-    q: BiasedMatrix
-    k: BiasedMatrix
-    v: BiasedMatrix
-    out: BiasedMatrix
-    ffn_norm: LayerNormWeights
-    up: BiasedMatrix
-    down: BiasedMatrix
-
-
-@dataclass(frozen=True, slots=True)
 class VisionWeights:
     patches: Matrix
     class_row: Matrix
     positions: Matrix
     first_norm: LayerNormWeights
-    layers: tuple[VisionLayerWeights, ...]
+    layers: tuple[EncoderLayerWeights, ...]
     last_norm: LayerNormWeights
     adapter_in: Matrix
     adapter_out: Matrix
@@ -101,9 +84,9 @@ def encode(w: VisionWeights, cfg: Llama4VisionConfig, step: PictureStep) -> Tens
     ops = step.ops
     x_ID = embed(w, cfg, step)
     rotary_IH = ops.angles(angles(cfg) * step.tiles)
+    tiles = [cfg.side**2 + 1] * step.tiles
     for layer in w.layers:
-        x_ID = ops.add(x_ID, attention(norm(x_ID, layer.attention_norm, ops), layer, rotary_IH, cfg, step))
-        x_ID = ops.add(x_ID, ffn(norm(x_ID, layer.ffn_norm, ops), layer, ops))
+        x_ID = encoder_layer(x_ID, layer, rotary_IH, cfg.num_heads, cfg.width // cfg.num_heads, tiles, ops)
     x_ID = norm(x_ID, w.last_norm, ops)
     x_ID = ops.fold(ops.rows(x_ID, neighbours(cfg, step.tiles)), cfg.merge**2)
     x_ID = ops.gelu(ops.linear(ops.gelu(ops.linear(x_ID, w.adapter_in)), w.adapter_out))
@@ -119,28 +102,6 @@ def embed(w: VisionWeights, cfg: Llama4VisionConfig, step: PictureStep) -> Tenso
     order = [row for tile in range(step.tiles) for row in (*range(tile * count, (tile + 1) * count), class_row)]
     x_ID = ops.add(ops.rows(rows_ID, order), ops.embed([*range(count + 1)] * step.tiles, w.positions))
     return norm(x_ID, w.first_norm, ops)
-
-
-def attention(x_ID: Tensor, w: VisionLayerWeights, rotary_IH: Tensor, cfg: Llama4VisionConfig, step: PictureStep) -> Tensor:
-    """x_ID -> y_ID; every row sees all rows of its tile."""
-    ops, head_width = step.ops, cfg.width // cfg.num_heads
-    q_INH, k_INH, v_INH = (ops.heads(linear(x_ID, matrix, ops), cfg.num_heads) for matrix in (w.q, w.k, w.v))
-    q_INH, k_INH = ops.rotate(q_INH, rotary_IH), ops.rotate(k_INH, rotary_IH)
-    y_INH = ops.attend(q_INH, k_INH, v_INH, head_width**-0.5, [cfg.side**2 + 1] * step.tiles)
-    return linear(ops.merge_heads(y_INH), w.out, ops)
-
-
-def ffn(x_ID: Tensor, w: VisionLayerWeights, ops: PictureOps) -> Tensor:
-    """x_ID -> down(gelu(up(x)))."""
-    return linear(ops.gelu(linear(x_ID, w.up, ops)), w.down, ops)
-
-
-def norm(x_ID: Tensor, w: LayerNormWeights, ops: PictureOps) -> Tensor:
-    return ops.layer_norm(x_ID, w.weight, w.bias, NORM_EPS)
-
-
-def linear(x_ID: Tensor, w: BiasedMatrix, ops: PictureOps) -> Tensor:
-    return ops.linear(x_ID, w.weight, w.bias)
 
 
 def angles(cfg: Llama4VisionConfig) -> list[list[float]]:
@@ -165,59 +126,24 @@ def tensors(cfg: Llama4VisionConfig, text_width: int) -> Iterator[TensorSpec]:
     yield TensorSpec("vision.patches", (cfg.width, 3 * cfg.patch**2))
     yield TensorSpec("vision.class", (1, cfg.width), Kind.EMBEDDING)
     yield TensorSpec("vision.positions", (cfg.side**2 + 1, cfg.width), Kind.EMBEDDING)
-    yield from _norm_tensors("vision.first_norm", cfg.width)
+    yield from norm_tensors("vision.first_norm", cfg.width)
     for index in range(cfg.num_layers):
-        at = f"vision.layers.{index}"
-        yield from _norm_tensors(f"{at}.attention_norm", cfg.width)
-        for name in ("q", "k", "v", "out"):
-            yield from _linear_tensors(f"{at}.attention.{name}", cfg.width, cfg.width)
-        yield from _norm_tensors(f"{at}.ffn_norm", cfg.width)
-        yield from _linear_tensors(f"{at}.ffn.up", cfg.ffn_width, cfg.width)
-        yield from _linear_tensors(f"{at}.ffn.down", cfg.width, cfg.ffn_width)
-    yield from _norm_tensors("vision.last_norm", cfg.width)
+        yield from layer_tensors(f"vision.layers.{index}", cfg.width, cfg.ffn_width)
+    yield from norm_tensors("vision.last_norm", cfg.width)
     yield TensorSpec("vision.adapter.in", (cfg.adapter_width, cfg.width * cfg.merge**2))
     yield TensorSpec("vision.adapter.out", (cfg.adapter_width, cfg.adapter_width))
     yield TensorSpec("vision.projection", (text_width, cfg.adapter_width))
 
 
-def _norm_tensors(at: str, width: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(at, (width,), Kind.NORM)
-    yield TensorSpec(f"{at}_bias", (width,), Kind.BIAS)
-
-
-def _linear_tensors(at: str, rows: int, columns: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(at, (rows, columns))
-    yield TensorSpec(f"{at}_bias", (rows,), Kind.BIAS)
-
-
 def weights(cfg: Llama4VisionConfig, leaf: Leaf) -> VisionWeights:
     """The tree that `encode` reads."""
-
-    def layer_norm(at: str) -> LayerNormWeights:
-        return LayerNormWeights(vector(leaf, at), vector(leaf, f"{at}_bias"))
-
-    def biased(at: str) -> BiasedMatrix:
-        return BiasedMatrix(leaf(at), vector(leaf, f"{at}_bias"))
-
-    def layer(at: str) -> VisionLayerWeights:
-        return VisionLayerWeights(
-            attention_norm=layer_norm(f"{at}.attention_norm"),
-            q=biased(f"{at}.attention.q"),
-            k=biased(f"{at}.attention.k"),
-            v=biased(f"{at}.attention.v"),
-            out=biased(f"{at}.attention.out"),
-            ffn_norm=layer_norm(f"{at}.ffn_norm"),
-            up=biased(f"{at}.ffn.up"),
-            down=biased(f"{at}.ffn.down"),
-        )
-
     return VisionWeights(
         patches=leaf("vision.patches"),
         class_row=leaf("vision.class"),
         positions=leaf("vision.positions"),
-        first_norm=layer_norm("vision.first_norm"),
-        layers=tuple(layer(f"vision.layers.{index}") for index in range(cfg.num_layers)),
-        last_norm=layer_norm("vision.last_norm"),
+        first_norm=norm_weights("vision.first_norm", leaf),
+        layers=tuple(layer_weights(f"vision.layers.{index}", leaf) for index in range(cfg.num_layers)),
+        last_norm=norm_weights("vision.last_norm", leaf),
         adapter_in=leaf("vision.adapter.in"),
         adapter_out=leaf("vision.adapter.out"),
         projection=leaf("vision.projection"),

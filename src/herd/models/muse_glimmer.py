@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from herd.errors import UsageError
 from herd.models import muse_glimmer_vision as vision
 from herd.models.architecture import CacheShape, PictureShape
-from herd.models.blocks import FfnWeights, ffn, ffn_tensors, ffn_weights, vector
+from herd.models.blocks import (
+    AttentionWeights,
+    FfnWeights,
+    attention_tensors,
+    attention_weights,
+    ffn,
+    ffn_tensors,
+    ffn_weights,
+    project,
+    vector,
+)
 from herd.models.muse_glimmer_vision import MuseGlimmerVisionConfig, VisionWeights
 from herd.models.ops import PictureStep, Sliding, Step, Tensor
 from herd.models.rope import Rope
@@ -67,19 +77,13 @@ class MuseGlimmerConfig:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def qkv_bias(self) -> bool:
+        return self.attention_bias
 
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
-    at: str
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    gate: Matrix
-    out: Matrix
-    q_bias: Vector | None
-    k_bias: Vector | None
-    v_bias: Vector | None
-    out_bias: Vector | None
+    @property
+    def out_bias(self) -> bool:
+        return self.attention_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class LayerWeights:
     at: str
     attention_norm: Vector
     attention: AttentionWeights
+    gate: Matrix
     after_attention_norm: Vector
     ffn_norm: Vector
     ffn: FfnWeights
@@ -112,7 +117,7 @@ def forward(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: Step) -> Tensor
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
     for layer, kind, cache in zip(w.layers, cfg.layers, step.cache, strict=True):
         normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps, centred=True)
-        y_TD = attention(normed_TD, layer.attention, rotary_TH if kind.has_positions else None, kind.window, cache, cfg, step)
+        y_TD = attention(normed_TD, layer, kind, rotary_TH, cache, cfg, step)
         y_TD = ops.rms_norm(y_TD, layer.after_attention_norm, cfg.post_norm_eps, centred=True)
         x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, y_TD))
         normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps, centred=True)
@@ -123,33 +128,20 @@ def forward(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: Step) -> Tensor
 
 
 def attention(
-    x_TD: Tensor,
-    w: AttentionWeights,
-    rotary_TH: Tensor | None,
-    window: int | None,
-    cache: Tensor,
-    cfg: MuseGlimmerConfig,
-    step: Step,
+    x_TD: Tensor, layer: LayerWeights, kind: LayerKind, rotary_TH: Tensor, cache: Tensor, cfg: MuseGlimmerConfig, step: Step
 ) -> Tensor:
-    """x_TD -> y_TD. Writes this step's keys and values into `cache`. Named values as in `blocks.attention`, and gate."""
-    ops = step.ops
-    q_TNH = ops.rms_norm(ops.heads(ops.linear(x_TD, w.q, w.q_bias), cfg.num_heads), None, cfg.norm_eps)
-    k_TKH = ops.rms_norm(ops.heads(ops.linear(x_TD, w.k, w.k_bias), cfg.num_kv_heads), None, cfg.norm_eps)
-    if rotary_TH is not None:
+    """x_TD -> y_TD. Writes this step's keys and values into `cache`. Named values as in `blocks.attend`, and gate."""
+    ops, w = step.ops, layer.attention
+    q_TNH, k_TKH, v_TKH = project(x_TD, w, cfg, step)
+    q_TNH, k_TKH = (ops.rms_norm(x, None, cfg.norm_eps) for x in (q_TNH, k_TKH))
+    if kind.has_positions:
         q_TNH, k_TKH = ops.rotate(q_TNH, rotary_TH), ops.rotate(k_TKH, rotary_TH)
-    q_TNH, k_TKH = ops.tap(f"{w.at}.q", q_TNH), ops.tap(f"{w.at}.k", k_TKH)
-    v_TKH = ops.tap(f"{w.at}.v", ops.heads(ops.linear(x_TD, w.v, w.v_bias), cfg.num_kv_heads))
-    y_TNH = ops.attention(
-        q_TNH,
-        k_TKH,
-        v_TKH,
-        cache,
-        cfg.query_factor * cfg.head_width**-0.5,
-        window=None if window is None else Sliding(window),
-        name=f"{w.at}.weights",
-    )
-    gate = ops.tap(f"{w.at}.gate", ops.linear(x_TD, w.gate))
-    y = ops.sigmoid_gate(ops.merge_heads(ops.tap(f"{w.at}.heads", y_TNH)), gate)
+    q_TNH, k_TKH, v_TKH = (ops.tap(f"{w.at}.{which}", x) for which, x in zip("qkv", (q_TNH, k_TKH, v_TKH), strict=True))
+    window = None if kind.window is None else Sliding(kind.window)
+    scale = cfg.query_factor * cfg.head_width**-0.5
+    y_TNH = ops.tap(f"{w.at}.heads", ops.attention(q_TNH, k_TKH, v_TKH, cache, scale, window=window, name=f"{w.at}.weights"))
+    gate = ops.tap(f"{w.at}.gate", ops.linear(x_TD, layer.gate))
+    y = ops.sigmoid_gate(ops.merge_heads(y_TNH), gate)
     return ops.tap(f"{w.at}.out", ops.linear(y, w.out, w.out_bias))
 
 
@@ -164,7 +156,8 @@ def tensors(cfg: MuseGlimmerConfig) -> Iterator[TensorSpec]:
     for index in range(cfg.num_layers):
         at = f"layers.{index}"
         yield TensorSpec(f"{at}.attention_norm", (cfg.width,), Kind.NORM)
-        yield from _attention_tensors(f"{at}.attention", cfg)
+        yield from attention_tensors(f"{at}.attention", cfg)
+        yield TensorSpec(f"{at}.attention.gate", (cfg.num_heads * cfg.head_width, cfg.width))
         yield TensorSpec(f"{at}.after_attention_norm", (cfg.width,), Kind.NORM)
         yield TensorSpec(f"{at}.ffn_norm", (cfg.width,), Kind.NORM)
         yield from ffn_tensors(f"{at}.ffn", cfg.width, cfg.ffn_width, False)
@@ -183,7 +176,8 @@ def weights(cfg: MuseGlimmerConfig, leaf: Leaf) -> MuseGlimmerWeights:
         return LayerWeights(
             at=at,
             attention_norm=vector(leaf, f"{at}.attention_norm"),
-            attention=_attention_weights(f"{at}.attention", cfg, leaf),
+            attention=attention_weights(f"{at}.attention", cfg, leaf),
+            gate=leaf(f"{at}.attention.gate"),
             after_attention_norm=vector(leaf, f"{at}.after_attention_norm"),
             ffn_norm=vector(leaf, f"{at}.ffn_norm"),
             ffn=ffn_weights(f"{at}.ffn", False, leaf),
@@ -224,12 +218,14 @@ def encode(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: PictureStep) -> 
 def placeholders(cfg: MuseGlimmerConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
     """A picture stands where `image_token` is, a video (two or more frames) where `video_token` is; each has a token per cell
     and pair of frames. `UsageError` when tokens and pictures do not fit together."""
+    assert cfg.vision is not None
+    frames = cfg.vision.frames
     kinds = {cfg.image_token: "picture", cfg.video_token: "video"}
     wanted = [position for position, token in enumerate(tokens) if token in kinds]
     found: list[tuple[int, ...]] = []
     first = 0
     for number, shape in enumerate(shapes):
-        count = shape.rows * shape.columns * max(1, shape.tiles // 2)
+        count = shape.rows * shape.columns * max(1, shape.tiles // frames)
         positions = tuple(wanted[first : first + count])
         token = cfg.image_token if shape.tiles == 1 else cfg.video_token
         if len(positions) < count or any(tokens[position] != token for position in positions):
@@ -246,35 +242,3 @@ def placeholders(cfg: MuseGlimmerConfig, tokens: Sequence[int], shapes: Sequence
             f"the {len(shapes)} pictures given fill {first} of them."
         )
     return found
-
-
-def _attention_tensors(at: str, cfg: MuseGlimmerConfig) -> Iterator[TensorSpec]:
-    q_width, kv_width = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
-    yield TensorSpec(f"{at}.q", (q_width, cfg.width), rotary_heads=cfg.num_heads)
-    yield TensorSpec(f"{at}.k", (kv_width, cfg.width), rotary_heads=cfg.num_kv_heads)
-    yield TensorSpec(f"{at}.v", (kv_width, cfg.width))
-    yield TensorSpec(f"{at}.gate", (q_width, cfg.width))
-    yield TensorSpec(f"{at}.out", (cfg.width, q_width))
-    if cfg.attention_bias:
-        yield TensorSpec(f"{at}.q_bias", (q_width,), Kind.BIAS, rotary_heads=cfg.num_heads)
-        yield TensorSpec(f"{at}.k_bias", (kv_width,), Kind.BIAS, rotary_heads=cfg.num_kv_heads)
-        yield TensorSpec(f"{at}.v_bias", (kv_width,), Kind.BIAS)
-        yield TensorSpec(f"{at}.out_bias", (cfg.width,), Kind.BIAS)
-
-
-def _attention_weights(at: str, cfg: MuseGlimmerConfig, leaf: Leaf) -> AttentionWeights:
-    def bias(name: str) -> Vector | None:
-        return vector(leaf, f"{at}.{name}_bias") if cfg.attention_bias else None
-
-    return AttentionWeights(
-        at=at,
-        q=leaf(f"{at}.q"),
-        k=leaf(f"{at}.k"),
-        v=leaf(f"{at}.v"),
-        gate=leaf(f"{at}.gate"),
-        out=leaf(f"{at}.out"),
-        q_bias=bias("q"),
-        k_bias=bias("k"),
-        v_bias=bias("v"),
-        out_bias=bias("out"),
-    )

@@ -12,12 +12,21 @@ Source: `transformers` 5.23, `models/muse_glimmer/modeling_muse_glimmer.py` and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from herd.models.blocks import vector
+from herd.models.encoder_blocks import (
+    EncoderLayerWeights,
+    LayerNormWeights,
+    encoder_layer,
+    layer_tensors,
+    layer_weights,
+    norm,
+    norm_tensors,
+    norm_weights,
+)
 from herd.models.ops import PictureStep, Tensor
-from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Vector
+from herd.models.weights import Kind, Leaf, Matrix, TensorSpec
 
 CHANNELS = 3
 
@@ -46,43 +55,15 @@ class MuseGlimmerVisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNormWeights:
-    weight: Vector
-    bias: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class LinearWeights:
-    matrix: Matrix
-    bias: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    attention_norm: LayerNormWeights
-    q: LinearWeights
-    k: LinearWeights
-    v: LinearWeights
-    out: LinearWeights
-    mlp_norm: LayerNormWeights
-    up: LinearWeights
-    down: LinearWeights
-
-
-@dataclass(frozen=True, slots=True)
 class VisionWeights:
     patch: Matrix
     positions: Matrix
     norm_before: LayerNormWeights
-    layers: tuple[LayerWeights, ...]
+    layers: tuple[EncoderLayerWeights, ...]
     norm_after: LayerNormWeights
     adapter_in: Matrix
     adapter_out: Matrix
     projection: Matrix
-
-
-LAYER_NORM_EPS = 1e-5
-"""Of the norms inside layers, whatever the config says of the two others."""
 
 
 def encode(w: VisionWeights, cfg: MuseGlimmerVisionConfig, text_norm_eps: float, step: PictureStep) -> Tensor:
@@ -93,32 +74,19 @@ def encode(w: VisionWeights, cfg: MuseGlimmerVisionConfig, text_norm_eps: float,
     x_ID = ops.linear(ops.patches(step.pixels, cfg.patch, cfg.frames), w.patch)
     rows, shares = position_shares(height, width, cfg.grid)
     x_ID = ops.add(x_ID, ops.mix(w.positions, rows * times, shares * times))
-    x_ID = ops.layer_norm(x_ID, w.norm_before.weight, w.norm_before.bias, cfg.norm_eps)
+    x_ID = norm(x_ID, w.norm_before, ops, cfg.norm_eps)
     order, windows = window_order(times, height, width, cfg.grid)
     x_ID = ops.rows(x_ID, order)
     angles = patch_angles(height, width, cfg) * times
     rotary_IH = ops.angles([angles[at] for at in order])
     whole = [height * width] * times
     for layer, is_local in zip(w.layers, cfg.is_local, strict=True):
-        x_ID = _layer(x_ID, layer, rotary_IH, windows if is_local else whole, cfg, step)
+        x_ID = encoder_layer(x_ID, layer, rotary_IH, cfg.num_heads, cfg.width // cfg.num_heads, windows if is_local else whole, ops)
     back = sorted(range(len(order)), key=order.__getitem__)
-    x_ID = ops.layer_norm(ops.rows(x_ID, back), w.norm_after.weight, w.norm_after.bias, cfg.norm_eps)
+    x_ID = norm(ops.rows(x_ID, back), w.norm_after, ops, cfg.norm_eps)
     x_ID = ops.fold(ops.rows(x_ID, cell_order(times, height, width, cfg.merge)), cfg.merge**2, by_column=True)
     x_ID = ops.gelu(ops.linear(ops.gelu(ops.linear(x_ID, w.adapter_in)), w.adapter_out))
     return ops.rms_norm(ops.linear(x_ID, w.projection), None, text_norm_eps)
-
-
-def _layer(
-    x_ID: Tensor, w: LayerWeights, rotary_IH: Tensor, lengths: Sequence[int], cfg: MuseGlimmerVisionConfig, step: PictureStep
-) -> Tensor:
-    ops = step.ops
-    normed_ID = ops.layer_norm(x_ID, w.attention_norm.weight, w.attention_norm.bias, LAYER_NORM_EPS)
-    q_INH, k_INH, v_INH = (ops.heads(ops.linear(normed_ID, each.matrix, each.bias), cfg.num_heads) for each in (w.q, w.k, w.v))
-    q_INH, k_INH = ops.rotate(q_INH, rotary_IH), ops.rotate(k_INH, rotary_IH)
-    y_INH = ops.attend(q_INH, k_INH, v_INH, (cfg.width // cfg.num_heads) ** -0.5, lengths)
-    x_ID = ops.add(x_ID, ops.linear(ops.merge_heads(y_INH), w.out.matrix, w.out.bias))
-    normed_ID = ops.layer_norm(x_ID, w.mlp_norm.weight, w.mlp_norm.bias, LAYER_NORM_EPS)
-    return ops.add(x_ID, ops.linear(ops.gelu(ops.linear(normed_ID, w.up.matrix, w.up.bias)), w.down.matrix, w.down.bias))
 
 
 def position_shares(height: int, width: int, side: int) -> tuple[list[list[int]], list[list[float]]]:
@@ -178,18 +146,10 @@ def tensors(cfg: MuseGlimmerVisionConfig, text_width: int) -> Iterator[TensorSpe
     width = cfg.width
     yield TensorSpec("vision.patch", (width, cfg.frames * CHANNELS * cfg.patch**2))
     yield TensorSpec("vision.positions", (cfg.grid**2, width), Kind.EMBEDDING)
-    yield from _norm_tensors("vision.norm_before", width)
+    yield from norm_tensors("vision.norm_before", width)
     for index in range(len(cfg.is_local)):
-        at = f"vision.layers.{index}"
-        yield from _norm_tensors(f"{at}.attention_norm", width)
-        yield from _linear_tensors(f"{at}.q", width, width, cfg.num_heads)
-        yield from _linear_tensors(f"{at}.k", width, width, cfg.num_heads)
-        yield from _linear_tensors(f"{at}.v", width, width)
-        yield from _linear_tensors(f"{at}.out", width, width)
-        yield from _norm_tensors(f"{at}.mlp_norm", width)
-        yield from _linear_tensors(f"{at}.up", cfg.mlp_width, width)
-        yield from _linear_tensors(f"{at}.down", width, cfg.mlp_width)
-    yield from _norm_tensors("vision.norm_after", width)
+        yield from layer_tensors(f"vision.layers.{index}", width, cfg.mlp_width, cfg.num_heads)
+    yield from norm_tensors("vision.norm_after", width)
     yield TensorSpec("vision.adapter_in", (cfg.projector_width, cfg.folded_width))
     yield TensorSpec("vision.adapter_out", (cfg.projector_width, cfg.projector_width))
     yield TensorSpec("vision.projection", (text_width, cfg.projector_width))
@@ -197,42 +157,13 @@ def tensors(cfg: MuseGlimmerVisionConfig, text_width: int) -> Iterator[TensorSpe
 
 def weights(cfg: MuseGlimmerVisionConfig, leaf: Leaf) -> VisionWeights:
     """The tree that `encode` reads."""
-
-    def norm(at: str) -> LayerNormWeights:
-        return LayerNormWeights(vector(leaf, f"{at}.weight"), vector(leaf, f"{at}.bias"))
-
-    def linear(at: str) -> LinearWeights:
-        return LinearWeights(leaf(at), vector(leaf, f"{at}_bias"))
-
-    def layer(at: str) -> LayerWeights:
-        return LayerWeights(
-            attention_norm=norm(f"{at}.attention_norm"),
-            q=linear(f"{at}.q"),
-            k=linear(f"{at}.k"),
-            v=linear(f"{at}.v"),
-            out=linear(f"{at}.out"),
-            mlp_norm=norm(f"{at}.mlp_norm"),
-            up=linear(f"{at}.up"),
-            down=linear(f"{at}.down"),
-        )
-
     return VisionWeights(
         patch=leaf("vision.patch"),
         positions=leaf("vision.positions"),
-        norm_before=norm("vision.norm_before"),
-        layers=tuple(layer(f"vision.layers.{index}") for index in range(len(cfg.is_local))),
-        norm_after=norm("vision.norm_after"),
+        norm_before=norm_weights("vision.norm_before", leaf),
+        layers=tuple(layer_weights(f"vision.layers.{index}", leaf) for index in range(len(cfg.is_local))),
+        norm_after=norm_weights("vision.norm_after", leaf),
         adapter_in=leaf("vision.adapter_in"),
         adapter_out=leaf("vision.adapter_out"),
         projection=leaf("vision.projection"),
     )
-
-
-def _norm_tensors(at: str, width: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{at}.weight", (width,), Kind.NORM)
-    yield TensorSpec(f"{at}.bias", (width,), Kind.BIAS)
-
-
-def _linear_tensors(at: str, rows: int, columns: int, rotary_heads: int = 0) -> Iterator[TensorSpec]:
-    yield TensorSpec(at, (rows, columns), rotary_heads=rotary_heads)
-    yield TensorSpec(f"{at}_bias", (rows,), Kind.BIAS, rotary_heads=rotary_heads)
