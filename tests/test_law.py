@@ -65,13 +65,20 @@ LAW = {
     # level 5: who answers
     "providers.base": part(5, f"{BASE} text images sampling", "numpy"),
     "providers.local": part(5, f"{BASE} text images sampling providers.base engine checkpoints backends.base", "numpy"),
-    "providers.worker": part(5, f"{BASE} text images sampling providers.base providers.local engine checkpoints backends.base", "numpy"),
+    # (in a process of its own: frames of msgpack between it and who asks)
+    "providers.worker": part(
+        5, f"{BASE} text images sampling providers.base providers.local engine checkpoints backends.base", "numpy msgpack"
+    ),
     "providers.remote": part(5, f"{BASE} text images sampling providers.base", "httpx"),
     # level 6: faces
     "api": part(6, f"{BASE} models images text sampling family checkpoints backends data planner engine training providers core", "numpy"),
     "convert": part(6, f"{BASE} models images text sampling family checkpoints backends engine", "numpy"),
     "evals": part(6, f"{BASE} providers.base text", "numpy"),
-    "server": part(6, f"{BASE} providers.base text images sampling.params family planner", "starlette pydantic"),
+    "server": part(
+        6,
+        f"{BASE} providers.base text images sampling.params sampling.constraint sampling.stop family planner",
+        "starlette pydantic pydantic_core uvicorn httptools h11 prometheus_client python_multipart anyio numpy",
+    ),
     # level 7 and 8: applications
     "assistant": part(7, f"{BASE} server providers.base text images", "sqlalchemy"),
     "cli": part(

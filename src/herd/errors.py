@@ -18,10 +18,27 @@ class HerdError(Exception):
 
 
 class UsageError(HerdError):
-    """The request cannot be honoured as asked: a wrong parameter, an unknown name, a prompt that is too long."""
+    """The request cannot be honoured as asked: a wrong parameter, an unknown name, a prompt that is too long.
+
+    `param`: which field of the request is meant, where it is known.
+    """
 
     exit_code = 2
     http_status = 400
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(UsageError):
+    """There is no model of this name here."""
+
+    http_status = 404
+
+
+class ContextExceeded(UsageError):
+    """Prompt and answer together are longer than the context."""
 
 
 class FileProblem(HerdError):
@@ -36,6 +53,16 @@ class CapacityError(HerdError):
 
     exit_code = 4
     http_status = 503
+
+
+class Busy(CapacityError):
+    """Too many others are asking. `retry_after_s`: when it makes sense to ask again."""
+
+    http_status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ProviderError(HerdError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from herd.backends.base import Backend, Placed
 from herd.engine.request import Progress, Purpose, Request, Sequence
-from herd.errors import CapacityError, UsageError
+from herd.errors import CapacityError, ContextExceeded, UsageError
 from herd.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check_tokens(tokens: List[int], num_embeddings: int, context_length: int, ca
     if len(tokens) == 0:
         raise UsageError("The prompt is empty; a model needs at least one token to continue.")
     if len(tokens) > context_length:
-        raise UsageError(
+        raise ContextExceeded(
             f"The prompt has {len(tokens)} tokens; the context is {context_length}. Shorten the prompt, or start a new conversation."
         )
     if len(tokens) > cache_tokens:
