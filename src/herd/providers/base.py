@@ -122,12 +122,14 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token: id, its bytes, natural-log probability before temperature, and the asked-for alternatives."""
+    """One generated token: id, its bytes, natural-log probability before temperature, and the asked-for alternatives, whose bytes are in
+    `top_data`, as many as there are in `top`."""
 
     token: int
     data: bytes
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    top_data: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

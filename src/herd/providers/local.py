@@ -193,7 +193,8 @@ class _Spelling:
         piece = "" if self._stream is None or is_stop else self._stream.push(progress.token)
         data = b"" if self._tokenizer is None else self._tokenizer.token_bytes(progress.token)
         self._decoded += len(piece)
-        self._uncovered.append((self._decoded, TokenLogprob(progress.token, data, progress.logprob, progress.top)))
+        top_data = () if self._tokenizer is None else tuple(self._tokenizer.token_bytes(token) for token, _ in progress.top)
+        self._uncovered.append((self._decoded, TokenLogprob(progress.token, data, progress.logprob, progress.top, top_data)))
         if self._stream is None:
             return self._text("", 1)
         certain = self._stop_texts.push(piece)
