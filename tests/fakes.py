@@ -56,7 +56,13 @@ class FakeBackend:
         self._contents = np.full((num_pages, PAGE_TOKENS), NOTHING, np.int64)
 
     def page_bytes(self) -> int:
-        return 1024
+        return PAGE_TOKENS * 8
+
+    def read_page(self, page: int) -> bytes:
+        return self._contents[page].tobytes()
+
+    def write_page(self, page: int, contents: memoryview) -> None:
+        self._contents[page] = np.frombuffer(contents, np.int64)
 
     def step(self, plan: Plan) -> StepResult:
         self.plans.append(plan)

@@ -133,7 +133,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
         engine = Engine(backend, context_length=context, stop_ids=_stop_ids(checkpoint, words), speculation=speculation)
         # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
         weakref.finalize(engine, _release, backend, checkpoint, speculation)
-        model = Model(found, checkpoint, engine, words)
+        model = Model(found, checkpoint, engine, words, None if choices.adapter is None else Path(choices.adapter))
         opened.pop_all()
         return model
 

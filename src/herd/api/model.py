@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from herd.api.classification import Classification
     from herd.api.research import Change, Trace
+    from herd.api.sessions import Owner, Session
     from herd.backends.base import MemoryUse, Placed
     from herd.checkpoints.checkpoint import Checkpoint, Fact
     from herd.engine.engine import Engine
@@ -57,7 +59,7 @@ class Words:
 class Model:
     """A loaded model: logits, answers and chats. Close it, or use it in a `with` block, to give its memory back."""
 
-    def __init__(self, found: Found, checkpoint: Checkpoint, engine: Engine, words: Words) -> None:
+    def __init__(self, found: Found, checkpoint: Checkpoint, engine: Engine, words: Words, adapter: Path | None = None) -> None:
         from herd.api.pictures import Eyes
         from herd.providers.local import LocalProvider
 
@@ -65,6 +67,7 @@ class Model:
         self._checkpoint = checkpoint
         self._engine = engine
         self._words = words
+        self._adapter = adapter
         self._eyes = Eyes(found.name, checkpoint.config)
         facts = _model_facts(found, checkpoint, engine)
         self._provider = LocalProvider(engine, words.tokenizer, None, facts, find_formats=lambda: words.formats, eyes=self._eyes)
@@ -291,6 +294,40 @@ class Model:
         """What the model's files recommend; else its release; else Meta's own values."""
         release = self._found.release
         return self._checkpoint.sampling_defaults or (release.sampling if release is not None else None) or META_SAMPLING
+
+    def save_session(
+        self, path: str | os.PathLike[str], prompt: str | Sequence[int], *, messages: Iterable[Mapping[str, Any]] = ()
+    ) -> Session:
+        """Keeps a text, or token ids, and all that the model computed of them in a file; what is not in the cache yet is computed.
+
+        `open_session` goes on from there with the same bits as if nothing had happened between. messages: the conversation that
+        the ids are, for whoever opens it. `UsageError` for ids with pictures.
+        """
+        from herd.api.sessions import save
+
+        self._refuse_classifier()
+        ids = self._prompt_ids(prompt)
+        self._placed(ids, ())
+        return save(Path(path), self._engine, self._owner(), ids, list(messages))
+
+    def open_session(self, path: str | os.PathLike[str]) -> Session:
+        """Brings a saved session back. Prompts that begin with its `token_ids` go on from there: `model.generate([*session.token_ids,
+        *model.tokenizer.encode(" and then", bos=False)])`.
+
+        `FileProblem` for a file that is damaged, `UsageError` for a session of another model, or one computed in another way.
+        """
+        from herd.api.sessions import read
+
+        self._refuse_classifier()
+        return read(Path(path), self._engine, self._owner())
+
+    def _owner(self) -> Owner:
+        """Whose a session of this model is. `UsageError` if weights were replaced: no file has those."""
+        from herd.api.sessions import Owner, weights_digest
+
+        if self._engine.is_updated:
+            raise UsageError(f"The weights of {self.name} were changed since they were loaded, so no file says which they are.")
+        return Owner(self.name, weights_digest(self._checkpoint, self._adapter), self.fingerprint)
 
     def memory(self) -> MemoryUse:
         """Bytes that are held, by what for."""

@@ -219,6 +219,14 @@ class Backend(Protocol):
         """Bytes of one page over all layers."""
         ...
 
+    def read_page(self, page: int) -> bytes:
+        """The keys and values of a page over all layers, `page_bytes()` bytes that only this kind of backend understands."""
+        ...
+
+    def write_page(self, page: int, contents: memoryview) -> None:
+        """Makes a page hold what `read_page` gave, bit for bit."""
+        ...
+
     def step(self, plan: Plan) -> StepResult:
         """One forward. `UsageError` for a token id outside the vocabulary, before anything is written.
         A logit that is not a number raises `FileProblem` naming the sequence's position; the cache stays usable."""

@@ -13,6 +13,8 @@ from herd.files import MappedFile
 from herd.models.weights import Blocks, Dense, TensorSpec, stored
 from herd.records import dataclass
 
+_DIGESTED_BYTES = 32 << 20
+
 Layout = Literal["gguf", "huggingface", "meta", "llama2.c"]
 
 
@@ -107,6 +109,18 @@ class Checkpoint:
             found.update(repr(file.identity()).encode())
             found.update(file.view[: first[id(file)]])
         return found.hexdigest()
+
+    def contents_digest(self) -> bytes:
+        """SHA-256 of the config and of every weight as the files have it, whatever they are called; reads all of them."""
+        import hashlib
+
+        found = hashlib.sha256(repr((self.layout, self.config, [(spec.name, self.dtype(spec.name)) for spec in self.specs])).encode())
+        for tensor in self._tensors():
+            tensor.file.check_unchanged()
+            for start in range(tensor.offset, tensor.offset + tensor.num_bytes, _DIGESTED_BYTES):
+                size = min(_DIGESTED_BYTES, tensor.offset + tensor.num_bytes - start)
+                found.update(tensor.file.view[start : start + size])
+        return found.digest()
 
     def release_pages(self) -> None:
         """Give the memory of all mapped weights back; a later `leaf` reads them from the files again."""

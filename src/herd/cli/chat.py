@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from herd.cli.options import SAMPLING, Examples, given, load_model, loading_options, readable, sampling_options
+from herd.cli.sessions import Kept, session_options
 from herd.errors import HerdError, UsageError
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ HISTORY_LINES = 1000
     herd chat llama-3.2-1b-instruct --system "Answer in one sentence."
     herd chat ./model.gguf --temperature 0.2
     printf 'Hello\\nAnd again\\n' | herd chat     one message per line, from a pipe
+    herd chat --session friday.herd              goes on where it ended, and is kept there again
     """,
 )
 @click.argument("model", required=False)
 @click.option("--system", metavar="TEXT", help="Who the model should be.")
+@session_options
 @sampling_options
 @loading_options
 def chat(model: str | None, system: str | None, **options: Any) -> None:
@@ -51,15 +54,20 @@ def chat(model: str | None, system: str | None, **options: Any) -> None:
 
     if sys.stdin is None or sys.stdin.closed:
         raise UsageError("Standard input is closed, so there is nobody to talk to.")
-    is_person = is_terminal(sys.stdin)
+    is_person, kept = is_terminal(sys.stdin), Kept.of(options)
     with load_model(model or DEFAULT_NAME, options) as loaded:
+        kept.open(loaded)
+        kept.check_conversation(system)
         request = {**given(options, SAMPLING), "max_tokens": options["max_tokens"], "stop": options["stop"]}
         conversation = Conversation(loaded, None if system is None else readable(system, "--system"), request, is_person=is_person)
+        conversation.go_on(kept.messages)
         conversation.check()
         if is_person:
             click.echo(f"{loaded.name}, {loaded.provider.facts.context_length:,} tokens of context. /help lists what you can say.")
         with _history(is_person):
             _talk(conversation, is_person)
+        if any(message["role"] == "user" for message in conversation.messages):
+            kept.save_ids(loaded, loaded.chat_format.render(conversation.messages, add_generation_prompt=False), conversation.messages)
 
 
 def _talk(conversation: Conversation, is_person: bool) -> None:
@@ -93,8 +101,14 @@ class Conversation:
         self._request = request
         self._is_person = is_person
         self._last: Finished | None = None
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
         self._start_over()
+
+    def go_on(self, messages: list[dict[str, Any]]) -> None:
+        """What was said in an earlier session comes first."""
+        if messages:
+            self.messages = list(messages)
+            self._system = messages[0]["content"] if messages[0]["role"] == "system" else None
 
     def check(self) -> None:
         """`UsageError` now, and not after the first message, if this model cannot chat or an option is impossible."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from herd.cli.options import SAMPLING, Examples, given, load_model, loading_options, readable, sampling_options
+from herd.cli.sessions import Kept, session_options
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ MAX_PROMPT_BYTES = 64 << 20
     cat notes.txt | herd run ./model.gguf -n 100               the prompt from a pipe
     herd run ./model.gguf "2 + 2 =" -t 0 --json                ids, log-probabilities and times as JSON
     herd run ./model.bin --tokens 1,403,407 --json             token ids in, for models without a tokenizer
+    herd run ./model.gguf --session s.herd "Once upon" -n 9    kept in a file; call it again to go on from there
     """,
 )
 @click.argument("model")
@@ -38,32 +40,38 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--tokens", metavar="IDS", help="Token ids instead of a text, separated by commas.")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: N alternatives for each token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
+@session_options
 @sampling_options
 @loading_options
 def run(model: str, prompt: str | None, as_chat: bool, system: str | None, tokens: str | None, as_json: bool, **options: Any) -> None:
     """Continue a text, given as an argument or through a pipe.
 
-    Without PROMPT (or with -) the text is read from standard input, less one newline at its end.
+    Without PROMPT (or with -) the text is read from standard input, less one newline at its end. With --session the prompt comes
+    after what the file holds, and may be left out.
     """
     if system is not None and not as_chat:
         raise UsageError("--system is for --chat; a plain prompt has no roles.")
     if options["logprobs"] is not None and not as_json:
         raise UsageError("--logprobs is for --json; plain output has no place for them.")
-    from herd.cli.output import print_json
+    from herd.cli.output import print_json, say
 
-    asked = _prompt(prompt, tokens, as_chat)
+    kept = Kept.of(options)
+    asked = _prompt(prompt, tokens, as_chat, may_be_empty=kept.exists and not as_chat)
     before = time.perf_counter()
     loaded = load_model(model, options)
     with loaded:
         load_s = time.perf_counter() - before
-        ids, events = _ask(loaded, asked, as_chat, system, options)
+        kept.open(loaded)
+        ids, events = _ask(loaded, asked, as_chat, system, options, kept)
+        output = loaded.collect(ids, events if as_json else _printed(loaded, events))
         if as_json:
-            print_json(_object(loaded, loaded.collect(ids, events), load_s))
+            print_json(_object(loaded, output, load_s))
         else:
-            _print_text(loaded, events)
+            say("\n")
+        kept.save(loaded, output)
 
 
-def _prompt(prompt: str | None, tokens: str | None, as_chat: bool) -> str | list[int]:
+def _prompt(prompt: str | None, tokens: str | None, as_chat: bool, *, may_be_empty: bool) -> str | list[int]:
     if tokens is not None:
         if prompt is not None or as_chat:
             raise UsageError("--tokens is the whole prompt; leave out the text and --chat.")
@@ -73,10 +81,12 @@ def _prompt(prompt: str | None, tokens: str | None, as_chat: bool) -> str | list
             raise UsageError(f"--tokens is {tokens!r:.60}; expected whole numbers separated by commas.") from error
     if prompt is not None and prompt != "-":
         return readable(prompt, "The prompt")
-    return _from_pipe(prompt == "-")
+    return _from_pipe(prompt == "-", may_be_empty)
 
 
-def _from_pipe(is_asked_for: bool) -> str:
+def _from_pipe(is_asked_for: bool, may_be_empty: bool) -> str:
+    if may_be_empty and not is_asked_for and (sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()):
+        return ""
     if sys.stdin is None or sys.stdin.closed or (sys.stdin.isatty() and not is_asked_for):
         raise UsageError('There is no prompt. Give one: herd run MODEL "text", or pipe one in: cat file | herd run MODEL')
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
@@ -86,13 +96,13 @@ def _from_pipe(is_asked_for: bool) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"Standard input is not valid UTF-8 (at byte {error.start}). Convert it, for example with iconv.") from error
-    if not text:
+    if not text and not may_be_empty:
         raise UsageError("Standard input was empty, and there is no prompt as an argument.")
     return text.removesuffix("\n")
 
 
 def _ask(
-    loaded: Model, asked: str | list[int], as_chat: bool, system: str | None, options: dict[str, Any]
+    loaded: Model, asked: str | list[int], as_chat: bool, system: str | None, options: dict[str, Any], kept: Kept
 ) -> tuple[list[int], Iterator[Event]]:
     """The prompt's ids, and the answer as it comes."""
     from herd.providers.base import CompletionRequest
@@ -100,20 +110,18 @@ def _ask(
     sampling = given(options, (*SAMPLING, "logprobs"))
     if as_chat:
         assert isinstance(asked, str)
-        messages = [{"role": "user", "content": asked}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": readable(system, "--system")})
+        messages = kept.asked(asked, None if system is None else readable(system, "--system"))
         request = loaded.chat_request(messages, max_tokens=options["max_tokens"], stop=options["stop"], **sampling)
         return loaded.chat_token_ids(request), loaded.provider.chat(request)
-    ids = loaded.tokenizer.encode(asked) if isinstance(asked, str) else asked
+    ids = kept.before(loaded, asked)
     params = loaded.sampling(sampling)
     return ids, loaded.provider.complete(
         CompletionRequest(prompt=ids, sampling=params, max_tokens=options["max_tokens"], stop=options["stop"])
     )
 
 
-def _print_text(loaded: Model, events: Iterator[Event]) -> None:
-    """Streams the answer. Without a tokenizer its token ids are what can be printed."""
+def _printed(loaded: Model, events: Iterator[Event]) -> Iterator[Event]:
+    """Shows the answer's text as it passes. Without a tokenizer its token ids are what can be printed."""
     from herd.cli.output import say
     from herd.providers.base import Failed, Text
 
@@ -121,10 +129,9 @@ def _print_text(loaded: Model, events: Iterator[Event]) -> None:
         match event:
             case Text(text, tokens):
                 say(text if loaded.has_tokenizer else "".join(f"{item.token} " for item in tokens))
-            case Failed(error):
+            case Failed():
                 say("\n")
-                raise error
-    say("\n")
+        yield event
 
 
 def _object(loaded: Model, out: Output, load_s: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
+from herd.engine import contents
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.forward import Outcome, accepted, forward
 from herd.engine.memory import available_bytes, default_num_pages
@@ -85,6 +86,7 @@ class Engine:
         self._is_closed = False
         self._next_number = 0
         self._value_names: tuple[str, ...] | None = None
+        self.is_updated = False  # whether weights were replaced since they were loaded
 
     @property
     def cache_bytes(self) -> int:
@@ -153,6 +155,21 @@ class Engine:
                 span = Span(start, ids[start : positions.stop], pages, len(positions), pictures=pictures)
                 yield positions, self.backend.step(Plan((span,), want_logits=True, watch=watch(positions)))
 
+    @contextmanager
+    def cached(self, tokens: List[int]) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """How many of `tokens`, from the first on, the cache holds, and the contents of their pages. Other requests wait."""
+        with self._alone(0):
+            with self._exclusive():
+                pages, count = contents.find(self._scheduler.pages, tokens)
+            yield count, map(self.backend.read_page, pages)
+
+    def put_cached(self, tokens: List[int], pages: List[memoryview]) -> None:
+        """Makes the cache hold `tokens`, from contents that `cached` gave. `CapacityError` without room for them. Others wait."""
+        with self._alone(self.limits.pages_for(len(tokens))) as own:
+            contents.put(self.backend, own, pages)
+            with self._exclusive():
+                contents.name(self._scheduler.pages, tokens, own)
+
     @property
     def value_names(self) -> tuple[str, ...]:
         """As `Backend.value_names`, which may run the model: asked once, when nobody else runs it."""
@@ -173,6 +190,7 @@ class Engine:
             if busy or self._driver is not None:
                 raise UsageError(f"{busy} requests are in the engine; weights can be replaced when there are none.")
             self._scheduler.pages.forget_cached()
+            self.is_updated = True
             self.backend.update(weights)
 
     def check(self) -> None:

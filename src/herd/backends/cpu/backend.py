@@ -111,6 +111,16 @@ class CpuBackend:
     def page_bytes(self) -> int:
         return self._cache.page_bytes
 
+    def read_page(self, page: int) -> bytes:
+        return b"".join(self._cache.page(layer, page) for layer in range(len(self._model.caches(self._cfg))))
+
+    def write_page(self, page: int, contents: memoryview) -> None:
+        assert contents.nbytes == self.page_bytes()
+        layers = len(self._model.caches(self._cfg))
+        size = contents.nbytes // layers
+        for layer in range(layers):
+            self._cache.page(layer, page)[:] = contents[layer * size : (layer + 1) * size]
+
     def step(self, plan: Plan) -> StepResult:
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")

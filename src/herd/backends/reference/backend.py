@@ -101,6 +101,12 @@ class ReferenceBackend:
     def page_bytes(self) -> int:
         return self._pages.page_bytes
 
+    def read_page(self, page: int) -> bytes:
+        return self._pages.read(page)
+
+    def write_page(self, page: int, contents: memoryview) -> None:
+        self._pages.write(page, contents)
+
     def step(self, plan: Plan) -> StepResult:
         values = self._ops.begin(plan.watch)
         try:

@@ -64,6 +64,22 @@ class Pages:
         sizes = [(num_pages * PAGE_TOKENS, shape.num_kv_heads, shape.head_width) for shape in self._shapes]
         self._layers = [(np.zeros(size, self._dtype), np.zeros(size, self._dtype)) for size in sizes]
 
+    def read(self, page: int) -> bytes:
+        """The bytes of one page over all layers: of each its keys, then its values."""
+        return b"".join(part.tobytes() for part in self._parts(page))
+
+    def write(self, page: int, contents: memoryview) -> None:
+        """Makes a page hold what `read` gave."""
+        assert contents.nbytes == self.page_bytes
+        start = 0
+        for part in self._parts(page):
+            part[...] = np.frombuffer(contents[start : start + part.nbytes], self._dtype).reshape(part.shape)
+            start += part.nbytes
+
+    def _parts(self, page: int) -> list[Floats]:
+        rows = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
+        return [stored[rows] for layer in self._layers for stored in layer]
+
     def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache]:
         """The caches of all layers, for one step."""
         return [LayerCache(keys, values, places) for keys, values in self._layers]

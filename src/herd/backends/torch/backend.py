@@ -121,6 +121,13 @@ class TorchBackend:
     def page_bytes(self) -> int:
         return self._pages.page_bytes
 
+    def read_page(self, page: int) -> bytes:
+        return self._pages.read(page)
+
+    @torch.no_grad()
+    def write_page(self, page: int, contents: memoryview) -> None:
+        self._pages.write(page, contents)
+
     @torch.no_grad()
     def step(self, plan: Plan) -> StepResult:
         self._check(plan)

@@ -149,6 +149,24 @@ class Pages:
         sizes = [((num_pages + 1) * PAGE_TOKENS, shape.num_kv_heads, shape.head_width) for shape in self._shapes]
         self._layers = [(self._empty(size), self._empty(size)) for size in sizes]
 
+    def read(self, page: int) -> bytes:
+        """The bytes of one page over all layers: of each its keys, then its values."""
+        return b"".join(part.cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in self._parts(page))
+
+    def write(self, page: int, contents: memoryview) -> None:
+        """Makes a page hold what `read` gave."""
+        assert contents.nbytes == self.page_bytes
+        start = 0
+        for part in self._parts(page):
+            size = part.numel() * part.element_size()
+            data = np.frombuffer(contents[start : start + size], np.uint8).copy()
+            part.copy_(torch.from_numpy(data).view(part.dtype).reshape(part.shape))
+            start += size
+
+    def _parts(self, page: int) -> list[Tensor]:
+        rows = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
+        return [stored[rows] for layer in self._layers for stored in layer]
+
     def layers(self, layout: Layout) -> list[LayerCache]:
         """The caches of all layers, for one step."""
         return [LayerCache(keys, values, layout) for keys, values in self._layers]
