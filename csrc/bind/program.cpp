@@ -19,6 +19,7 @@ using namespace nb::literals;
 namespace {
 
 using SpanTuple = std::tuple<int64_t, std::vector<int64_t>, std::vector<int64_t>, int64_t>;
+using UpdateTuple = std::optional<std::pair<std::shared_ptr<Matrix>, std::shared_ptr<Matrix>>>;
 using Indices = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 using Matrices = std::vector<std::shared_ptr<Matrix>>;
 using SeeingTuple = std::tuple<int64_t, int64_t, std::vector<std::shared_ptr<KeyValues>>>;
@@ -63,6 +64,12 @@ void product(BoundProgram& self, const std::vector<TermTuple>& tuples, const std
     self.program.product(std::move(terms), after_of(after), {rotary, layer}, label);
 }
 
+void low_rank(BoundProgram& self, int x, const std::vector<UpdateTuple>& tuples, int out) {
+    std::vector<Update> updates;
+    for (const auto& update : tuples) updates.push_back(update ? Update{update->first, update->second} : Update{});
+    self.program.low_rank(x, std::move(updates), out);
+}
+
 // What `begin` was given stays alive until the next step.
 void take_pictures(BoundProgram& self, std::optional<Indices> placeholders, std::optional<FloatsIn> features, const std::vector<SeeingTuple>& seeing) {
     Dim I{"I"}, D{"D"};
@@ -78,11 +85,13 @@ void take_pictures(BoundProgram& self, std::optional<Indices> placeholders, std:
 }
 
 void begin(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> placeholders, std::optional<FloatsIn> features,
-           const std::vector<SeeingTuple>& seeing) {
+           const std::vector<SeeingTuple>& seeing, const std::vector<int64_t>& adapters) {
     take_pictures(self, std::move(placeholders), std::move(features), seeing);
     std::vector<Span> spans;
     spans.reserve(tuples.size());
     for (const auto& [start, tokens, pages, outputs] : tuples) spans.push_back({start, tokens, pages, outputs});
+    if (!adapters.empty() && adapters.size() != spans.size()) throw std::invalid_argument("adapters are one for each span, or none");
+    for (size_t i = 0; i < adapters.size(); ++i) spans[i].adapter = adapters[i];
     Pictures pictures;
     pictures.seeing = self.seeing;
     if (self.placeholders) {
@@ -100,8 +109,8 @@ void advance(BoundProgram& self, size_t end) {
 }
 
 std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> placeholders, std::optional<FloatsIn> features,
-                          const std::vector<SeeingTuple>& seeing) {
-    begin(self, tuples, std::move(placeholders), std::move(features), seeing);
+                          const std::vector<SeeingTuple>& seeing, const std::vector<int64_t>& adapters) {
+    begin(self, tuples, std::move(placeholders), std::move(features), seeing, adapters);
     advance(self, self.program.num_instructions());
     return self.program.bad_rows();
 }
@@ -166,10 +175,10 @@ Rows rows_of(bool outputs) { return outputs ? Rows::Outputs : Rows::Tokens; }
 void bind_program(nb::module_& m) {
     bind_cache(m);
     nb::class_<BoundProgram>(m, "Program", "A flat list of instructions over buffers made once; `step` runs it with the GIL released.")
-        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs, int64_t vocabulary, int64_t embeddings) {
-                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, {tokens, outputs, vocabulary, embeddings}));
+        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs, int64_t vocabulary, int64_t embeddings, int64_t adapters) {
+                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, {tokens, outputs, vocabulary, embeddings, adapters}));
              }),
-             "machine"_a, "cache"_a, "num_heads"_a, "max_tokens"_a, "max_outputs"_a, "vocab_size"_a, "num_embeddings"_a = 0)
+             "machine"_a, "cache"_a, "num_heads"_a, "max_tokens"_a, "max_outputs"_a, "vocab_size"_a, "num_embeddings"_a = 0, "num_adapters"_a = 0)
         .def("buffer", [](BoundProgram& self, int64_t width, bool outputs) { return self.program.add_buffer(width, rows_of(outputs)); },
              "width"_a, "outputs"_a, "A buffer of float32 rows, one per token or per row of logits. Returns its number.")
         .def("prepared", [](BoundProgram& self, const Matrix& matrix, bool outputs) {
@@ -197,6 +206,8 @@ void bind_program(nb::module_& m) {
         .def("product", &product, "terms"_a, "after"_a = "nothing", "rotary"_a = -1, "layer"_a = -1, "label"_a = "product",
              "out (+)= input w^T + bias for each term (matrix, bias or None, input, out, accumulate). `after`: silu_gate makes the first term's out "
              "silu(first) * second; attention_inputs rotates terms 0 and 1 and stores terms 1 and 2 in the cache; check_finite looks for NaN.")
+        .def("low_rank", &low_rank, "x"_a, "updates"_a, "out"_a,
+             "out += (x down^T) up^T in rows of spans with an adapter; `updates` has (down, up), float32, or None for each adapter.")
         .def("rotate", [](BoundProgram& self, int x, int rotary, int out, int64_t heads) { self.program.rotate(x, rotary, out, heads); },
              "x"_a, "rotary"_a, "out"_a, "num_heads"_a, "out = x with the interleaved pairs of each head rotated.")
         .def("store", [](BoundProgram& self, int k, int v, int64_t layer) { self.program.store(k, v, layer); },
@@ -232,9 +243,11 @@ void bind_program(nb::module_& m) {
         .def("finish", [](BoundProgram& self, int logits) { self.program.finish(logits); }, "logits"_a, "Says which buffer holds the logits.")
         .def("cache_changed", [](BoundProgram& self) { self.program.cache_changed(); }, "To be called after the cache was given other pages.")
         .def("step", &step, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
-             "One forward of spans (start, tokens, pages, num_outputs). Rows `placeholders` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
+             "adapters"_a = std::vector<int64_t>{},
+             "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. Rows `placeholders` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
              "that see pictures. Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
-        .def("begin", &begin, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{}, "As `step`, but runs nothing yet.")
+        .def("begin", &begin, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
+             "adapters"_a = std::vector<int64_t>{}, "As `step`, but runs nothing yet.")
         .def("advance", &advance, "end"_a, "Runs the instructions of the step that was begun up to number `end`.")
         .def("bad_rows", [](BoundProgram& self) { return self.program.bad_rows(); }, "The rows of logits of the step that are not finite.")
         .def("rows", [](nb::handle self, int buffer) { return rows(self, buffer); }, "buffer"_a, nb::sig("def rows(self, buffer: int) -> memoryview"),

@@ -4,6 +4,7 @@
 
 #include "program/experts.h"
 #include "program/instructions.h"
+#include "program/low_rank.h"
 #include "program/program.h"
 
 namespace herd {
@@ -129,6 +130,22 @@ void Program::product(std::vector<Term> terms, After after, AttentionInputs inpu
         if (inputs.layer < 0 || inputs.layer >= cache_->layers()) refuse("the cache has no layer " + std::to_string(inputs.layer));
     }
     append<Product>(label, std::move(terms), std::move(prepares), after, inputs);
+}
+
+void Program::low_rank(int x, std::vector<Update> updates, int out) {
+    const Buffer& from = expect(x, -1, false, "x");
+    const Buffer& to = expect(out, -1, false, "out");
+    if (from.rows != Rows::Tokens || to.rows != Rows::Tokens) refuse("adapters are for rows of tokens");
+    if (static_cast<int64_t>(updates.size()) != limits_.adapters) {
+        refuse(std::to_string(updates.size()) + " updates for " + std::to_string(limits_.adapters) + " adapters");
+    }
+    for (const Update& update : updates) {
+        if (!update.down && !update.up) continue;
+        if (!update.down || !update.up || update.down->storage != Storage::F32 || update.up->storage != Storage::F32) refuse("an update is two float32 matrices");
+        if (update.down->columns != from.width || update.up->rows != to.width || update.down->rows != update.up->columns) refuse("an update does not fit x and out");
+        need_scratch(LowRank::scratch_bytes(machine_->linear, update));
+    }
+    append<LowRank>(x, std::move(updates), out);
 }
 
 void Program::rotate(int x, int rotary, int out, int64_t heads) {

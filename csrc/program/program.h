@@ -101,6 +101,11 @@ struct Term {
     bool accumulate;
 };
 
+// A low-rank update of a matrix: down [rank, in], up [out, rank]; both null: none.
+struct Update {
+    MatrixPtr down, up;
+};
+
 // What is done to a piece of a product right after it, while it is in the cache of the core.
 enum class After { Nothing, SiluGate, AttentionInputs, CheckFinite };
 
@@ -127,6 +132,8 @@ class Program {
     // out = x in the form that products want; with `has_norm` of its norm. Rows of outputs from rows of tokens: those selected.
     void prepare(int x, bool has_norm, FloatsPtr weight, float eps, int out);
     void product(std::vector<Term> terms, After after, AttentionInputs inputs, const std::string& label);
+    // out += (x down^T) up^T in rows of sequences that have an adapter, whose number chooses among `updates`.
+    void low_rank(int x, std::vector<Update> updates, int out);
     void rotate(int x, int rotary, int out, int64_t heads);
     void store(int k, int v, int64_t layer);
     void attention(int q, int64_t layer, float scale, int out, Sight sight = {});

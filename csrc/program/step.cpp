@@ -30,6 +30,9 @@ void check(const Span& span, size_t index, const Limits& limits, int64_t pages) 
                    " is outside the vocabulary of " + std::to_string(limits.ids()));
         }
     }
+    if (span.adapter < -1 || span.adapter >= limits.adapters) {
+        refuse(at + " names adapter " + std::to_string(span.adapter) + "; there are " + std::to_string(limits.adapters));
+    }
     const int64_t needed = divide_up(span.start + count, kPageTokens);
     if (static_cast<int64_t>(span.pages.size()) < needed) {
         refuse(at + " needs " + std::to_string(needed) + " pages for its " + std::to_string(span.start + count) + " tokens and has " +
@@ -48,6 +51,7 @@ Step::Step(const Limits& limits, int64_t workers) : limits_(limits), workers_(wo
     positions.reserve(most);
     output_rows.reserve(static_cast<size_t>(limits.outputs));
     parts.reserve(most);
+    adapted.reserve(most);
     tiles.reserve(most);
     first_piece.reserve(most);
     seen.reserve(most);
@@ -74,12 +78,16 @@ void Step::set(std::span<const Span> spans, int64_t num_pages) {
     output_rows.clear();
     pages.clear();
     parts.clear();
+    adapted.clear();
     for (const Span& span : spans) {
         const auto row = static_cast<int64_t>(tokens.size()), length = static_cast<int64_t>(span.tokens.size());
         parts.push_back({row, length, span.start, static_cast<int64_t>(pages.size())});
         for (int64_t i = 0; i < length; ++i) {
             tokens.push_back(static_cast<int32_t>(span.tokens[static_cast<size_t>(i)]));
             positions.push_back(static_cast<int32_t>(span.start + i));
+        }
+        if (span.adapter >= 0) {
+            for (int64_t i = 0; i < length; i += kAdaptedRows) adapted.push_back({row + i, std::min(length - i, kAdaptedRows), span.adapter});
         }
         for (int64_t i = length - span.outputs; i < length; ++i) output_rows.push_back(static_cast<int32_t>(row + i));
         for (const int64_t page : span.pages) pages.push_back(static_cast<int32_t>(page));

@@ -19,6 +19,7 @@ struct Span {
     std::span<const int64_t> tokens;
     std::span<const int64_t> pages;
     int64_t outputs;
+    int64_t adapter = -1;  // whose updates its rows have; -1: none
 };
 
 // Consecutive rows of a step that see the same pictures, in order.
@@ -39,6 +40,7 @@ struct Pictures {
 struct Limits {
     int64_t tokens, outputs, vocabulary;
     int64_t embeddings = 0;
+    int64_t adapters = 0;
 
     int64_t ids() const { return embeddings > 0 ? embeddings : vocabulary; }
 };
@@ -84,12 +86,19 @@ class Step {
         std::span<const std::shared_ptr<const KeyValues>> pictures;
     };
     std::vector<Sighted> sighted;
+    // Runs of rows of one adapter, at most kAdaptedRows each.
+    struct Adapted {
+        int64_t row, count, adapter;
+    };
+    std::vector<Adapted> adapted;
+
     std::vector<uint8_t> seen;          // [T], whether the row sees a picture
     bool any_seen = false;
     std::vector<int32_t> feature_rows;  // [T], of `features`, or -1
     const float* features = nullptr;    // [..][feature_width]
     int64_t feature_width = 0;
 
+    static constexpr int64_t kAdaptedRows = 32;
     static constexpr int64_t kSharedRows = 16;  // rows of queries of a tile that may be shared, at most
 
   private:
