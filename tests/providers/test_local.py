@@ -272,3 +272,11 @@ def test_a_completion_may_have_ends_of_its_own() -> None:
     provider, _ = parrot(b"one;two")
     request = CompletionRequest(prompt="hi", sampling=GREEDY, stop_ids={ord(";")})
     assert "".join(texts(list(provider.complete(request)))) == "one"
+
+
+def test_an_answer_that_ignores_its_end_has_the_length_that_was_asked_for() -> None:
+    provider, engine = parrot([*b"No", EOS, *b"or"])
+    events = list(provider.complete(CompletionRequest(prompt="hi", sampling=GREEDY, max_tokens=5, ignore_end=True)))
+    assert tokens(events) == [*b"No", EOS, *b"or"]
+    assert isinstance(events[-1], Finished) and events[-1].stop_reason is StopReason.LENGTH
+    all_back(engine)

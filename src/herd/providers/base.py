@@ -77,6 +77,7 @@ class ChatRequest:
     format        "template": the chat format published with the model; "meta": that of Meta's own code
     constraint    the language that the answer's text is held to
     choice_index  which of several answers to the same question and seed this is
+    ignore_end    the tokens with which the model ends an answer do not end it: for measurements, which need answers of a given length
     adapter       the LoRA adapter that answers, by the name under which it was added; None: the model itself
     deadline_s    seconds after which the answer is given up, from when it is asked for
     """
@@ -91,6 +92,7 @@ class ChatRequest:
     format: str = "template"
     constraint: Constraint | None = None
     choice_index: int = 0
+    ignore_end: bool = False
     adapter: str | None = None
     caller: Caller = Caller()
     deadline_s: float | None = None
@@ -115,6 +117,7 @@ class CompletionRequest:
     score_prompt: bool = False
     constraint: Constraint | None = None
     choice_index: int = 0
+    ignore_end: bool = False
     adapter: str | None = None
     caller: Caller = Caller()
     deadline_s: float | None = None
@@ -204,7 +207,8 @@ Event = Prompted | Text | Calling | Called | Finished | Failed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a front end may show or check about the model behind a provider."""
+    """What a front end may show or check about the model behind a provider. `sampling`: what its publisher recommends, by the names of
+    `SamplingParams`; a chat that does not say otherwise is answered with it."""
 
     name: str
     context_length: int
@@ -218,6 +222,7 @@ class ModelFacts:
     num_parameters: int = 0
     weight_bytes: int = 0
     adapters: tuple[str, ...] = ()
+    sampling: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
 

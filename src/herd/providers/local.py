@@ -95,7 +95,7 @@ class LocalProvider:
         """As `Provider.chat`. chat_format: in place of the model's own. `UsageError` for a model without a chat format."""
         chat_format = chat_format or self._format(request)
         ids, pictures = self.prompt(request, chat_format)
-        stop_ids = frozenset(chat_format.stop_ids) | self._stop_ids()
+        stop_ids = frozenset() if request.ignore_end else frozenset(chat_format.stop_ids) | self._stop_ids()
         answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids, pictures=pictures)
         return self._events(answer, request.stop, chat_format if request.tools else None, request.tools)
 
@@ -133,7 +133,7 @@ class LocalProvider:
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """As `Provider.complete`. `FileProblem` for a text when there is no tokenizer."""
         ids = self.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt
-        stop_ids = self._stop_ids() | frozenset(request.stop_ids)
+        stop_ids = frozenset(request.stop_ids) | (frozenset() if request.ignore_end else self._stop_ids())
         answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids)
         return self._events(answer, request.stop)
 
