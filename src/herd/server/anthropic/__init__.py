@@ -1,0 +1,1 @@
+"""Anthropic's API: messages in blocks, answers in blocks, events that open and close them."""

@@ -1,0 +1,238 @@
+"""From a request to a handler: who asks, whether it may, what it said, and what becomes of errors.
+
+    front.py -> App: host, origin, key, limits -> body -> handler -> response        (x-request-id on all of it)
+
+A request is one task. When its client leaves, the task is cancelled wherever it is: in the queue, in a prompt, in the middle of an
+answer; what the handler held (a model, an answer) is given back on the way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from herd.errors import CapacityError
+from herd.server.access_log import log_request
+from herd.server.callers import Visit
+from herd.server.errors import ApiError, api_error, error_body
+from herd.server.house import House
+from herd.server.operations import Operation, operation_of
+from herd.server.surfaces import surfaces
+from herd.server.visiting import Door
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+LEFT = 499
+_LOG = logging.getLogger("herd.server")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+def build(house: House, routes: Sequence[Route] | None = None) -> App:
+    """The server as an ASGI application."""
+    return App(house, surfaces() if routes is None else routes)
+
+
+class App:
+    """Routes to handlers. It is `request.app`, so `request.app.state.house` is the house."""
+
+    def __init__(self, house: House, routes: Sequence[Route]) -> None:
+        self.state = State({"house": house})
+        self.routes = list(routes)
+        self._house = house
+        self._door = Door(house)
+        for route in routes:
+            operation_of(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await _live(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1003})
+        scope["app"] = self
+        visit = scope["herd.visit"] = self._door.visit(scope)
+        outcome = _Outcome(send, visit, self._door.headers_for(scope))
+        try:
+            with ExitStack() as held:
+                await self._answer(scope, receive, outcome, visit, held)
+        except ApiError as error:
+            await outcome.fail(scope["path"], error)
+        except Exception as problem:
+            found = api_error(problem)
+            if found.status >= 500 and not isinstance(problem, CapacityError):
+                _LOG.exception("request %s failed", visit.request_id)
+            await outcome.fail(scope["path"], found)
+        finally:
+            self._note(scope, visit, outcome)
+
+    async def _answer(self, scope: Scope, receive: Receive, outcome: _Outcome, visit: Visit, held: ExitStack) -> None:
+        operation, endpoint = None, None
+        if self._door.is_preflight(scope):
+            return await self._door.preflight(scope)(scope, receive, outcome.send)
+        found = self._find(scope)
+        if found is not None:
+            operation, endpoint = found
+            visit.route = scope["herd.route"]
+        self._door.open(scope, visit, operation)
+        if operation is None or endpoint is None:
+            raise self._unknown(scope)
+        self._door.check_query(scope, operation)
+        if operation.generates:
+            held.enter_context(self._house.admission.place(visit))
+        body = b"" if operation.uploads else await self._read(receive)
+        await _Attended(scope, receive, outcome, None if operation.uploads else body, self._house).run(endpoint)
+
+    def _find(self, scope: Scope) -> tuple[Operation, Callable[[Request], Awaitable[Any]]] | None:
+        for route in self.routes:
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(child)
+                scope["herd.route"] = route.path
+                return operation_of(route), route.endpoint
+        return None
+
+    def _unknown(self, scope: Scope) -> ApiError:
+        path, method = scope["path"], scope["method"]
+        methods = sorted({each for route in self.routes if route.matches(scope)[0] is Match.PARTIAL for each in route.methods or ()})
+        if methods:
+            return ApiError(405, f"{method} is not possible on {path!r:.100}; possible: {', '.join(methods)}.", code="method_not_allowed")
+        return ApiError(404, f"There is nothing at {method} {path!r:.100}. /docs lists what there is.", code="unknown_url")
+
+    async def _read(self, receive: Receive) -> bytes:
+        """The whole body. `front.py` bounds it while it comes; this holds behind any other server too."""
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ApiError(LEFT, "The client left.")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._house.settings.max_body_bytes:
+                raise ApiError(413, f"The body is larger than {self._house.settings.max_body_bytes} bytes.")
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    def _note(self, scope: Scope, visit: Visit, outcome: _Outcome) -> None:
+        if not outcome.is_complete and outcome.status == 0:
+            outcome.status = LEFT
+        route = visit.route or "unknown"
+        seconds = time.perf_counter() - visit.began
+        self._house.metrics.requests.labels(route, str(outcome.status)).inc()
+        self._house.metrics.durations.labels(route).observe(seconds)
+        log_request(scope, visit, outcome.status if outcome.is_complete else LEFT, seconds)
+
+
+class _Outcome:
+    """The way back to the client: adds what every response has, and knows how far it came."""
+
+    def __init__(self, send: Send, visit: Visit, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._visit = visit
+        self._headers = headers
+        self.status = 0
+        self.is_complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            if not message.get("more_body", False):
+                self.is_complete = True
+        elif message["type"] == "http.response.start":
+            self.status = message["status"]
+            milliseconds = int((time.perf_counter() - self._visit.began) * 1000)
+            own = [(b"x-request-id", self._visit.request_id.encode()), (b"openai-processing-ms", b"%d" % milliseconds)]
+            given = list(message.get("headers", ()))
+            if not any(name == b"cache-control" for name, _ in given):
+                own.append((b"cache-control", b"no-store"))
+            message = {**message, "headers": [*given, *own, *_HEADERS, *self._headers]}
+        await self._send(message)
+
+    async def fail(self, path: str, error: ApiError) -> None:
+        """An error as the response; where that already began, the connection is all that can still be ended."""
+        if self.status:
+            return
+        if error.status == LEFT:
+            self.status = LEFT
+            return
+        body = error_body(path, error, self._visit.request_id)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        with suppress(OSError):
+            await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
+            await self.send({"type": "http.response.body", "body": body})
+
+
+class _Attended:
+    """A handler that runs while its client is there.
+
+    body   what the client sent; None: the handler reads it by itself (a file), and whoever waits for more bytes sees the client leave
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, outcome: _Outcome, body: bytes | None, house: House) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._outcome = outcome
+        self._body = body
+        self._house = house
+        self._has_left = False
+
+    async def run(self, endpoint: Callable[[Request], Awaitable[Any]]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        watching = asyncio.create_task(self._watch(task)) if self._body is not None else None
+        receive = self._receive if self._body is None else self._replay()
+        try:
+            response: Response = await endpoint(Request(self._scope, receive))
+            await response(self._scope, receive, self._outcome.send)
+        except asyncio.CancelledError:
+            if not self._has_left:
+                raise
+            task.uncancel()
+            self._house.metrics.cancelled.inc()
+        finally:
+            if watching is not None:
+                watching.cancel()
+
+    async def _watch(self, task: asyncio.Task[Any]) -> None:
+        """Cancels the request when its client leaves. A server also says so when the response is complete."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._outcome.is_complete:
+            self._has_left = True
+            task.cancel()
+
+    def _replay(self) -> Receive:
+        """What a handler receives: the body once, and then nothing until it is cancelled."""
+        parts = [self._body]
+
+        async def receive() -> Message:
+            if parts:
+                return {"type": "http.request", "body": parts.pop(), "more_body": False}
+            await asyncio.Event().wait()
+            raise AssertionError("nobody sets that event")
+
+        return receive
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """The life of the application: there is nothing to do at its ends."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,129 @@
+"""Running the server: a socket, a loop, and how it ends.
+
+The first SIGTERM or SIGINT lets running answers finish (for `grace_s` seconds) while everything new is answered 503; the second ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from herd.errors import UsageError
+from herd.server.house import House
+from herd.server.settings import Settings
+
+LOOK_EVERY_S = 0.05
+BACKLOG = 2048
+_LOG = logging.getLogger("herd.server")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket of a server. `UsageError` for an address that is taken, or not ours."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as problem:
+        listener.close()
+        raise _cannot_listen(settings, problem) from problem
+    listener.setblocking(False)
+    return listener
+
+
+def _cannot_listen(settings: Settings, problem: OSError) -> UsageError:
+    where = f"{settings.host}:{settings.port}"
+    if problem.errno == errno.EADDRINUSE:
+        return UsageError(f"{where} is in use by another program. Stop it, or choose another port with --port.")
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        return UsageError(f"{where} may not be used by this user. Choose a port of 1024 or more with --port.")
+    return UsageError(f"{where} is no address of this computer to listen on ({problem.strerror}). Choose another with --host.")
+
+
+class Front:
+    """The web process' server."""
+
+    def __init__(self, house: House, app: Any) -> None:
+        self._house = house
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=max(1, int(house.settings.keep_alive_s)),
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._server.on_signal = self._on_signal
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serves until it is told to stop."""
+        self._loop = asyncio.get_running_loop()
+        starting = asyncio.create_task(self._tell_started())
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            starting.cancel()
+
+    def wait_started(self, timeout_s: float) -> None:
+        """From another thread: until connections are taken."""
+        if not self._started.wait(timeout_s):
+            raise TimeoutError("the server does not start")
+
+    def stop(self, at_once: bool = False) -> None:
+        """From any thread. A second time, or `at_once`: without waiting for answers that run."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop, at_once)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop(at_once=self._house.is_draining)
+
+    def _stop(self, at_once: bool) -> None:
+        if at_once:
+            self._house.is_draining = True
+            self._server.should_exit = self._server.force_exit = True
+            for task in list(self._server.server_state.tasks):
+                task.cancel()
+        elif not self._house.is_draining:
+            self._house.is_draining = True
+            self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        """Waits for what runs, at most for the grace."""
+        end = asyncio.get_running_loop().time() + self._house.settings.grace_s
+        while self._house.admission.running and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(LOOK_EVERY_S)
+        self._server.should_exit = True
+
+    async def _tell_started(self) -> None:
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+        self._started.set()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose signals mean what ours do; it does not raise them again when it ended."""
+
+    on_signal: Any = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.on_signal(sig, frame)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,0 +1,112 @@
+"""An answer that goes out while it is made: server-sent events, or a JSON object a line.
+
+    pieces (bytes, each a whole event) --EventStream--> chunks of HTTP
+
+A stream is a plain ASGI response: what a token costs here is one `send`. When the client leaves, the request's task is cancelled (see
+`app.py`), and with it the iteration of the pieces. A client that does not read is dropped by `front.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
+
+from herd.errors import HerdError
+from herd.server.errors import ApiError, api_error, error_event
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+SSE = "text/event-stream"
+NDJSON = "application/x-ndjson"
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+_LOG = logging.getLogger("herd.server")
+
+
+class EventStream:
+    """Sends pieces as they come.
+
+    pieces   whole events, ready to be sent. An error that they raise becomes the last event, in the shape of the path's API
+    held     what is to be left when the stream is over, however it ends (the use of a model)
+    ping     what is sent after `ping_s` seconds without a piece, so that nobody between thinks that the stream is dead; empty: nothing
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        *,
+        media: str = SSE,
+        held: AsyncExitStack | None = None,
+        headers: Mapping[str, str] | None = None,
+        ping: bytes = PING,
+        ping_s: float = 15.0,
+    ) -> None:
+        self._pieces = pieces
+        self._held = held
+        self._ping = ping if media == SSE else b""
+        self._ping_s = ping_s
+        self._is_quiet = True
+        self.headers = {
+            "content-type": media if media != SSE else f"{SSE}; charset=utf-8",
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",
+        }
+        self.headers.update(headers or {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pinging = asyncio.create_task(self._pings(send)) if self._ping else None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": _raw(self.headers)})
+            await self._send_all(scope, send)
+            if pinging is not None:
+                pinging.cancel()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if pinging is not None:
+                pinging.cancel()
+                with suppress(asyncio.CancelledError):
+                    await pinging
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancels what is still being made, and leaves what was held."""
+        close = getattr(self._pieces, "aclose", None)
+        try:
+            if close is not None:
+                await close()
+        finally:
+            if self._held is not None:
+                await self._held.aclose()
+
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        message: dict[str, object] = {"type": "http.response.body", "body": b"", "more_body": True}
+        try:
+            async for piece in self._pieces:
+                self._is_quiet = False
+                message["body"] = piece
+                await send(message)
+        except (HerdError, ApiError) as problem:
+            await self._send_error(scope, send, api_error(problem))
+        except Exception as problem:
+            _LOG.exception("a stream failed")
+            await self._send_error(scope, send, api_error(problem))
+
+    async def _send_error(self, scope: Scope, send: Send, error: ApiError) -> None:
+        visit = scope.get("herd.visit")
+        piece = error_event(scope["path"], error, getattr(visit, "request_id", ""))
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def _pings(self, send: Send) -> None:
+        while True:
+            self._is_quiet = True
+            await asyncio.sleep(self._ping_s)
+            if self._is_quiet:
+                await send({"type": "http.response.body", "body": self._ping, "more_body": True})
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

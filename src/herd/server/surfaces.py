@@ -1,0 +1,12 @@
+"""All routes of the server, in the order in which the description lists them. Each surface's module has its own `ROUTES`."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+
+def surfaces() -> list[Route]:
+    """Every route; modules are imported when a server is built."""
+    from herd.server import health
+
+    return [*health.ROUTES]
