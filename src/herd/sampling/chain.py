@@ -45,9 +45,12 @@ def choose(logits_V: NDArray[np.float32], draw: Draw) -> Choice:
     else:
         ids, weights = candidates(adjusted_V, draw.params)
         token = int(ids[_pick(weights, uniform(draw.seed, draw.choice_index, draw.position))])
-    normaliser = log_sum_exp(raw_V)
-    first = _most_likely(raw_V, draw.params.logprobs)
-    return Choice(token, float(raw_V[token] - normaliser), tuple((int(i), float(raw_V[i] - normaliser)) for i in first))
+    return _reported(raw_V, token, draw.params.logprobs)
+
+
+def token_logprob(logits_V: NDArray[np.float32], token: int, num_top: int, position: int) -> Choice:
+    """What `choose` reports of a token that was given instead of drawn, from the row before it. `FileProblem` as there."""
+    return _reported(checked(logits_V, position), token, num_top)
 
 
 def checked(logits_V: NDArray[np.float32], position: int) -> NDArray[np.float64]:
@@ -102,6 +105,13 @@ def log_sum_exp(row_V: NDArray[np.float64]) -> float:
     """ln(sum(exp(row))) of a row with a finite largest value."""
     largest = float(row_V.max())
     return largest + math.log(float(np.exp(row_V - largest).sum()))
+
+
+def _reported(raw_V: NDArray[np.float64], token: int, num_top: int) -> Choice:
+    """The token and the `num_top` most likely ones with their log-probabilities."""
+    normaliser = log_sum_exp(raw_V)
+    first = _most_likely(raw_V, num_top)
+    return Choice(token, float(raw_V[token] - normaliser), tuple((int(i), float(raw_V[i] - normaliser)) for i in first))
 
 
 def _pick(weights: NDArray[np.float64], u: float) -> int:
