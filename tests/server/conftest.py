@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from server.fake_pool import FakePool
 from starlette.routing import Route
 
 from herd.server.app import build
@@ -17,6 +16,7 @@ from herd.server.house import House, make_house
 from herd.server.keys import Keys
 from herd.server.running import Front, listen
 from herd.server.settings import Settings
+from server.fake_pool import FakePool
 
 
 class Running:

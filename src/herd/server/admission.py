@@ -43,12 +43,32 @@ class Bucket:
         self.per_minute = per_minute
 
 
+class Bodies:
+    """Bytes of bodies that are in memory for one request, counted against what all may take."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._size = 0
+
+    def add(self, num_bytes: int) -> None:
+        """`ApiError` 503 where all bodies together would take too much."""
+        self._size += num_bytes
+        self._admission.body_bytes += num_bytes
+        if self._admission.body_bytes > self._admission.settings.max_bodies_bytes:
+            raise ApiError(503, "Requests take more memory than this server gives them; try again.", retry_after_s=1.0)
+
+    def leave(self) -> None:
+        self._admission.body_bytes -= self._size
+        self._size = 0
+
+
 class Admission:
     """Counts requests and tokens of keys, and how much runs."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.running = 0
-        self._settings = settings
+        self.body_bytes = 0
+        self.settings = settings
         self._metrics = metrics
         self._requests: dict[str, Bucket] = {}
         self._tokens: dict[str, Bucket] = {}
@@ -67,7 +87,7 @@ class Admission:
     def place(self, visit: Visit) -> Iterator[None]:
         """A place among those that models work for, for the length of the block. `ApiError` 429 where there is none."""
         key = visit.key
-        if self.running >= self._settings.max_requests:
+        if self.running >= self.settings.max_requests:
             self._refuse("full", f"{self.running} requests are being answered or wait; more are not taken now.", 1.0)
         if key is not None and key.streams is not None and self._streams.get(key.id, 0) >= key.streams:
             self._refuse("streams", f"This key has {key.streams} answers at the same time, and they are running.", 1.0)
@@ -80,6 +100,15 @@ class Admission:
             yield
         finally:
             self._enter(key, -1)
+
+    @contextmanager
+    def bodies(self) -> Iterator[Bodies]:
+        """Counts a request's body for as long as the request lasts."""
+        found = Bodies(self)
+        try:
+            yield found
+        finally:
+            found.leave()
 
     def spend(self, visit: Visit, num_tokens: int) -> None:
         """Tokens of a prompt or an answer that were worked on for this visit."""

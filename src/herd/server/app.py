@@ -72,6 +72,8 @@ class App:
                 await self._answer(scope, receive, outcome, visit, held)
         except ApiError as error:
             await outcome.fail(scope["path"], error)
+        except asyncio.CancelledError:
+            await outcome.fail(scope["path"], ApiError(503, "The server stopped before the answer was there.", retry_after_s=5.0))
         except Exception as problem:
             found = api_error(problem)
             if found.status >= 500 and not isinstance(problem, CapacityError):
@@ -94,8 +96,9 @@ class App:
         self._door.check_query(scope, operation)
         if operation.generates:
             held.enter_context(self._house.admission.place(visit))
-        body = b"" if operation.uploads else await self._read(receive)
-        await _Attended(scope, receive, outcome, None if operation.uploads else body, self._house).run(endpoint)
+        if not operation.uploads:
+            scope["herd.body"] = await self._read(receive, held)
+        await _Attended(scope, receive, outcome, self._house).run(endpoint)
 
     def _find(self, scope: Scope) -> tuple[Operation, Callable[[Request], Awaitable[Any]]] | None:
         for route in self.routes:
@@ -113,10 +116,11 @@ class App:
             return ApiError(405, f"{method} is not possible on {path!r:.100}; possible: {', '.join(methods)}.", code="method_not_allowed")
         return ApiError(404, f"There is nothing at {method} {path!r:.100}. /docs lists what there is.", code="unknown_url")
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive, held: ExitStack) -> bytes:
         """The whole body. `front.py` bounds it while it comes; this holds behind any other server too."""
         chunks: list[bytes] = []
         size = 0
+        bodies = held.enter_context(self._house.admission.bodies())
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -125,6 +129,7 @@ class App:
             size += len(chunks[-1])
             if size > self._house.settings.max_body_bytes:
                 raise ApiError(413, f"The body is larger than {self._house.settings.max_body_bytes} bytes.")
+            bodies.add(len(chunks[-1]))
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
@@ -180,22 +185,22 @@ class _Outcome:
 class _Attended:
     """A handler that runs while its client is there.
 
-    body   what the client sent; None: the handler reads it by itself (a file), and whoever waits for more bytes sees the client leave
+    Its body was read before and lies in the scope. A handler of files reads by itself instead, and sees its client leave where it does.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, outcome: _Outcome, body: bytes | None, house: House) -> None:
+    def __init__(self, scope: Scope, receive: Receive, outcome: _Outcome, house: House) -> None:
         self._scope = scope
         self._receive = receive
         self._outcome = outcome
-        self._body = body
         self._house = house
         self._has_left = False
 
     async def run(self, endpoint: Callable[[Request], Awaitable[Any]]) -> None:
         task = asyncio.current_task()
         assert task is not None
-        watching = asyncio.create_task(self._watch(task)) if self._body is not None else None
-        receive = self._receive if self._body is None else self._replay()
+        is_read = "herd.body" in self._scope
+        watching = asyncio.create_task(self._watch(task)) if is_read else None
+        receive = self._replay if is_read else self._receive
         try:
             response: Response = await endpoint(Request(self._scope, receive))
             await response(self._scope, receive, self._outcome.send)
@@ -216,17 +221,11 @@ class _Attended:
             self._has_left = True
             task.cancel()
 
-    def _replay(self) -> Receive:
+    async def _replay(self) -> Message:
         """What a handler receives: the body once, and then nothing until it is cancelled."""
-        parts = [self._body]
-
-        async def receive() -> Message:
-            if parts:
-                return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        if "herd.body" not in self._scope:
             await asyncio.Event().wait()
-            raise AssertionError("nobody sets that event")
-
-        return receive
+        return {"type": "http.request", "body": self._scope.pop("herd.body"), "more_body": False}
 
 
 async def _live(receive: Receive, send: Send) -> None:

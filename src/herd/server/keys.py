@@ -168,7 +168,8 @@ def _check(key: Key) -> None:
         value = getattr(key, name)
         if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**40):
             raise UsageError(f"{name} is {value!r:.60}; expected a whole number above 0.")
-    if len(key.models) > 100 or any(not isinstance(each, str) or not 0 < len(each) <= 512 for each in key.models):
+    models: Iterable[object] = key.models
+    if len(key.models) > 100 or any(not isinstance(each, str) or not 0 < len(each) <= 512 for each in models):
         raise UsageError("models is a list of at most 100 names or patterns of names.")
 
 
@@ -219,7 +220,8 @@ def _read_key(path: Path, row: object) -> Key:
         _check(key)
     except UsageError as problem:
         raise FileProblem(f"{path}: {problem}") from None
-    if not isinstance(key.created, int) or not (key.expires is None or isinstance(key.expires, int)) or len(key.hash) != 64:
+    times: Iterable[object] = (key.created, 0 if key.expires is None else key.expires)
+    if not all(isinstance(each, int) for each in times) or len(key.hash) != 64:
         raise FileProblem(f"{path}: the key {key.id!r:.40} has a wrong time or hash.")
     return key
 

@@ -1,27 +1,35 @@
 """Running the server: a socket, a loop, and how it ends.
 
-The first SIGTERM or SIGINT lets running answers finish (for `grace_s` seconds) while everything new is answered 503; the second ends at once.
+The first SIGTERM or SIGINT lets running answers finish (for `grace_s` seconds), while everything new is answered 503; the second ends
+at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
-import signal
 import socket
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
 from herd.errors import UsageError
+from herd.server.front import LimitedProtocol
 from herd.server.house import House
+from herd.server.operations import operation_of
 from herd.server.settings import Settings
+
+if TYPE_CHECKING:
+    from herd.server.app import App
 
 LOOK_EVERY_S = 0.05
 BACKLOG = 2048
+SEND_BYTES = 128 << 10
+"""What the system may hold for a client that does not read; more would be memory that nobody counts."""
 _LOG = logging.getLogger("herd.server")
 
 
@@ -31,6 +39,7 @@ def listen(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listener.bind((settings.host, settings.port))
         listener.listen(BACKLOG)
     except OSError as problem:
@@ -52,14 +61,16 @@ def _cannot_listen(settings: Settings, problem: OSError) -> UsageError:
 class Front:
     """The web process' server."""
 
-    def __init__(self, house: House, app: Any) -> None:
+    def __init__(self, house: House, app: App) -> None:
         self._house = house
         self._started = threading.Event()
+        uploads = frozenset(route.path for route in app.routes if operation_of(route).uploads)
+        protocol = functools.partial(LimitedProtocol, settings=house.settings, metrics=house.metrics, upload_paths=uploads)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=cast(Any, protocol),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -68,6 +79,7 @@ class Front:
                 proxy_headers=False,
                 timeout_keep_alive=max(1, int(house.settings.keep_alive_s)),
                 timeout_graceful_shutdown=1,
+                log_level="critical",
             )
         )
         self._server.on_signal = self._on_signal
@@ -75,11 +87,12 @@ class Front:
     async def serve(self, listener: socket.socket) -> None:
         """Serves until it is told to stop."""
         self._loop = asyncio.get_running_loop()
-        starting = asyncio.create_task(self._tell_started())
+        beside = [asyncio.create_task(self._tell_started()), asyncio.create_task(self._look_after())]
         try:
             await self._server.serve(sockets=[listener])
         finally:
-            starting.cancel()
+            for task in beside:
+                task.cancel()
 
     def wait_started(self, timeout_s: float) -> None:
         """From another thread: until connections are taken."""
@@ -97,19 +110,35 @@ class Front:
     def _stop(self, at_once: bool) -> None:
         if at_once:
             self._house.is_draining = True
+            self._cut()
             self._server.should_exit = self._server.force_exit = True
-            for task in list(self._server.server_state.tasks):
-                task.cancel()
         elif not self._house.is_draining:
             self._house.is_draining = True
             self._draining = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
-        """Waits for what runs, at most for the grace."""
-        end = asyncio.get_running_loop().time() + self._house.settings.grace_s
-        while self._house.admission.running and asyncio.get_running_loop().time() < end:
+        """Waits for what runs, at most for the grace; what runs then is told that it ends."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._house.settings.grace_s
+        while self._house.admission.running and loop.time() < end:
             await asyncio.sleep(LOOK_EVERY_S)
+        self._cut()
         self._server.should_exit = True
+
+    def _cut(self) -> None:
+        for task in list(self._server.server_state.tasks):
+            task.cancel()
+
+    async def _look_after(self) -> None:
+        """Ends connections that take too long."""
+        limits = self._house.settings
+        shortest_s = min(limits.header_timeout_s, limits.body_timeout_s, limits.stall_timeout_s)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(1.0, shortest_s / 4))
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, LimitedProtocol):
+                    connection.check(loop.time())
 
     async def _tell_started(self) -> None:
         while not self._server.started:
@@ -124,6 +153,3 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.on_signal(sig, frame)
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)

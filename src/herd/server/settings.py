@@ -66,6 +66,7 @@ class Settings:
     max_connections       open connections; one more is answered 503
     max_requests          requests that are being answered or wait; one more is answered 429
     max_body_bytes        largest body of a request
+    max_bodies_bytes      bodies of all running requests together; one more is answered 503
     max_upload_bytes      largest file that is uploaded
     max_header_bytes      largest head of a request, its address included
     max_headers           header lines of a request
@@ -90,6 +91,7 @@ class Settings:
     max_connections: int = 4096
     max_requests: int = 2048
     max_body_bytes: int = 32 << 20
+    max_bodies_bytes: int = 1 << 30
     max_upload_bytes: int = 512 << 20
     max_header_bytes: int = 32 << 10
     max_headers: int = 100
@@ -106,11 +108,11 @@ class Settings:
         for each in fields(self):
             value = getattr(self, each.name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if each.name.startswith("max_") and not (isinstance(value, int) and is_number and 0 < value <= 2**40):
+            if each.name.startswith("max_") and not (is_number and value == int(value) and 0 < value <= 2**40):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a whole number from 1 to 2^40.")
             if each.name.endswith("_s") and not (is_number and 0 < value <= 10**6):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a number of seconds above 0 and at most 10^6.")
-        if not (isinstance(self.port, int) and 0 <= self.port <= 65535):
+        if not 0 <= self.port <= 65535:
             raise UsageError(f"port is {self.port!r:.60}; expected a whole number from 0 to 65535.")
 
     @property

@@ -24,6 +24,7 @@ SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+LAST_WORD_S = 0.5
 _LOG = logging.getLogger("herd.server")
 
 
@@ -89,6 +90,13 @@ class EventStream:
                 self._is_quiet = False
                 message["body"] = piece
                 await send(message)
+        except asyncio.CancelledError:
+            # Either nobody listens any more, and this goes nowhere, or the server stops.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_S):
+                    await self._send_error(scope, send, ApiError(503, "The server stopped before the answer was complete."))
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            raise
         except (HerdError, ApiError) as problem:
             await self._send_error(scope, send, api_error(problem))
         except Exception as problem:
