@@ -34,6 +34,9 @@ def check_request(request: Request, backend: Backend, context_length: int, cache
         )
     _check_ids(request.stop_ids or (), "stop_ids", backend.vocab_size)
     _check_ids(request.sampling.logit_bias, "logit_bias", backend.vocab_size)
+    deadline: object = request.deadline_s
+    if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline >= 0):
+        raise UsageError(f"deadline_s is {deadline!r:.60}; it must be a number of seconds from 0.")
     if not 0 <= request.choice_index < 2**32:
         raise UsageError(f"choice_index is {request.choice_index}; it must be from 0 to 2^32 - 1.")
     return tokens
@@ -71,12 +74,15 @@ def new_answer(
         choice_index=request.choice_index,
         salt=_salt(request.salt, request.pictures),
         pictures=request.pictures,
+        caller=request.caller,
+        is_low=request.is_low,
+        matcher=request.matcher,
         history=_history(token for token in tokens if token < vocab_size) if sampling.uses_history else None,
         news=news,
     )
 
 
-def new_scores(tokens: list[int], salt: bytes, pictures: tuple[Placed, ...], news: deque[Progress]) -> Sequence:
+def new_scores(request: Request, tokens: list[int], news: deque[Progress] | None) -> Sequence:
     """The life of a text whose logits are wanted begins."""
     return Sequence(
         purpose=Purpose.SCORES,
@@ -86,8 +92,10 @@ def new_scores(tokens: list[int], salt: bytes, pictures: tuple[Placed, ...], new
         stop_ids=frozenset(),
         sampling=SamplingParams(),
         seed=0,
-        salt=_salt(salt, pictures),
-        pictures=pictures,
+        salt=_salt(request.salt, request.pictures),
+        pictures=request.pictures,
+        caller=request.caller,
+        is_low=request.is_low,
         news=news,
     )
 

@@ -13,20 +13,23 @@ If a step of several sequences fails, those that also fail alone have failed; th
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as List
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
 from herd.engine import contents
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
+from herd.engine.constrained import forced, with_forced, with_masks
+from herd.engine.deadlines import Deadlines, Pace
 from herd.engine.forward import Outcome, accepted, forward
 from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence, Status
 from herd.engine.scheduler import Limits, Part, Scheduler
-from herd.errors import CapacityError, HerdError, UsageError
+from herd.errors import Busy, CapacityError, HerdError, UsageError
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
@@ -51,10 +54,13 @@ class Engine:
         max_step_tokens: int = 512,
         max_step_outputs: int = 64,
         speculation: Speculation | None = None,
+        max_waiting: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_step_tokens` and `max_step_outputs` are those of the backend's options. `num_pages` None: enough for one full
         context, or what fits into a quarter of the available memory if that is less. `CapacityError` if not even that fits.
-        `speculation`: drafts tokens that a step tries besides; answers stay the same."""
+        `speculation`: drafts tokens that a step tries besides; answers stay the same. `max_waiting`: so many requests may wait, and so
+        many of low priority besides; None: any number. `clock` gives seconds that only grow."""
         if context_length < 1:
             raise UsageError(f"context_length is {context_length}; it must be at least 1.")
         if num_pages is not None and num_pages < 1:
@@ -86,6 +92,10 @@ class Engine:
         self._is_closed = False
         self._next_number = 0
         self._value_names: tuple[str, ...] | None = None
+        self._max_waiting = max_waiting
+        self._deadlines, self._pace = Deadlines(clock), Pace(clock)
+        self.on_start: Callable[[List[Sequence]], None] | None = None
+        """Called before a step with the sequences that run for the first time in it; the lock is free."""
         self.is_updated = False  # whether weights were replaced since they were loaded
 
     @property
@@ -110,8 +120,14 @@ class Engine:
         self._validated(request)
 
     def submit(self, request: Request) -> Sequence:
-        """Queues a request for `step`. Errors as `validate`. A request without room for a token is finished at once."""
+        """Queues a request for `step`. Errors as `validate`, and `Busy` for a full queue. A request without room for a token is
+        finished at once."""
         return self._submit(request, None)
+
+    def submit_scores(self, request: Request) -> Sequence:
+        """Queues the prompt of a request for `step`, which gives the logits at all of its positions. Errors as `submit`."""
+        tokens = check_tokens(request.tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
+        return self._enter(new_scores(request, tokens, None), request.deadline_s)
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence, wherever it is; nothing happens if it has ended. Never waits (see above)."""
@@ -126,6 +142,17 @@ class Engine:
                 self._wait()
             return self._advance() or []
 
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until there is a request in the engine, for so long at most; whether there is one."""
+        with self._exclusive():
+            if not self._has_work and not self._is_closed:
+                self._changed.wait(timeout_s)
+            return self._has_work
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
     def run(self, request: Request) -> Generator[Progress, None, None]:
         """Submits at the first `next`, then yields progress up to the last one. Closing early cancels. Errors at the call."""
         self.validate(request)
@@ -139,21 +166,25 @@ class Engine:
         Nothing is computed ahead of the reader. Raises what went wrong; closing early gives the pages back.
         """
         ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
-        return self._score(ids, salt, pictures)
+        return self._score(Request(tokens=ids, salt=salt, pictures=pictures), ids)
 
     def examine(
-        self, tokens: List[int], watch: Callable[[range], Watch], *, pictures: tuple[Placed, ...] = ()
+        self, tokens: List[int], watch: Callable[[range], Watch], *, pictures: tuple[Placed, ...] = (), lets_others: bool = False
     ) -> Generator[tuple[range, StepResult], None, None]:
         """Runs a text alone, a few tokens at a time, and gives each step's positions with its logits and what `watch(positions)`
-        asked to read. Nothing is taken from the cache or left in it; other requests wait. `CapacityError` if too many pages are
-        in use."""
+        asked to read. Nothing is taken from the cache or left in it; other requests wait, until the end or, with `lets_others`, until
+        the reader has the next few tokens. `CapacityError` if too many pages are in use."""
         ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
         size = min(self.limits.max_step_tokens, self.limits.max_step_outputs)
-        with self._alone(self.limits.pages_for(len(ids))) as pages:
+        whole, each = (nullcontext, self._driving) if lets_others else (self._driving, nullcontext)
+        with whole(), self._owned(self.limits.pages_for(len(ids))) as pages:
             for start in range(0, len(ids), size):
                 positions = range(start, min(start + size, len(ids)))
                 span = Span(start, ids[start : positions.stop], pages, len(positions), pictures=pictures)
-                yield positions, self.backend.step(Plan((span,), want_logits=True, watch=watch(positions)))
+                plan = Plan((span,), want_logits=True, watch=watch(positions))
+                with each():
+                    result = self.backend.step(plan)
+                yield positions, result
 
     @contextmanager
     def cached(self, tokens: List[int]) -> Iterator[tuple[int, Iterator[bytes]]]:
@@ -214,29 +245,60 @@ class Engine:
     def _submit(self, request: Request, news: deque[Progress] | None) -> Sequence:
         tokens = self._validated(request)
         room, vocab_size = self.max_length - len(tokens), self.backend.vocab_size
-        return self._enter(new_answer(request, tokens, room, self.stop_ids, vocab_size, news))
+        return self._enter(new_answer(request, tokens, room, self.stop_ids, vocab_size, news), request.deadline_s)
 
     def _validated(self, request: Request) -> list[int]:
         return check_request(request, self.backend, self.context_length, self.limits.cache_tokens)
 
-    def _enter(self, sequence: Sequence) -> Sequence:
+    def _enter(self, sequence: Sequence, deadline_s: float | None = None) -> Sequence:
         with self._exclusive():
             if self._is_closed:
                 raise UsageError("The engine is closed.")
+            self._refuse_if_full(sequence)
             sequence.number = self._next_number
             self._next_number += 1
             self._scheduler.add(sequence)
             if sequence.purpose is Purpose.ANSWER and sequence.max_length == sequence.length:
                 self._end(sequence, StopReason.LENGTH)
+            elif deadline_s is not None:
+                self._deadlines.add(sequence, deadline_s)
+            self._changed.notify_all()
         return sequence
+
+    def _refuse_if_full(self, sequence: Sequence) -> None:
+        """`Busy` when as many wait as may. Requests of low priority take no other's place."""
+        if self._max_waiting is None or len(self._scheduler.waiting) < self._max_waiting:
+            return
+        waiting = sum(1 for each in self._scheduler.waiting if each.is_low == sequence.is_low)
+        if waiting >= self._max_waiting:
+            raise Busy(f"{waiting} requests are waiting already. Ask again later.", retry_after_s=self._pace.wait_s(waiting))
 
     @contextmanager
     def _alone(self, num_pages: int) -> Iterator[list[int]]:
         """Pages for somebody who drives the backend by hand, while nobody else does."""
-        pages: list[int] = []
+        with self._driving(), self._owned(num_pages) as pages:
+            yield pages
+
+    @contextmanager
+    def _driving(self) -> Iterator[None]:
+        """Nobody else drives the backend meanwhile."""
         with self._exclusive():
             while self._driver is not None:
                 self._wait()
+            if self._is_closed:
+                raise UsageError("The engine is closed.")
+            self._driver = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._exclusive():
+                self._driver = None
+                self._changed.notify_all()
+
+    @contextmanager
+    def _owned(self, num_pages: int) -> Iterator[list[int]]:
+        """Pages of one's own, outside of all sequences. `CapacityError` if there are not so many."""
+        with self._exclusive():
             if self._is_closed:
                 raise UsageError("The engine is closed.")
             books = self._scheduler.pages
@@ -244,19 +306,16 @@ class Engine:
                 raise CapacityError(
                     f"{num_pages} pages of cache are needed and {books.num_available} are not in use. Wait until other requests have ended."
                 )
-            pages += [page for _ in range(num_pages) if (page := books.take()) is not None]
-            self._driver = threading.get_ident()
+            pages = [page for _ in range(num_pages) if (page := books.take()) is not None]
         try:
             yield pages
         finally:
             with self._exclusive():
                 for page in pages:
                     self._scheduler.pages.release(page)
-                self._driver = None
-                self._changed.notify_all()
 
-    def _score(self, tokens: list[int], salt: bytes, pictures: tuple[Placed, ...]) -> Generator[NDArray[np.float32], None, None]:
-        for progress in self._follow(lambda news: self._enter(new_scores(tokens, salt, pictures, news))):
+    def _score(self, request: Request, tokens: list[int]) -> Generator[NDArray[np.float32], None, None]:
+        for progress in self._follow(lambda news: self._enter(new_scores(request, tokens, news))):
             if progress.error is not None:
                 raise progress.error
             if progress.stop_reason is StopReason.CANCELLED:
@@ -299,27 +358,48 @@ class Engine:
         None if there is nothing to run."""
         self._driver = threading.get_ident()
         try:
+            given_up = [self._fail(sequence, _too_late(), keep=True) for sequence in self._deadlines.passed()]
             parts = self._scheduler.plan()
             if not parts:
-                return None
+                return given_up or None
             speculation = self._speculation
-            if speculation is not None:
-                parts = self._scheduler.make_room(parts, speculation.wanted(parts))
+            parts = self._with_room(parts)
             self._in_step = frozenset(part.sequence.number for part in parts)
+            fresh = [part.sequence for part in parts if not part.sequence.has_begun]
             self._lock.release()
             try:
+                if fresh:
+                    self._begin(fresh)
                 if speculation is not None:
                     parts, outcomes = speculation.forward(self.backend, parts)
                 else:
+                    parts = with_masks(parts)
                     outcomes = forward(self.backend, parts)
             finally:
                 self._lock_again()
-            return [each for part, outcome in zip(parts, outcomes, strict=True) for each in self._commit(part, outcome)]
+            given_up += [each for part, outcome in zip(parts, outcomes, strict=True) for each in self._commit(part, outcome)]
+            return given_up
         finally:
             self._driver = None
             self._in_step = frozenset()
             self._carry_out()
             self._changed.notify_all()
+
+    def _begin(self, fresh: list[Sequence]) -> None:
+        for sequence in fresh:
+            sequence.has_begun = True
+        if self.on_start is not None:
+            self.on_start(fresh)
+
+    def _with_room(self, parts: list[Part]) -> list[Part]:
+        """The parts with room for what may be drafted, and with what is forced."""
+        found = forced(parts)
+        speculation = self._speculation
+        wanted = [0] * len(parts) if speculation is None else speculation.wanted(parts)
+        if not any(wanted) and not any(found):
+            return parts
+        made = self._scheduler.make_room(parts, [len(tokens) or count for tokens, count in zip(found, wanted, strict=True)])
+        return with_forced(made, found)
 
     def _commit(self, part: Part, outcome: Outcome) -> list[Progress]:
         sequence = part.sequence
@@ -330,9 +410,11 @@ class Engine:
             return [self._commit_rows(sequence, outcome)] if part.num_outputs else []
         assert part.draws == bool(outcome.choices), "the backend drew where it was asked to"
         progress = list(accepted(part, outcome.choices))
-        self._scheduler.commit(sequence, part.end + max(0, len(progress) - 1))
+        num_chosen = sum(1 for each in progress if each.token is not None)
+        self._scheduler.commit(sequence, part.end + max(0, num_chosen - 1))
         if sequence.stop_reason is not None:
             self._scheduler.finish(sequence)
+            self._pace.ended()
         return [_tell(sequence, each) for each in progress]
 
     def _commit_rows(self, sequence: Sequence, outcome: Outcome) -> Progress:
@@ -344,9 +426,10 @@ class Engine:
         sequence.is_held = sequence.news is not None
         return _tell(sequence, Progress(sequence=sequence, logits_RV=outcome.logits_RV, stop_reason=sequence.stop_reason))
 
-    def _fail(self, sequence: Sequence, error: HerdError) -> Progress:
+    def _fail(self, sequence: Sequence, error: HerdError, *, keep: bool = False) -> Progress:
+        """keep: what is in its pages is right, and others may find it."""
         sequence.error = error
-        self._scheduler.finish(sequence, keep=False)
+        self._scheduler.finish(sequence, keep=keep)
         return _tell(sequence, Progress(sequence=sequence, error=error))
 
     def _end(self, sequence: Sequence, reason: StopReason) -> None:
@@ -396,6 +479,10 @@ class Engine:
             elif sequence.status is not Status.GONE:
                 self._end(sequence, StopReason.CANCELLED)
                 self._changed.notify_all()
+
+
+def _too_late() -> CapacityError:
+    return CapacityError("The time that was given for this answer is over. Allow more time, ask for less, or ask when fewer others do.")
 
 
 def _tell(sequence: Sequence, progress: Progress) -> Progress:

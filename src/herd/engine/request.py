@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from herd.sampling.history import History
+    from herd.sampling.matching import Matcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Request:
     choice_index    which of several answers to the same prompt and seed this is
     salt            requests share cached pages only with requests of the same salt
     pictures        where in the prompt which picture is; pages are shared only with requests that have the same ones there
+    matcher         says what may come next, for an answer that is held to a language; made for this request alone
+    caller          on whose behalf: each name gets an equal share of a full engine
+    is_low          runs in what requests without it leave
+    deadline_s      seconds from the submission after which the request is given up, wherever it is; None: never
     """
 
     tokens: List[int]
@@ -50,6 +55,10 @@ class Request:
     choice_index: int = 0
     salt: bytes = b""
     pictures: tuple[Placed, ...] = ()
+    matcher: Matcher | None = None
+    caller: str = ""
+    is_low: bool = False
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,9 @@ class Sequence:
     choice_index: int = 0
     salt: bytes = b""
     pictures: tuple[Placed, ...] = ()
+    caller: str = ""
+    is_low: bool = False
+    matcher: Matcher | None = None
     history: History | None = None
 
     number: int = -1
@@ -105,6 +117,7 @@ class Sequence:
     cached_tokens: int | None = None
     scored: int = 0
     is_held: bool = False
+    has_begun: bool = False  # whether some of it was computed
     news: deque[Progress] | None = None
     drafting: object | None = None  # what the engine's drafter remembers of it
 

@@ -1,27 +1,23 @@
 """A model in this process as a provider: messages and texts go in, whole characters and log-probabilities come out.
 
-    messages -> chat format -> ids -> engine -> tokens -> characters -> stop texts -> (calls of tools) -> events
+    messages -> chat format -> ids -> engine -> tokens -> answering -> events
 
-The engine knows ids only; this file knows what they spell. Text is given out when it is certain: when its bytes make whole
-characters and it can no longer become a stop text. Each generated token, the one that ended the answer included, appears in
-exactly one `Text` event: the one that made its characters certain, or the last one. When tools were offered, the chat format's
-parser stands between text and events; then the tokens of a call are in the `Text` that follows it, empty if need be.
+The engine knows ids only; `answering` knows what they spell. This file makes ids of what was asked, and an iterator of the answer.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from herd.engine.engine import Engine
-from herd.engine.request import Progress, Request
+from herd.engine.request import Request
 from herd.errors import FileProblem, UsageError
-from herd.providers.base import Called, ChatRequest, CompletionRequest, Event, Failed, Finished, ModelFacts, Text, TokenLogprob, Usage
-from herd.sampling.stop import StopReason, StopTexts
+from herd.providers.answering import Answering, Asked, PromptScores
+from herd.providers.base import Caller, ChatRequest, CompletionRequest, Event, Failed, ModelFacts, Priority, ToolUse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
 
     from herd.backends.base import Picture, Placed
     from herd.text.formats import ChatFormat, Formats
-    from herd.text.formats.parsing import Piece, StreamParser
     from herd.text.formats.parts import Grid
     from herd.text.tokenizer import Tokenizer
     from herd.text.tools import BuiltIn, Tool
@@ -91,13 +86,34 @@ class LocalProvider:
     def _chat_format(self) -> ChatFormat | None:
         return self._formats[0]
 
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """`FileProblem` if the model came without one."""
+        if self._tokenizer is None:
+            raise self._no_tokenizer()
+        return self._tokenizer
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How the model reads conversations, as published with it."""
+        return self._chat_format
+
     def chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Iterator[Event]:
         """As `Provider.chat`. chat_format: in place of the model's own. `UsageError` for a model without a chat format."""
+        return self._events(self.asked_chat(request, chat_format))
+
+    def asked_chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Asked:
+        """What a chat asks of the engine, all of it checked. Errors as `chat`."""
+        _refuse_unbuilt(request)
         chat_format = chat_format or self._format(request)
         ids, pictures = self.prompt(request, chat_format)
         stop_ids = frozenset() if request.ignore_end else frozenset(chat_format.stop_ids) | self._stop_ids()
-        answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids, pictures=pictures)
-        return self._events(answer, request.stop, chat_format if request.tools else None, request.tools)
+        asked = self._request(request, ids, stop_ids, pictures)
+        return Asked(asked, self._answering(asked, request.stop, chat_format if request.tools else None, request.tools))
 
     def prompt(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> tuple[list[int], tuple[Placed, ...]]:
         """The token ids that a chat becomes, and its pictures with their places there. `UsageError` as `chat`."""
@@ -132,10 +148,28 @@ class LocalProvider:
 
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """As `Provider.complete`. `FileProblem` for a text when there is no tokenizer."""
-        ids = self.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt
-        stop_ids = frozenset(request.stop_ids) | (frozenset() if request.ignore_end else self._stop_ids())
-        answer = Request(tokens=ids, sampling=request.sampling, max_tokens=request.max_tokens, stop_ids=stop_ids)
-        return self._events(answer, request.stop)
+        return self._events(self.asked_completion(request))
+
+    def asked_completion(self, request: CompletionRequest) -> Asked:
+        """What a completion asks of the engine, all of it checked. Errors as `complete`."""
+        _refuse_unbuilt(request)
+        ids, stop_ids = self._completed(request)
+        own = frozenset() if request.ignore_end else self._stop_ids() | stop_ids
+        asked = self._request(request, ids, own | frozenset(request.stop_ids))
+        scores = PromptScores(self._tokenizer, ids, request.sampling.logprobs) if request.score_prompt else None
+        return Asked(asked, self._answering(asked, request.stop), scores)
+
+    def _completed(self, request: CompletionRequest) -> tuple[Sequence[int], frozenset[int]]:
+        """A completion's prompt, and ids that end its answer because a suffix follows. `UsageError` for a suffix that cannot be."""
+        prompt = request.prompt
+        if request.suffix is None:
+            return (self.encode(prompt) if isinstance(prompt, str) else prompt), frozenset()
+        if not isinstance(prompt, str):
+            raise UsageError("A suffix needs a prompt that is a text; token ids were given.", param="suffix")
+        from herd.text.formats.infilling import Infilling
+
+        infilling = Infilling(self.tokenizer)
+        return infilling.render(prompt, request.suffix), infilling.stop_ids
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Token ids of plain text. `FileProblem` if the model came without a tokenizer."""
@@ -147,16 +181,56 @@ class LocalProvider:
         """Rows [t, V] for all positions of `tokens`, in pieces of bounded size."""
         return self._engine.score(tokens)
 
-    def _events(
+    def _request(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        ids: Sequence[int],
+        stop_ids: frozenset[int],
+        pictures: tuple[Placed, ...] = (),
+    ) -> Request:
+        """What the engine is given. It finds fault now with what it can never honour."""
+        caller: Caller = asked.caller
+        request = Request(
+            tokens=ids,
+            sampling=asked.sampling,
+            max_tokens=asked.max_tokens,
+            stop_ids=stop_ids,
+            choice_index=asked.choice_index,
+            salt=caller.salt,
+            pictures=pictures,
+            caller=caller.name,
+            is_low=caller.priority is Priority.LOW,
+            deadline_s=asked.deadline_s,
+        )
+        self._engine.validate(request)
+        return request
+
+    def _answering(
         self, request: Request, stop: Sequence[str], parsed_by: ChatFormat | None = None, tools: Sequence[Tool | BuiltIn] = ()
-    ) -> Iterator[Event]:
-        """Checks everything now; computes when the first event is asked for. parsed_by: whose parser looks for calls."""
-        stop_texts = StopTexts(stop)
+    ) -> Answering:
         if stop and self._tokenizer is None:
             raise UsageError(f"{self._facts.name} has no tokenizer, so stop texts cannot be found. Use stop token ids, or max_tokens.")
-        spelling = _Spelling(self._tokenizer, stop_texts, frozenset() if parsed_by is None else parsed_by.mark_ids)
-        events = _answer(self._engine.run(request), spelling, len(request.tokens), _Times(self._clock))
-        return events if parsed_by is None else _with_calls(events, parsed_by.parser(tools))
+        return Answering(self._tokenizer, len(request.tokens), self._clock, stop=stop, parsed_by=parsed_by, tools=tools)
+
+    def _events(self, asked: Asked) -> Iterator[Event]:
+        """The events of one request. Whichever way it ends, the engine has its pages back before the last event."""
+        answering, request = asked.answering, asked.request
+        if asked.prompt_scores is not None:
+            for rows in self._engine.score(request.tokens, salt=request.salt):
+                asked.prompt_scores.push(rows)
+            yield asked.prompt_scores.event
+        answering.start()
+        steps = self._engine.run(request)
+        try:
+            for progress in steps:
+                said_something = answering.said_something
+                events = answering.push(progress)
+                if answering.is_over:
+                    break
+                yield from events
+        finally:
+            steps.close()
+        yield from _raised(events, said_something)
 
     def _stop_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else frozenset(self._tokenizer.eos_ids)
@@ -169,125 +243,19 @@ class LocalProvider:
         )
 
 
-class _Spelling:
-    """Turns tokens into certain text, and remembers which tokens that text does not cover yet."""
-
-    def __init__(self, tokenizer: Tokenizer | None, stop_texts: StopTexts, shown: frozenset[int] = frozenset()) -> None:
-        """shown: control tokens whose names are part of the text, for a parser to find."""
-        self._tokenizer = tokenizer
-        self._stream = None if tokenizer is None else tokenizer.stream(shown) if shown else tokenizer.stream()
-        self._stop_texts = stop_texts
-        self._decoded = 0
-        self._certain = 0
-        self._uncovered: deque[tuple[int, TokenLogprob]] = deque()
-
-    @property
-    def matched(self) -> str | None:
-        """The stop text that was found."""
-        return self._stop_texts.matched
-
-    def push(self, progress: Progress) -> Text | None:
-        """One more token; what became certain by it. A token that ends the answer is no part of its text."""
-        assert progress.token is not None
-        is_stop = progress.stop_reason is StopReason.END
-        piece = "" if self._stream is None or is_stop else self._stream.push(progress.token)
-        data = b"" if self._tokenizer is None else self._tokenizer.token_bytes(progress.token)
-        self._decoded += len(piece)
-        top_data = () if self._tokenizer is None else tuple(self._tokenizer.token_bytes(token) for token, _ in progress.top)
-        self._uncovered.append((self._decoded, TokenLogprob(progress.token, data, progress.logprob, progress.top, top_data)))
-        if self._stream is None:
-            return self._text("", 1)
-        certain = self._stop_texts.push(piece)
-        self._certain += len(certain)
-        return self._text(certain, sum(1 for end, _ in self._uncovered if end <= self._certain)) if certain else None
-
-    def finish(self) -> Text | None:
-        """The answer is over: everything that was held back, unless a stop text was found."""
-        rest = "" if self._stream is None else self._stop_texts.push(self._stream.finish()) + self._stop_texts.finish()
-        return self._text(rest, len(self._uncovered)) if rest or self._uncovered else None
-
-    def _text(self, text: str, num_tokens: int) -> Text:
-        return Text(text, tuple(self._uncovered.popleft()[1] for _ in range(num_tokens)))
+def _refuse_unbuilt(request: ChatRequest | CompletionRequest) -> None:
+    """`UsageError` for what no engine of herd can do yet."""
+    if request.adapter is not None:
+        raise UsageError(f"This model has no adapter {request.adapter!r:.80}.", param="adapter")
+    if request.constraint is not None:
+        raise UsageError("Answers cannot be held to a grammar by this engine.", param="constraint")
+    if isinstance(request, ChatRequest) and request.tool_choice.use in (ToolUse.REQUIRED, ToolUse.NAMED):
+        raise UsageError("Answers cannot be held to a call of a tool by this engine.", param="tool_choice")
 
 
-class _Times:
-    """When the request began, and when its first and its latest token came. `clock` gives seconds that only grow."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._start = self._first = self._latest = 0.0
-        self._num_tokens = 0
-
-    def start(self) -> None:
-        self._start = self._first = self._latest = self._clock()
-
-    def token(self) -> None:
-        self._latest = self._clock()
-        if self._num_tokens == 0:
-            self._first = self._latest
-        self._num_tokens += 1
-
-    def usage(self, prompt_tokens: int, cached_tokens: int) -> Usage:
-        return Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=self._num_tokens,
-            cached_tokens=cached_tokens,
-            prompt_s=self._first - self._start,
-            decode_s=self._latest - self._first,
-        )
-
-
-def _answer(steps: Generator[Progress, None, None], spelling: _Spelling, prompt_tokens: int, times: _Times) -> Generator[Event, None, None]:
-    """The events of one request. Whichever way it ends, the engine has its pages back before the last event."""
-    times.start()
-    said_something = False
-    try:
-        for progress in steps:
-            if progress.token is not None:
-                times.token()
-                event = spelling.push(progress)
-                if event is not None:
-                    said_something = True
-                    yield event
-            if progress.is_last or spelling.matched is not None:
-                break
-    finally:
-        steps.close()
-    if progress.error is not None and not said_something:
-        raise progress.error
-    rest = spelling.finish()
-    if rest is not None:
-        yield rest
-    if progress.error is not None:
-        yield Failed(progress.error)
-        return
-    reason = progress.stop_reason if spelling.matched is None else StopReason.STOP_TEXT
-    assert reason is not None
-    sequence = progress.sequence
-    yield Finished(reason, times.usage(prompt_tokens, sequence.cached_tokens or 0), sequence.seed, spelling.matched)
-
-
-def _with_calls(events: Generator[Event, None, None], parser: StreamParser) -> Generator[Event, None, None]:
-    """The same events with the calls found in the text."""
-    tokens: list[TokenLogprob] = []
-
-    def read(pieces: list[Piece]) -> Iterator[Event]:
-        for piece in pieces:
-            if piece.text:
-                yield Text(piece.text, tuple(tokens))
-                tokens.clear()
-            yield from map(Called, piece.calls)
-
-    try:
-        for event in events:
-            if isinstance(event, Text):
-                tokens.extend(event.tokens)
-                yield from read(parser.push(event.text))
-                continue
-            yield from read(parser.finish())
-            if tokens:
-                yield Text("", tuple(tokens))
-                tokens.clear()
-            yield event
-    finally:
-        events.close()
+def _raised(events: Iterable[Event], said_something: bool) -> Iterator[Event]:
+    """The last events; an error is raised if nothing was said before it."""
+    for event in events:
+        if isinstance(event, Failed) and not said_something:
+            raise event.error
+        yield event

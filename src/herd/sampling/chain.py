@@ -1,7 +1,7 @@
 """From a row of logits to the next token: the definition, in numpy, of what backends may run natively.
 
-    logits -> logit_bias -> repetition, presence, frequency penalties -> (temperature 0: the largest, and done)
-           -> temperature -> top_k -> top_p -> min_p -> draw
+    logits -> logit_bias -> repetition, presence, frequency penalties -> what is not allowed: -inf
+           -> (temperature 0: the largest, and done) -> temperature -> top_k -> top_p -> min_p -> draw
 
 Each step works on what the one before left, and probabilities are renormalised over what is left:
 
@@ -13,8 +13,8 @@ Each step works on what the one before left, and probabilities are renormalised 
   draw          the first candidate at which the cumulated weight exceeds u * total, u from `sampling.random`
 
 Reported log-probabilities, of the chosen token and of the alternatives, are natural logarithms under the model's own
-distribution: before bias, penalties and temperature. All arithmetic is float64. `csrc/kernels/sample.cpp` does the same
-natively; tests/sampling/test_native_sample.py holds the two together.
+distribution: before bias, penalties, temperature, and what is allowed. All arithmetic is float64. `csrc/kernels/sample.cpp` does
+the same natively; tests/sampling/test_native_sample.py holds the two together.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LARGEST_FACTOR = 1e300
 def choose(logits_V: NDArray[np.float32], draw: Draw) -> Choice:
     """One token from one row. `FileProblem` if the row holds NaN or +inf, or nothing but -inf."""
     raw_V = checked(logits_V, draw.position)
-    adjusted_V = adjust(raw_V, draw)
+    adjusted_V = permitted(adjust(raw_V, draw), draw)
     if draw.params.temperature == 0.0:
         token = int(np.argmax(adjusted_V))
     else:
@@ -82,6 +82,17 @@ def adjust(raw_V: NDArray[np.float64], draw: Draw) -> NDArray[np.float64]:
         seen -= np.where(draw.answer_counts > 0, params.presence_penalty, 0.0) + params.frequency_penalty * draw.answer_counts
         adjusted_V[draw.seen_ids] = seen
     return adjusted_V
+
+
+def permitted(adjusted_V: NDArray[np.float64], draw: Draw) -> NDArray[np.float64]:
+    """Logits with -inf for what is not allowed; the same array if all is. `FileProblem` if no allowed token has a probability."""
+    if draw.allowed is None:
+        return adjusted_V
+    bits = np.unpackbits(draw.allowed.astype("<u4").view(np.uint8), bitorder="little")[: len(adjusted_V)]
+    permitted_V = np.where(bits == 1, adjusted_V, -np.inf)
+    if not math.isfinite(permitted_V.max()):
+        raise FileProblem(f"No token that may come at position {draw.position} has a probability: their logits are all -inf.")
+    return permitted_V
 
 
 def candidates(adjusted_V: NDArray[np.float64], params: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
