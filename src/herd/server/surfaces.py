@@ -8,5 +8,6 @@ from starlette.routing import Route
 def surfaces() -> list[Route]:
     """Every route; modules are imported when a server is built."""
     from herd.server import health
+    from herd.server.anthropic import messages
 
-    return [*health.ROUTES]
+    return [*messages.ROUTES, *health.ROUTES]
