@@ -11,12 +11,12 @@ import pytest
 
 from checkpoints.test_adapter import ALL, CFG, write_adapter
 from conformance.running import oracle, prompt
-from herd.checkpoints.adapter import Update, open_adapter
+from herd.checkpoints.adapter import open_adapter
 from herd.convert import write_adapter as write
 from herd.dtypes import BF16, F32, Q8_0, DType
 from herd.errors import UsageError
 from herd.models.llama import tensors
-from herd.models.weights import Adapted, Dense, Kind
+from herd.models.weights import Adapted, Dense, Kind, Update
 from herd.quant import quantize
 from tiny import random_leaves
 from tiny_files import write_huggingface

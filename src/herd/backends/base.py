@@ -8,12 +8,13 @@ token at position p lives in its page `pages[p // page_tokens]`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from herd.errors import UsageError
 from herd.models.architecture import Config, classifying
+from herd.models.weights import Kind, TensorSpec, Update
 from herd.records import dataclass
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Span:
 
     Everything before `start` must already be in the cache. `pages` covers at least `start + len(tokens)` tokens.
     Logits are computed for the last `num_outputs` tokens. `draws` ask the backend to choose a token after each of the last
-    `len(draws)` of those, from that one's logits. `pictures` are all of the sequence's, wherever they are in it.
+    `len(draws)` of those, from that one's logits. `pictures` are all of the sequence's, wherever they are in it. `adapter` names the LoRA
+    adapter that was added for it; None: the model itself.
     """
 
     start: int
@@ -76,6 +78,7 @@ class Span:
     num_outputs: int = 0
     draws: tuple[Draw, ...] = ()
     pictures: tuple[Placed, ...] = ()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,32 @@ class Plan:
     @property
     def num_outputs(self) -> int:
         return sum(span.num_outputs for span in self.spans)
+
+
+def by_adapter(plan: Plan) -> dict[str | None, list[int]]:
+    """Which spans have which adapter."""
+    found: dict[str | None, list[int]] = {}
+    for index, span in enumerate(plan.spans):
+        found.setdefault(span.adapter, []).append(index)
+    return found
+
+
+def check_adapter(name: str, known: Collection[str], updates: Mapping[str, Update], specs: Mapping[str, TensorSpec]) -> None:
+    """`UsageError` for an adapter that is there already, or that does not fit the weights that `specs` declares."""
+    if name in known:
+        raise UsageError(f"There is an adapter named {name!r} already; remove it first, or give this one another name.")
+    for at, update in updates.items():
+        spec = specs.get(at)
+        if spec is None or spec.kind is not Kind.MATRIX:
+            raise UsageError(f"The adapter {name!r} updates {at}, which is no matrix of this model's layers.")
+        (rank, columns), (rows, same) = update.down.shape, update.up.shape
+        if (rows, columns) != spec.shape or rank != same:
+            found = f"{list(update.up.shape)} times {list(update.down.shape)}"
+            raise UsageError(f"The adapter {name!r} updates {at} by {found}; the model's is {list(spec.shape)}. It is of another model.")
+
+
+def unknown_adapter(name: str, known: Iterable[str]) -> UsageError:
+    return UsageError(f"There is no adapter {name!r:.80} here; there are {', '.join(sorted(known)) or 'none'}.", param="model")
 
 
 def pictures_seen(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, list[Picture]]]:
@@ -242,6 +271,15 @@ class Backend(Protocol):
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
         """Replaces weights by name (training reaches a running engine through this)."""
+        ...
+
+    def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
+        """Gives spans a LoRA adapter to name: low-rank updates of matrices by their names in the model's `tensors`. What spans
+        without it compute does not change by a bit. `UsageError` for one that does not fit, `CapacityError` for memory."""
+        ...
+
+    def remove_adapter(self, name: str) -> None:
+        """Forgets it. `UsageError` for one that is not there."""
         ...
 
     def memory(self) -> MemoryUse: ...

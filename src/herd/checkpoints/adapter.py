@@ -24,7 +24,7 @@ from herd.checkpoints.sources import Interleaved, StoredTensor
 from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
 from herd.models import llama
-from herd.models.weights import Adapted, Dense, Kind, Leaf, Matrix, TensorSpec
+from herd.models.weights import Dense, Kind, Leaf, Matrix, TensorSpec, Update
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 1 << 14
@@ -70,21 +70,6 @@ MUST_BE_EMPTY = (
     "alora_invocation_tokens",
     "arrow_config",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The low-rank update of one matrix."""
-
-    down: Dense
-    up: Dense
-    scale: float
-
-    def over(self, base: Matrix, name: str) -> Adapted:
-        """The adapted matrix."""
-        if isinstance(base, Adapted):
-            raise FileProblem(f"{name} carries an adapter already; merge it first.")
-        return Adapted(base, self.down, self.up, self.scale)
 
 
 @dataclass(frozen=True, slots=True)

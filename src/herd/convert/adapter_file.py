@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from herd.checkpoints import names
-from herd.checkpoints.adapter import CONFIG, PREFIX, WEIGHTS, Update
+from herd.checkpoints.adapter import CONFIG, PREFIX, WEIGHTS
 from herd.checkpoints.sources import Bytes, Source, StoredTensor
 from herd.convert.carried import as_json
 from herd.convert.llama_layouts import halved
@@ -28,7 +28,7 @@ from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.models import llama
 from herd.models.llama import LlamaConfig
-from herd.models.weights import Adapted, Dense, Kind, TensorSpec
+from herd.models.weights import Adapted, Dense, Kind, TensorSpec, Update
 
 
 @dataclass(frozen=True, slots=True)

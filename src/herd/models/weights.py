@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from herd.dtypes import DType
+from herd.errors import UsageError
 from herd.records import dataclass
 
 
@@ -100,6 +101,25 @@ class Adapted:
     @property
     def num_bytes(self) -> int:
         return self.base.num_bytes + self.down.num_bytes + self.up.num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The low-rank update of one matrix, apart from it: `down` is [rank, in], `up` is [out, rank]."""
+
+    down: Dense
+    up: Dense
+    scale: float
+
+    def over(self, base: Dense | Blocks | Adapted, name: str) -> Adapted:
+        """The adapted matrix. `UsageError` for one that is adapted already."""
+        if isinstance(base, Adapted):
+            raise UsageError(f"{name} carries an adapter already; merge it first.")
+        return Adapted(base, self.down, self.up, self.scale)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.down.num_bytes + self.up.num_bytes
 
 
 Vector = Dense

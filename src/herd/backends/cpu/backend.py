@@ -13,15 +13,25 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from herd import _core
-from herd.backends.base import PAGE_TOKENS, BackendOptions, MemoryUse, Plan, StepResult, Watch, check_tokens, refuse_classifier
+from herd.backends.base import (
+    PAGE_TOKENS,
+    BackendOptions,
+    MemoryUse,
+    Plan,
+    StepResult,
+    Watch,
+    check_tokens,
+    refuse_classifier,
+)
+from herd.backends.cpu.adapters import Adapters
 from herd.backends.cpu.kept import KeptWeights, Origin
 from herd.backends.cpu.lower import lower
-from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, Packer
+from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, PackedAdapted, PackedMatrix, Packer, Updates
 from herd.backends.cpu.trace import OUTPUT_ROWS, PICTURES, POSITIONS, SEEN, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import CacheShape, Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import Step
-from herd.models.weights import Kind, Leaf, Matrix, TensorSpec
+from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Update
 from herd.version import __version__
 
 if TYPE_CHECKING:
@@ -69,6 +79,7 @@ class CpuBackend:
         self._pictures: Pictures | None = None
         self._kept = None if origin is None else KeptWeights(origin, self._machine, options)
         self._in_place: InPlace | None = None
+        self._adapters = Adapters(self._packer, self._specs)
         try:
             self._packed = self._load_or_pack(leaf, release, checkpoint)
             caches = self._model.caches(cfg)
@@ -142,7 +153,15 @@ class CpuBackend:
             raise CapacityError(_NO_MEMORY) from problem
         program = self._program if watched is None else watched.program
         spans = [(span.start, span.tokens, span.pages, span.num_outputs) for span in plan.spans]
+        numbers = self._adapters.numbers(plan)
+        if numbers and watched is not None:
+            raise UsageError("Values cannot be watched where an adapter answers; load the model with it: herd.load(..., adapter=...).")
         try:
+            if numbers:
+                adapted = self._adapters.program
+                assert adapted is not None, "traced when the adapter was added"
+                placeholders, features, seeing = pictures or (None, None, ())
+                return adapted, adapted.step(spans, placeholders, features, seeing, numbers), {}
             if watched is None:
                 return program, program.step(spans, *pictures), {}
             program.begin(spans, *pictures)
@@ -174,12 +193,30 @@ class CpuBackend:
         except MemoryError as problem:
             raise CapacityError(_NO_MEMORY) from problem
 
+    def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
+        try:
+            self._adapters.add(name, updates)
+            self._trace_adapted()
+        except MemoryError as problem:
+            raise CapacityError(_NO_MEMORY) from problem
+
+    def remove_adapter(self, name: str) -> None:
+        self._adapters.remove(name)
+        self._trace_adapted()
+
+    def _trace_adapted(self) -> None:
+        self._adapters.program = None
+        if self._adapters:
+            self._adapters.program, _, _ = self._trace(updates=self._adapters.of(self._packed))
+
     def value_names(self) -> tuple[str, ...]:
         return self._value_names
 
     def memory(self) -> MemoryUse:
         weights = sum(packed.num_bytes for packed in self._packed.values())
         other = {} if self._pictures is None else {"pictures": self._pictures.num_bytes}
+        if self._adapters:
+            other["adapters"] = self._adapters.num_bytes
         buffers = sum(program.buffer_bytes for program in self._programs())
         return MemoryUse(weights, self.num_pages * self.page_bytes(), buffers, other)
 
@@ -200,6 +237,7 @@ class CpuBackend:
         self.allocate(0)
         del self._program
         self._watched = self._pictures = None
+        self._adapters.clear()
         self._packed.clear()
 
     def _answered(self) -> None:
@@ -257,9 +295,13 @@ class CpuBackend:
         """The program of every step, made anew; what was made of the weights before is gone."""
         self._watched = self._pictures = None
         self._program, self._value_names, _ = self._trace()
+        self._trace_adapted()
 
-    def _trace(self, watched: frozenset[str] = frozenset()) -> tuple[_core.Program, tuple[str, ...], list[Mark]]:
-        """A program with taps at the values `watched`, the names of all values, and where to find those."""
+    def _trace(
+        self, watched: frozenset[str] = frozenset(), updates: Mapping[PackedMatrix | PackedAdapted, Updates] | None = None
+    ) -> tuple[_core.Program, tuple[str, ...], list[Mark]]:
+        """A program with taps at the values `watched`, the names of all values, and where to find those. `updates`: with those of
+        the adapters on matrices that have some."""
         cfg, options = self._cfg, self._options
         program = _core.Program(
             self._machine,
@@ -269,10 +311,11 @@ class CpuBackend:
             options.max_step_outputs,
             cfg.vocab_size,
             num_embeddings(cfg),
+            len(self._adapters) if updates else 0,
         )
         if classifying(cfg) is not None:
             return program, (), []
-        ops = TracingOps(watched)
+        ops = TracingOps(watched, updates or {})
         layers, model = range(len(self._model.caches(cfg))), seeing(cfg)
         # The tensors of this backend are nodes, and names of what a step brings along.
         step = Step(
@@ -295,7 +338,8 @@ class CpuBackend:
     def _programs(self) -> list[_core.Program]:
         if self._is_closed:
             return []
-        return [self._program] if self._watched is None else [self._program, self._watched.program]
+        watched = None if self._watched is None else self._watched.program
+        return [program for program in (self._program, self._adapters.program, watched) if program is not None]
 
     def _watching(self, watch: Watch) -> WatchedProgram:
         """The program with taps at these values: the last one again, or another."""

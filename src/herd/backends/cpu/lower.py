@@ -29,6 +29,7 @@ from herd.backends.cpu.trace import (
     Experts,
     GatedAdd,
     Linear,
+    LowRank,
     Node,
     Norm,
     Overlay,
@@ -176,6 +177,8 @@ class _Lowering:
                 self._experts(node)
             case Linear():
                 self._products([node, *self._siblings(node)])
+            case LowRank():
+                self._low_rank(node)
             case _:
                 self._by_rows(node)
                 self._done_with(*node.inputs)
@@ -295,6 +298,13 @@ class _Lowering:
             return
         self._program.silu_gate(self._buffers[gate], self._buffers[up], self._take(node))
         self._done_with(gate, up)
+
+    def _low_rank(self, node: LowRank) -> None:
+        x, y = node.inputs
+        updates = [None if each is None else (each[0].native, each[1].native) for each in node.updates]
+        source, out = self._buffers[x], self._take_over(node, y)
+        self._program.low_rank(source, updates, out)
+        self._done_with(x, y)
 
     def _experts(self, node: Experts) -> None:
         x, scores = node.inputs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from herd import _core
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import UsageError
-from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec
+from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec, Update
 from herd.records import dataclass
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ class PackedExperts:
         return [self.whole.native.part(expert * step, self.rows) for expert in range(self.count)]
 
 
+PackedUpdate = tuple[PackedMatrix, PackedMatrix]
+Updates = tuple[PackedUpdate | None, ...]
+"""(down, up) of one matrix for each adapter, or None for an adapter that leaves it alone."""
+
 Packed = PackedMatrix | PackedAdapted | PackedVector | PackedExperts
 
 
@@ -124,15 +128,17 @@ class Packer:
         if isinstance(leaf, Adapted):
             import numpy as np
 
-            down, up = _values(leaf.down), _values(leaf.up) * np.float32(leaf.scale)
+            down, up = self.update(leaf)
             is_table = spec.kind is Kind.EMBEDDING
-            return PackedAdapted(
-                base=self.matrix(leaf.base),
-                down=self._floats(down),
-                up=self._floats(up),
-                down_transposed=self._floats(np.ascontiguousarray(down.T)) if is_table else None,
-            )
+            transposed = self._floats(np.ascontiguousarray(_values(leaf.down).T)) if is_table else None
+            return PackedAdapted(base=self.matrix(leaf.base), down=down, up=up, down_transposed=transposed)
         return self.matrix(leaf)
+
+    def update(self, update: Adapted | Update) -> PackedUpdate:
+        """The two matrices of a low-rank update, with its scale inside `up`."""
+        import numpy as np
+
+        return self._floats(_values(update.down)), self._floats(_values(update.up) * np.float32(update.scale))
 
     def matrix(self, leaf: Dense | Blocks) -> PackedMatrix:
         rows, columns = leaf.shape

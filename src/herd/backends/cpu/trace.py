@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import cast
 
-from herd.backends.cpu.packed import PackedAdapted, PackedExperts, PackedMatrix, PackedVector, from_one
+from herd.backends.cpu.packed import PackedAdapted, PackedExperts, PackedMatrix, PackedVector, Updates, from_one
 from herd.models.ops import NO_ALIASES, Window
 from herd.models.ops import Experts as ExpertWeights
 from herd.records import dataclass
@@ -50,6 +50,13 @@ class Norm(Node):
 class Linear(Node):
     matrix: PackedMatrix
     bias: PackedVector | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank(Node):
+    """Inputs: x, and the product of x with a matrix. `updates` of that matrix, one for each adapter that spans may name."""
+
+    updates: Updates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,9 +162,11 @@ TOKENS, POSITIONS, OUTPUT_ROWS, PICTURES, SEEN = "tokens_T", "positions_T", "out
 @dataclass
 class TracingOps:
     """`Ops` that computes nothing: `nodes` afterwards lists what was asked for, `names` the values that have names. The cache of
-    layer l is the integer l, and so is the memory of crossing layer l. Only names in `watched` become nodes."""
+    layer l is the integer l, and so is the memory of crossing layer l. Only names in `watched` become nodes. `updates`: of matrices that
+    adapters of single spans change."""
 
     watched: frozenset[str] = frozenset()
+    updates: Mapping[PackedMatrix | PackedAdapted, Updates] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
@@ -170,6 +179,14 @@ class TracingOps:
         return self.add(self.embed(tokens_T, table.base, aliases=aliases), self.linear(rows, table.down_transposed))
 
     def linear(self, x: Node, w: PackedMatrix | PackedAdapted, bias: PackedVector | None = None) -> Node:
+        updates = self.updates.get(w)
+        if updates is not None:
+            assert not x.outputs, "adapters change what tokens compute"
+            y = self._linear(x, w, bias)
+            return self._record(LowRank((x, y), y.width, y.outputs, updates))
+        return self._linear(x, w, bias)
+
+    def _linear(self, x: Node, w: PackedMatrix | PackedAdapted, bias: PackedVector | None) -> Node:
         if isinstance(w, PackedMatrix):
             return self._record(Linear((x,), w.shape[0], x.outputs, w, bias))
         return self.add(self.linear(x, w.base, bias), self.linear(self.linear(x, w.down), w.up))

@@ -10,6 +10,7 @@ it computed. Threads are numpy's own affair, so `threads` is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +25,12 @@ from herd.backends.base import (
     Plan,
     Span,
     StepResult,
+    by_adapter,
+    check_adapter,
     check_tokens,
     refuse_classifier,
     refuse_pictures,
+    unknown_adapter,
 )
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
 from herd.backends.reference.memory import memories, overlays
@@ -37,7 +41,7 @@ from herd.dtypes import BF16, F16, DType
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import PictureStep, Step
-from herd.models.weights import Adapted, Blocks, Leaf, Matrix
+from herd.models.weights import Adapted, Blocks, Leaf, Matrix, Update
 
 if TYPE_CHECKING:
     from herd.sampling.draw import Choice, Draw
@@ -69,6 +73,7 @@ class ReferenceBackend:
         self._leaves: dict[str, Matrix] = {spec.name: leaf(spec.name) for spec in self._model.tensors(cfg)}
         self._weights = self._model.weights(cfg, self._leaves.__getitem__)
         self._arrays = Arrays(self._dtype, self._plain_dtype, keep_bytes)
+        self._adapters: dict[str, Any] = {}
         self._ops = NumpyOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
         self._picture_ops = NumpyPictureOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
         self._encoded = Encoded(self.encode)
@@ -159,6 +164,18 @@ class ReferenceBackend:
         return logits_RV
 
     def _forward(self, plan: Plan) -> Floats:
+        """Every adapter's spans by themselves, if there are any."""
+        groups = by_adapter(plan)
+        if len(groups) == 1:
+            return self._forward_with(plan, next(iter(groups)))
+        rows: dict[int, Floats] = {}
+        for adapter, indices in groups.items():
+            part = replace(plan, spans=tuple(plan.spans[index] for index in indices))
+            ends = np.cumsum([span.num_outputs for span in part.spans])[:-1]
+            rows.update(zip(indices, np.split(self._forward_with(part, adapter), ends), strict=True))
+        return np.concatenate([rows[index] for index in range(len(plan.spans))])
+
+    def _forward_with(self, plan: Plan, adapter: str | None) -> Floats:
         located = places(plan)
         positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
         outputs = [np.arange(at.rows.stop - span.num_outputs, at.rows.stop) for span, at in zip(plan.spans, located, strict=True)]
@@ -175,7 +192,8 @@ class ReferenceBackend:
             seen=seen,
         )
         with np.errstate(all="ignore"):
-            logits_RV: Floats = self._model.forward(self._weights, self._cfg, step)
+            weights = self._weights if adapter is None else self._adapters[adapter]
+            logits_RV: Floats = self._model.forward(weights, self._cfg, step)
         return logits_RV
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
@@ -185,10 +203,21 @@ class ReferenceBackend:
                 raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
             if tuple(leaf.shape) != specs[name].shape:
                 raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(specs[name].shape)}.")
+        if self._adapters:
+            raise UsageError("Weights cannot be replaced while adapters are there; remove them first.")
         self._leaves.update(weights)
         self._weights = self._model.weights(self._cfg, self._leaves.__getitem__)
         self._arrays.clear()
         self._encoded.clear()
+
+    def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
+        check_adapter(name, self._adapters, updates, {spec.name: spec for spec in self._model.tensors(self._cfg)})
+        leaves = self._leaves | {at: update.over(self._leaves[at], at) for at, update in updates.items()}
+        self._adapters[name] = self._model.weights(self._cfg, leaves.__getitem__)
+
+    def remove_adapter(self, name: str) -> None:
+        if self._adapters.pop(name, None) is None:
+            raise unknown_adapter(name, self._adapters)
 
     def memory(self) -> MemoryUse:
         """`weights` counts the stored bytes (a mapped file's too) and what is kept converted; a step's own arrays come and go."""
@@ -203,6 +232,7 @@ class ReferenceBackend:
             self._arrays.clear()
             self._encoded.clear()
             self._leaves.clear()
+            self._adapters.clear()
             self.allocate(0)
             del self._weights
 
@@ -216,6 +246,8 @@ class ReferenceBackend:
         assert plan.spans, "a step without spans"
         for span in plan.spans:
             check_tokens(span.tokens, self.num_embeddings, span.start)
+            if span.adapter is not None and span.adapter not in self._adapters:
+                raise unknown_adapter(span.adapter, self._adapters)
             _check_span(span, self.num_pages)
 
 

@@ -12,7 +12,8 @@ compiled first, which takes a minute for each new shape.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,12 @@ from herd.backends.base import (
     Plan,
     Span,
     StepResult,
+    by_adapter,
+    check_adapter,
     check_tokens,
     refuse_classifier,
     refuse_pictures,
+    unknown_adapter,
 )
 from herd.backends.torch.attention import is_fused
 from herd.backends.torch.choosing import choose, judge
@@ -45,7 +49,7 @@ from herd.backends.torch.tensors import Tensors, parts
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import PictureStep, Step
-from herd.models.weights import Kind, Leaf, Matrix
+from herd.models.weights import Adapted, Kind, Leaf, Matrix, Update
 from herd.version import __version__
 
 CPU_KEEP_BYTES = 4 << 30
@@ -76,6 +80,7 @@ class TorchBackend:
         self._specs = {spec.name: spec for spec in self._model.tensors(cfg)}
         self._leaves: dict[str, Matrix] = {name: leaf(name) for name in self._specs}
         self._weights = self._model.weights(cfg, self._leaves.__getitem__)
+        self._adapters: dict[str, tuple[Any, Mapping[str, Adapted]]] = {}
         self._dtype = compute_dtype(options.dtype, self._leaves.values(), self._device)
         self._keep_bytes = keep_bytes
         self._tensors = self._load(release)
@@ -187,6 +192,8 @@ class TorchBackend:
                 raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
             if tuple(leaf.shape) != self._specs[name].shape:
                 raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(self._specs[name].shape)}.")
+        if self._adapters:
+            raise UsageError("Weights cannot be replaced while adapters are there; remove them first.")
         self._decoder.clear()
         self._encoded.clear()
         for name, leaf in weights.items():
@@ -198,6 +205,29 @@ class TorchBackend:
         except _OUT_OF_MEMORY as problem:
             raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
         self._weights = self._model.weights(self._cfg, self._leaves.__getitem__)
+
+    def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
+        check_adapter(name, self._adapters, updates, self._specs)
+        adapted = {at: update.over(self._leaves[at], at) for at, update in updates.items()}
+        try:
+            for leaf in adapted.values():
+                self._tensors.place(leaf)
+        except _OUT_OF_MEMORY as problem:
+            self._forget(adapted.values())
+            raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
+        leaves = self._leaves | adapted
+        self._adapters[name] = self._model.weights(self._cfg, leaves.__getitem__), adapted
+
+    def remove_adapter(self, name: str) -> None:
+        if name not in self._adapters:
+            raise unknown_adapter(name, self._adapters)
+        self._forget(self._adapters.pop(name)[1].values())
+
+    def _forget(self, adapted: Iterable[Adapted]) -> None:
+        """Gives back what the device holds of adapters; not of the matrices that they are over."""
+        for leaf in adapted:
+            self._tensors.forget(leaf.down)
+            self._tensors.forget(leaf.up)
 
     def memory(self) -> MemoryUse:
         """`weights` counts the stored bytes (a mapped file's too) and what is kept decoded; a step's own tensors come and go."""
@@ -216,6 +246,7 @@ class TorchBackend:
             self._tensors.clear()
             self._encoded.clear()
             self._leaves.clear()
+            self._adapters.clear()
             del self._weights
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -255,7 +286,7 @@ class TorchBackend:
         return Decoder(self._decode, self._device, lambda: CudaGraphs(self._device), rounds=True, max_rows=most)
 
     def _run(self, plan: Plan) -> Outcome:
-        if self._decoder.takes(plan) and not any(self._looks(span) for span in plan.spans):
+        if self._decoder.takes(plan) and not any(span.adapter is not None or self._looks(span) for span in plan.spans):
             return self._decoder.step(plan.spans, self._pages.scratch_page)
         logits_RV = self._forward(plan)
         return Outcome(logits_RV, judge(logits_RV))
@@ -285,6 +316,20 @@ class TorchBackend:
         return logits_RV, judge(logits_RV)
 
     def _forward(self, plan: Plan) -> Tensor:
+        """Every adapter's spans by themselves, if there are any."""
+        groups = by_adapter(plan)
+        if len(groups) == 1:
+            return self._forward_with(plan, next(iter(groups)))
+        rows: dict[int, Tensor] = {}
+        for adapter, indices in groups.items():
+            part = replace(plan, spans=tuple(plan.spans[index] for index in indices))
+            made, end = self._forward_with(part, adapter), 0
+            for index, span in zip(indices, part.spans, strict=True):
+                rows[index] = made[end : end + span.num_outputs]
+                end += span.num_outputs
+        return torch.cat([rows[index] for index in range(len(plan.spans))])
+
+    def _forward_with(self, plan: Plan, adapter: str | None) -> Tensor:
         layout = layout_of(plan, self._device, one_by_one=plan.watch is not None)
         positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
         ends = np.cumsum([len(span.tokens) for span in plan.spans])
@@ -301,7 +346,8 @@ class TorchBackend:
             memory=memory,
             seen=seen,
         )
-        logits_RV: Tensor = self._model.forward(self._weights, self._cfg, step)
+        weights = self._weights if adapter is None else self._adapters[adapter][0]
+        logits_RV: Tensor = self._model.forward(weights, self._cfg, step)
         return logits_RV
 
     def _check(self, plan: Plan) -> None:
@@ -314,6 +360,8 @@ class TorchBackend:
         assert plan.spans, "a step without spans"
         for span in plan.spans:
             check_tokens(span.tokens, self.num_embeddings, span.start)
+            if span.adapter is not None and span.adapter not in self._adapters:
+                raise unknown_adapter(span.adapter, self._adapters)
             _check_span(span, self.num_pages)
 
     def _not_finite(self, plan: Plan) -> str:
@@ -321,7 +369,7 @@ class TorchBackend:
         before it (zero times infinity is not a number), so the tokens are gone through again, one by one."""
         for span in plan.spans:
             for offset, token in enumerate(span.tokens):
-                alone = Span(span.start + offset, (token,), span.pages, 1, pictures=span.pictures)
+                alone = replace(span, start=span.start + offset, tokens=(token,), num_outputs=1, draws=())
                 logits_V = self._forward(Plan((alone,)))[0]
                 if offset < len(span.tokens) - span.num_outputs or bool(logits_V.isfinite().all()):
                     continue
