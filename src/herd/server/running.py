@@ -93,6 +93,14 @@ class Front:
         finally:
             for task in beside:
                 task.cancel()
+            for connection in list(self.connections):
+                connection.transport.abort()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    @property
+    def connections(self) -> set[Any]:
+        """The open connections."""
+        return cast(set[Any], self._server.server_state.connections)
 
     def wait_started(self, timeout_s: float) -> None:
         """From another thread: until connections are taken."""
