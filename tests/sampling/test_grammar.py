@@ -23,43 +23,14 @@ from herd.sampling.compiling import Compiler
 from herd.sampling.constraint import Constraint, ConstraintKind
 from herd.sampling.grammar import CACHE_BYTES, GrammarMatcher, Grammars, Spelling
 from herd.sampling.matching import is_allowed
-
-PIECES = ['{"', '":', '": ', ", ", "name", "true", '"}', "12", "ab", "abc", "  ", "é", "\n", '", "', "null"]
-TOKENS = [bytes([byte]) for byte in range(256)] + [piece.encode() for piece in PIECES] + [b"<stop>", b"<tag>", b""]
-STOP, TAG, EMPTY = len(TOKENS) - 3, len(TOKENS) - 2, len(TOKENS) - 1
-LONGEST_FIRST = sorted(range(256 + len(PIECES)), key=lambda token: -len(TOKENS[token]))
-
-
-def encode(text: str) -> list[int]:
-    rest, ids = text.encode(), []
-    while rest:
-        token = next(token for token in LONGEST_FIRST if rest.startswith(TOKENS[token]))
-        ids.append(token)
-        rest = rest[len(TOKENS[token]) :]
-    return ids
-
-
-def text_of(ids: list[int]) -> str:
-    return b"".join(TOKENS[token] for token in ids if token < STOP).decode()
+from spelled import EMPTY, STOP, TAG, TOKENS, encode, lark, make_grammars, regex, schema, text_of
 
 
 @pytest.fixture(scope="module")
 def grammars() -> Iterator[Grammars]:
-    made = Grammars(lambda: Spelling(TOKENS, {STOP, TAG}, encode))
+    made = make_grammars()
     yield made
     made.close()
-
-
-def schema(value: Any) -> Constraint:
-    return Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(value))
-
-
-def regex(pattern: str) -> Constraint:
-    return Constraint(ConstraintKind.REGEX, pattern)
-
-
-def lark(text: str) -> Constraint:
-    return Constraint(ConstraintKind.GRAMMAR, text)
 
 
 def allowed_ids(mask: np.ndarray) -> list[int]:
@@ -259,7 +230,7 @@ class _Hanging(Compiler):
 
 def test_a_process_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("herd.sampling.compiling.PATIENCE_S", 0.3)
-    made = Grammars(lambda: Spelling(TOKENS, {STOP, TAG}, encode), compiler=lambda *given: _Hanging(*given, seconds=0.2))
+    made = make_grammars(compiler=lambda *given: _Hanging(*given, seconds=0.2))
     try:
         made.matcher(regex("ab"), {STOP})
         with pytest.raises(UsageError, match=r"more than 0\.2 s"):
@@ -278,7 +249,7 @@ def test_a_process_that_dies_takes_only_its_grammar_with_it() -> None:
                 os.kill(self._child._process.pid, signal.SIGKILL)
             return super()._try(grammar)
 
-    made = Grammars(lambda: Spelling(TOKENS, {STOP, TAG}, encode), compiler=Dying)
+    made = make_grammars(compiler=Dying)
     try:
         made.matcher(regex("ab"), {STOP})
         with pytest.raises(UsageError, match="cannot be held to"):
@@ -289,7 +260,7 @@ def test_a_process_that_dies_takes_only_its_grammar_with_it() -> None:
 
 
 def test_no_process_is_left_behind() -> None:
-    made = Grammars(lambda: Spelling(TOKENS, {STOP, TAG}, encode))
+    made = make_grammars()
     made.matcher(regex("ab"), {STOP})
     assert made._vocabulary is not None
     compiler = made._vocabulary.compiler

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.sampling.matching import Matcher
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -32,7 +34,11 @@ class Outcome:
 def forward(backend: Backend, parts: List[Part]) -> list[Outcome]:
     """One outcome per part. If the step fails as a whole, each part is run alone: a step can be repeated, as it writes the
     same values to the same places and random numbers are a function of the position. What fails with drafted tokens is run again
-    without: a token that nobody would have chosen must not be to blame."""
+    without: a token that nobody would have chosen must not be to blame. A part that has a problem already is not run."""
+    if any(part.problem is not None for part in parts):
+        able = [part for part in parts if part.problem is None]
+        made = iter(forward(backend, able) if able else ())
+        return [next(made) if part.problem is None else Outcome(error=part.problem) for part in parts]
     try:
         return _step(backend, parts)
     except Exception as problem:
@@ -45,20 +51,34 @@ def forward(backend: Backend, parts: List[Part]) -> list[Outcome]:
 
 def accepted(part: Part, choices: List[Choice]) -> Iterator[Progress]:
     """Adds to the sequence what was chosen: all choices up to the first that the drafted tokens did not foresee, which were made after
-    the very tokens that the sequence now has, or up to the one that ends it."""
+    the very tokens that the sequence now has, or up to the one that ends it. A sequence whose language allows nothing more has ended:
+    the last progress then has no token."""
     sequence = part.sequence
     for choice, foreseen in zip(choices, [*part.drafted, None], strict=False):
         sequence.tokens.append(choice.token)
         if sequence.history is not None:
             sequence.history.add(choice.token)
+        is_whole = False
         if choice.token in sequence.stop_ids:
             sequence.stop_reason = StopReason.END
+        elif sequence.matcher is not None and _is_whole_with(sequence.matcher, choice.token):
+            is_whole = True
         elif sequence.length == sequence.max_length:
             sequence.stop_reason = StopReason.LENGTH
         reason = sequence.stop_reason
         yield Progress(sequence=sequence, token=choice.token, logprob=choice.logprob, top=choice.top, stop_reason=reason)
+        if is_whole:
+            sequence.stop_reason = StopReason.END
+            yield Progress(sequence=sequence, stop_reason=StopReason.END)
+            return
         if reason is not None or choice.token != foreseen:
             return
+
+
+def _is_whole_with(matcher: Matcher, token: int) -> bool:
+    """Whether an answer is complete, and can have no more, once it has this token."""
+    matcher.advance(token)
+    return matcher.is_done
 
 
 def _step(backend: Backend, parts: List[Part]) -> list[Outcome]:
@@ -82,9 +102,16 @@ def _span(part: Part) -> Span:
         tokens=[*sequence.tokens[part.start : part.end], *part.drafted],
         pages=sequence.pages,
         num_outputs=part.num_outputs + len(part.drafted),
-        draws=tuple(draw_after(sequence, part.drafted[:known]) for known in range(len(part.drafted) + 1)) if part.draws else (),
+        draws=tuple(_draws(part)) if part.draws else (),
         pictures=sequence.pictures,
     )
+
+
+def _draws(part: Part) -> Iterator[Draw]:
+    """A draw after the part, and one after each of its drafted tokens."""
+    for known in range(len(part.drafted) + 1):
+        draw = draw_after(part.sequence, part.drafted[:known])
+        yield replace(draw, allowed=part.masks[known]) if part.masks else draw
 
 
 def draw_after(sequence: Sequence, drafted: tuple[int, ...]) -> Draw:

@@ -24,10 +24,16 @@ from bisect import insort
 from collections.abc import Iterator
 from collections.abc import Sequence as List
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from herd.engine.pages import Pages, first_key, next_key
 from herd.engine.request import Purpose, Sequence, Status
+from herd.errors import HerdError
 from herd.records import dataclass
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +58,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Part:
     """One sequence's share of a step: `count` tokens from position `start`, and logits of the last `num_outputs`. There is room for
-    `room` tokens more, and `drafted`, at most so many, are tried: not known to be the sequence's, each with logits."""
+    `room` tokens more, and `drafted`, at most so many, are tried: not known to be the sequence's, each with logits. Of a sequence that is
+    held to a language, `masks` say what may be drawn after the part and after each drafted token, or `problem` why nothing may."""
 
     sequence: Sequence
     start: int
@@ -60,6 +67,8 @@ class Part:
     num_outputs: int
     room: int = 0
     drafted: tuple[int, ...] = ()
+    masks: tuple[NDArray[np.uint32], ...] = ()
+    problem: HerdError | None = None
 
     @property
     def end(self) -> int:

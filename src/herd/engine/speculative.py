@@ -22,6 +22,7 @@ from operator import mul
 from typing import Protocol
 
 from herd.backends.base import Backend
+from herd.engine.constrained import with_masks
 from herd.engine.forward import Outcome, forward
 from herd.engine.request import Sequence
 from herd.engine.scheduler import Part
@@ -82,13 +83,14 @@ class Speculation:
 
     def forward(self, backend: Backend, parts: List[Part]) -> tuple[list[Part], list[Outcome]]:
         """Drafts for the parts that have room, and runs the step: the parts as they were run, and an outcome for each."""
-        parts = self._drafted(parts, backend.vocab_size)
+        asked = {part.sequence.number for part in parts if _is_asked(part)}
+        parts = with_masks(self._drafted(parts, backend.vocab_size))
         before = self._clock()
         outcomes = forward(backend, parts)
         if all(part.is_decoding for part in parts):
             self._step_costs.add(sum(1 + len(part.drafted) for part in parts), self._clock() - before)
         for part, outcome in zip(parts, outcomes, strict=True):
-            if part.drafted and outcome.choices:
+            if part.drafted and outcome.choices and part.sequence.number in asked:
                 self._learn(part, [choice.token for choice in outcome.choices])
         return parts, outcomes
 
@@ -96,7 +98,7 @@ class Speculation:
         self._drafter.close()
 
     def _drafted(self, parts: List[Part], vocab_size: int) -> list[Part]:
-        asked = [part for part in parts if part.room]
+        asked = [part for part in parts if _is_asked(part)]
         if not asked:
             self._undrafted += 1
             if self._undrafted == StepCosts.STALE:
@@ -106,7 +108,7 @@ class Speculation:
         before = self._clock()
         found = iter(self._drafter.draft([(part.sequence, part.room) for part in asked]))
         self._draft_seconds.append((self._clock() - before) / max(part.room for part in asked))
-        return [replace(part, drafted=tuple(_sensible(next(found), part, vocab_size))) if part.room else part for part in parts]
+        return [replace(part, drafted=tuple(_sensible(next(found), part, vocab_size))) if _is_asked(part) else part for part in parts]
 
     def _drafting(self, size: int) -> float:
         """Seconds that so many drafts take."""
@@ -180,6 +182,11 @@ class Rate:
     def chance(self, before: float | None = None, weight: float = 2.0) -> float:
         """The share; with `before`, which counts for `weight` observations."""
         return self._right / self._all if before is None else (self._right + before * weight) / (self._all + weight)
+
+
+def _is_asked(part: Part) -> bool:
+    """Whether there is room for drafts, and nothing forced that takes it."""
+    return part.room > 0 and not part.drafted
 
 
 def _sensible(drafted: List[int], part: Part, vocab_size: int) -> Iterator[int]:

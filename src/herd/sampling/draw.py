@@ -27,6 +27,7 @@ class Draw:
     choice_index    which of several answers to one prompt this is
     seen_ids        distinct tokens of prompt and answer so far, int32 [n]; may be empty when no penalty is used
     answer_counts   how often each of them occurs in the answer so far, int32 [n]
+    allowed         uint32 [V / 32], rounded up: token i may be chosen if bit i % 32 of word i // 32 is set; None: all may
     """
 
     params: SamplingParams
@@ -35,6 +36,7 @@ class Draw:
     choice_index: int = 0
     seen_ids: NDArray[np.int32] = field(default_factory=_no_tokens)
     answer_counts: NDArray[np.int32] = field(default_factory=_no_tokens)
+    allowed: NDArray[np.uint32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
