@@ -32,7 +32,7 @@ def judge(logits_RV: Tensor) -> Tensor:
 def is_plainly_greedy(draw: Draw) -> bool:
     """Whether a draw takes the likeliest token as the model has it, and wants to know of no others."""
     params = draw.params
-    return params.temperature == 0.0 and not params.logit_bias and not params.uses_history and not params.logprobs
+    return params.temperature == 0.0 and not params.logit_bias and not params.uses_history and not params.logprobs and draw.allowed is None
 
 
 def choose(plan: Plan, logits_RV: Tensor, verdicts: list[list[float]]) -> tuple[tuple[Choice, ...], ...]:
