@@ -9,5 +9,7 @@ def surfaces() -> list[Route]:
     """Every route; modules are imported when a server is built."""
     from herd.server import health
     from herd.server.anthropic import messages
+    from herd.server.openai import chat, completions, embeddings, models, moderations, tokens
 
-    return [*messages.ROUTES, *health.ROUTES]
+    openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES]
+    return [*openai, *messages.ROUTES, *health.ROUTES]
