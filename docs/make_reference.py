@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: commands, Python names, settings, errors, number formats and the family.
+"""Writes docs/reference/ from the code: commands, Python names, settings, endpoints, errors, number formats and the family.
 
 python docs/make_reference.py            writes the pages that changed
 python docs/make_reference.py --check    exit code 1 and their names when any is stale
@@ -100,9 +100,10 @@ def settings() -> str:
     from herd.backends.base import BackendOptions
     from herd.models.llama import LlamaConfig
     from herd.sampling.params import SamplingParams
+    from herd.server.settings import RequestLimits, Settings
 
     parts = ["# Settings\n"]
-    for kind in (SamplingParams, BackendOptions, LlamaConfig):
+    for kind in (SamplingParams, BackendOptions, LlamaConfig, Settings, RequestLimits):
         parts.append(f"## {kind.__name__}\n\n```text\n{inspect.getdoc(kind)}\n```\n")
         rows = [f"| `{field.name}` | {cell(field.type)} | {cell(default(field))} |" for field in dataclasses.fields(kind)]
         parts.append("\n".join(["| field | type | default |", "|---|---|---|", *rows]) + "\n")
@@ -187,10 +188,19 @@ def cell(value: object) -> str:
     return str(value if not isinstance(value, type) else value.__name__).replace("|", "\\|")
 
 
+def endpoints() -> str:
+    """Every route of the server, and what becomes of each field of a body."""
+    from herd.server.endpoints import endpoints_page
+    from herd.server.surfaces import surfaces
+
+    return endpoints_page(surfaces())
+
+
 PAGES = {
     "commands.md": commands,
     "python.md": python,
     "settings.md": settings,
+    "endpoints.md": endpoints,
     "errors.md": errors,
     "formats.md": formats,
     "family.md": family,

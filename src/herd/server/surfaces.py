@@ -7,9 +7,11 @@ from starlette.routing import Route
 
 def surfaces() -> list[Route]:
     """Every route; modules are imported when a server is built."""
-    from herd.server import health
+    from herd.server import docs_page, health
     from herd.server.anthropic import messages
+    from herd.server.ollama import embedding, generating
+    from herd.server.ollama import models as ollama_models
     from herd.server.openai import chat, completions, embeddings, models, moderations, tokens
 
     openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES]
-    return [*openai, *messages.ROUTES, *health.ROUTES]
+    return [*openai, *messages.ROUTES, *health.ROUTES, *docs_page.ROUTES]
