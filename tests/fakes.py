@@ -18,6 +18,7 @@ from herd.errors import CapacityError, FileProblem, UsageError
 from herd.sampling.chain import choose
 
 NOTHING = -1
+ADAPTED = 1000
 
 
 class FakeBackend:
@@ -43,6 +44,7 @@ class FakeBackend:
         self.plans: list[Plan] = []
         self.before_step: Callable[[Plan], None] = lambda plan: None
         self.is_closed = False
+        self.adapters: dict[str, int] = {}
         self._contents = np.zeros((0, PAGE_TOKENS), np.int64)
 
     @property
@@ -75,13 +77,24 @@ class FakeBackend:
                 raise UsageError("A token is outside the vocabulary.")
         for span in plan.spans:
             for index, token in enumerate(span.tokens):
-                self._contents[self._place(span, span.start + index)] = token
+                self._contents[self._place(span, span.start + index)] = token + self._offset(span)
         rows, choices = [], []
         for span in plan.spans:
             outputs = [self._logits(span, end) for end in range(self._end(span) - span.num_outputs + 1, self._end(span) + 1)]
             rows.extend(outputs)
             choices.append(tuple(map(choose, outputs[len(outputs) - len(span.draws) :], span.draws)))
         return StepResult(tuple(choices), np.stack(rows) if plan.want_logits and rows else None)
+
+    def add_adapter(self, name: str, updates: Mapping[str, Any]) -> None:
+        """An adapter makes other tokens of all that a span computes."""
+        assert name not in self.adapters
+        self.adapters[name] = fake_adapter(name)
+
+    def remove_adapter(self, name: str) -> None:
+        del self.adapters[name]
+
+    def _offset(self, span: Span) -> int:
+        return 0 if span.adapter is None else self.adapters[span.adapter]
 
     def update(self, weights: Mapping[str, Any]) -> None:
         self._contents[:] = NOTHING
@@ -95,6 +108,7 @@ class FakeBackend:
     def _logits(self, span: Span, end: int) -> np.ndarray:
         tokens = [int(self._contents[self._place(span, position)]) for position in range(end)]
         assert NOTHING not in tokens, "a sequence reads a token that was never computed"
+        assert len({token // ADAPTED for token in tokens}) == 1, "a sequence reads what another adapter computed"
         if self.spoiled(tokens):
             raise FileProblem(f"The logits for token {end} contain NaN.")
         return fake_logits(tokens, self.vocab_size)
@@ -112,6 +126,11 @@ class FakeBackend:
     @staticmethod
     def _end(span: Span) -> int:
         return span.start + len(span.tokens)
+
+
+def fake_adapter(name: str) -> int:
+    """What the adapter of this name adds to every token."""
+    return ADAPTED * (1 + name.encode()[0])
 
 
 def fake_logits(tokens: Sequence[int], vocab_size: int) -> np.ndarray:

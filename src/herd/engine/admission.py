@@ -76,6 +76,8 @@ def new_answer(
         pictures=request.pictures,
         caller=request.caller,
         is_low=request.is_low,
+        owner=request.owner,
+        adapter=request.adapter,
         matcher=request.matcher,
         history=_history(token for token in tokens if token < vocab_size) if sampling.uses_history else None,
         news=news,
@@ -96,6 +98,8 @@ def new_scores(request: Request, tokens: list[int], news: deque[Progress] | None
         pictures=request.pictures,
         caller=request.caller,
         is_low=request.is_low,
+        owner=request.owner,
+        adapter=request.adapter,
         news=news,
     )
 

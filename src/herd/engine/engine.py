@@ -18,10 +18,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as List
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
 from herd.engine import contents
+from herd.engine.adapters import Adapters
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.constrained import forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from herd.engine.speculative import Speculation
-    from herd.models.weights import Matrix
+    from herd.models.weights import Matrix, Update
 
 
 class Engine:
@@ -83,6 +85,7 @@ class Engine:
             max_step_outputs=max_step_outputs,
         )
         self._scheduler = Scheduler(self.limits)
+        self._adapters = Adapters(backend)
         self._speculation = speculation
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -113,11 +116,16 @@ class Engine:
         with self._exclusive():
             pages = self._scheduler.pages
             counts = pages.num_free, pages.num_owned, pages.num_cached
-            return Load(*counts, waiting=len(self._scheduler.waiting), running=len(self._scheduler.running))
+            scheduler = self._scheduler
+            return Load(*counts, waiting=len(scheduler.waiting), running=len(scheduler.running), preempted=scheduler.num_preempted)
 
     def validate(self, request: Request) -> None:
         """`UsageError` or `CapacityError` for a request that can never be honoured; says nothing about how busy the engine is."""
         self._validated(request)
+
+    def check_tokens(self, tokens: List[int]) -> None:
+        """`UsageError` or `CapacityError` for a text that can never be run."""
+        check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
 
     def submit(self, request: Request) -> Sequence:
         """Queues a request for `step`. Errors as `validate`, and `Busy` for a full queue. A request without room for a token is
@@ -127,7 +135,7 @@ class Engine:
     def submit_scores(self, request: Request) -> Sequence:
         """Queues the prompt of a request for `step`, which gives the logits at all of its positions. Errors as `submit`."""
         tokens = check_tokens(request.tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
-        return self._enter(new_scores(request, tokens, None), request.deadline_s)
+        return self._enter(new_scores(self._salted(request), tokens, None), request.deadline_s)
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence, wherever it is; nothing happens if it has ended. Never waits (see above)."""
@@ -148,6 +156,11 @@ class Engine:
             if not self._has_work and not self._is_closed:
                 self._changed.wait(timeout_s)
             return self._has_work
+
+    def wake(self) -> None:
+        """Ends a `wait` in progress."""
+        with self._exclusive():
+            self._changed.notify_all()
 
     @property
     def _has_work(self) -> bool:
@@ -224,6 +237,29 @@ class Engine:
             self.is_updated = True
             self.backend.update(weights)
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The LoRA adapters that requests may name."""
+        with self._exclusive():
+            return self._adapters.names
+
+    def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
+        """Gives requests an adapter to name, between two steps; those that run do not notice. Errors as `Backend.add_adapter`."""
+        with self._driving():
+            self._adapters.add(name, updates)
+
+    def remove_adapter(self, name: str) -> None:
+        """Refuses the adapter to new requests; it is gone when the last of those that have it has ended. `UsageError` for one that is
+        not there."""
+        with self._exclusive():
+            self._adapters.remove(name)
+            if self._driver is None:
+                self._settle_adapters()
+
+    def _settle_adapters(self) -> None:
+        if not self._adapters.is_settled:
+            self._adapters.settle({each.adapter for each in (*self._scheduler.running, *self._scheduler.waiting)})
+
     def check(self) -> None:
         """Fails (AssertionError) if the books are wrong. For tests."""
         with self._exclusive():
@@ -245,15 +281,23 @@ class Engine:
     def _submit(self, request: Request, news: deque[Progress] | None) -> Sequence:
         tokens = self._validated(request)
         room, vocab_size = self.max_length - len(tokens), self.backend.vocab_size
-        return self._enter(new_answer(request, tokens, room, self.stop_ids, vocab_size, news), request.deadline_s)
+        return self._enter(new_answer(self._salted(request), tokens, room, self.stop_ids, vocab_size, news), request.deadline_s)
+
+    def _salted(self, request: Request) -> Request:
+        """With the salt that pages have under the request's adapter. `UsageError` for an adapter that is not there."""
+        with self._exclusive():
+            return replace(request, salt=self._adapters.salt(request.adapter, request.salt))
 
     def _validated(self, request: Request) -> list[int]:
+        with self._exclusive():
+            self._adapters.check(request.adapter)
         return check_request(request, self.backend, self.context_length, self.limits.cache_tokens)
 
     def _enter(self, sequence: Sequence, deadline_s: float | None = None) -> Sequence:
         with self._exclusive():
             if self._is_closed:
                 raise UsageError("The engine is closed.")
+            self._adapters.check(sequence.adapter)
             self._refuse_if_full(sequence)
             sequence.number = self._next_number
             self._next_number += 1
@@ -293,6 +337,7 @@ class Engine:
         finally:
             with self._exclusive():
                 self._driver = None
+                self._settle_adapters()
                 self._changed.notify_all()
 
     @contextmanager
@@ -383,6 +428,7 @@ class Engine:
             self._driver = None
             self._in_step = frozenset()
             self._carry_out()
+            self._settle_adapters()
             self._changed.notify_all()
 
     def _begin(self, fresh: list[Sequence]) -> None:

@@ -104,6 +104,7 @@ def _span(part: Part) -> Span:
         num_outputs=part.num_outputs + len(part.drafted),
         draws=tuple(_draws(part)) if part.draws else (),
         pictures=sequence.pictures,
+        adapter=sequence.adapter,
     )
 
 

@@ -45,6 +45,8 @@ class Request:
     matcher         says what may come next, for an answer that is held to a language; made for this request alone
     caller          on whose behalf: each name gets an equal share of a full engine
     is_low          runs in what requests without it leave
+    adapter         the LoRA adapter that answers, by the name under which it was added; None: the model itself
+    owner           whatever whoever asks wants to find at the sequence; the engine does not look at it
     deadline_s      seconds from the submission after which the request is given up, wherever it is; None: never
     """
 
@@ -59,17 +61,20 @@ class Request:
     caller: str = ""
     is_low: bool = False
     deadline_s: float | None = None
+    owner: object | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy the engine is: pages by owner, and sequences by status."""
+    """How busy the engine is: pages by owner, and sequences by status; and how often one had to give way since the start."""
 
     free_pages: int
     owned_pages: int
     cached_pages: int
     waiting: int
     running: int
+    preempted: int = 0
 
 
 class Status(Enum):
@@ -103,6 +108,8 @@ class Sequence:
     pictures: tuple[Placed, ...] = ()
     caller: str = ""
     is_low: bool = False
+    owner: object | None = None
+    adapter: str | None = None
     matcher: Matcher | None = None
     history: History | None = None
 

@@ -93,6 +93,7 @@ class Scheduler:
         self.pages = Pages(limits.num_pages)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.num_preempted = 0
 
     def add(self, sequence: Sequence) -> None:
         """Puts a new sequence at the end of the queue. It must fit into all pages together."""
@@ -241,6 +242,7 @@ class Scheduler:
         return (shared, [], start) if tail is None else (shared, [tail[0]], start + tail[1])
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.num_preempted += 1
         self.running.remove(sequence)
         self._give_back(sequence, keep=True)
         sequence.status = Status.WAITING
