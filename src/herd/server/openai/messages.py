@@ -75,7 +75,7 @@ def _known_part(value: object) -> object:
     return value
 
 
-TextParts = Annotated[list[Annotated[TextPart, BeforeValidator(_known_part)]], Field(min_length=1)]
+TextParts = Annotated[list[Annotated[TextPart, known("type", "text"), BeforeValidator(_known_part)]], Field(min_length=1)]
 UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type"), known("type", "text", "image_url"), BeforeValidator(_known_part)]
 AssistantPart = Annotated[
     TextPart | RefusalPart, Field(discriminator="type"), known("type", "text", "refusal"), BeforeValidator(_known_part)
