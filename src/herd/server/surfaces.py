@@ -14,4 +14,4 @@ def surfaces() -> list[Route]:
     from herd.server.openai import chat, completions, embeddings, models, moderations, tokens
 
     openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES]
-    return [*openai, *messages.ROUTES, *health.ROUTES, *docs_page.ROUTES]
+    return [*openai, *messages.ROUTES, *generating.ROUTES, *embedding.ROUTES, *ollama_models.ROUTES, *health.ROUTES, *docs_page.ROUTES]

@@ -1,0 +1,1 @@
+"""Ollama's API: a JSON object a line, times in nanoseconds, and a table of options."""
