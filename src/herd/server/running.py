@@ -36,7 +36,8 @@ _LOG = logging.getLogger("herd.server")
 def listen(settings: Settings) -> socket.socket:
     """The socket of a server. `UsageError` for an address that is taken, or not ours."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small writes at once (TCP_NODELAY) only where a socket says that it is TCP; else each answer waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
