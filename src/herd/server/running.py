@@ -9,35 +9,42 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import logging
+import signal
 import socket
 import threading
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
 from herd.errors import UsageError
+from herd.providers.base import Pool
+from herd.server.app import build
 from herd.server.front import LimitedProtocol
-from herd.server.house import House
+from herd.server.house import House, make_house
+from herd.server.keys import Keys
 from herd.server.operations import operation_of
 from herd.server.settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from herd.server.app import App
 
-LOOK_EVERY_S = 0.05
+LOOK_EVERY_S = 0.02
 BACKLOG = 2048
 SEND_BYTES = 128 << 10
 """What the system may hold for a client that does not read; more would be memory that nobody counts."""
-_LOG = logging.getLogger("herd.server")
+SPARE_FILES = 256
+"""Files that are open besides connections: models, logs, the database."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def listen(settings: Settings) -> socket.socket:
     """The socket of a server. `UsageError` for an address that is taken, or not ours."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio sends small writes at once (TCP_NODELAY) only where a socket says that it is TCP; else each answer waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -59,15 +66,104 @@ def _cannot_listen(settings: Settings, problem: OSError) -> UsageError:
     return UsageError(f"{where} is no address of this computer to listen on ({problem.strerror}). Choose another with --host.")
 
 
+def address(listener: socket.socket) -> str:
+    """Where a client on this computer finds the server: http://127.0.0.1:8000."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def raise_file_limit(settings: Settings) -> None:
+    """Lets this process open as many files as connections may come. `UsageError` where the system does not allow that."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UsageError(
+                f"{settings.max_connections} connections need {needed} open files; this system allows {hard}."
+                f" Allow more with `ulimit -n`, or fewer connections with --set max_connections={max(1, hard - SPARE_FILES)}."
+            )
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def run(
+    listener: socket.socket,
+    settings: Settings,
+    keys: Keys,
+    pool: AbstractAsyncContextManager[Pool],
+    on_ready: Callable[[House], None] = lambda house: None,
+    routes: Sequence[Route] | None = None,
+) -> None:
+    """Serves until a signal ends it. `on_ready` is called once, when the models of the start can answer. `routes` None: all there are."""
+    asyncio.run(_run(listener, settings, keys, pool, on_ready, routes))
+
+
+async def _run(
+    listener: socket.socket,
+    settings: Settings,
+    keys: Keys,
+    opening: AbstractAsyncContextManager[Pool],
+    on_ready: Callable[[House], None],
+    routes: Sequence[Route] | None,
+) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    is_told = False
+
+    def stop() -> None:
+        nonlocal is_told
+        is_told = True
+        task.cancel()
+
+    try:
+        with listener, _signals(loop, stop):
+            async with opening as pool:
+                house = make_house(pool, settings, keys)
+                front = Front(house, build(house, routes))
+                with _signals(loop, front.stop):
+                    telling = asyncio.create_task(_tell_ready(house, on_ready))
+                    try:
+                        await front.serve(listener)
+                    finally:
+                        telling.cancel()
+    except asyncio.CancelledError:
+        if not is_told:
+            raise
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterator[None]:
+    """What happens at a signal while the block runs."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _tell_ready(house: House, on_ready: Callable[[House], None]) -> None:
+    while not house.pool.is_ready:
+        await asyncio.sleep(LOOK_EVERY_S)
+    on_ready(house)
+
+
 class Front:
     """The web process' server."""
 
     def __init__(self, house: House, app: App) -> None:
         self._house = house
         self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         uploads = frozenset(route.path for route in app.routes if operation_of(route).uploads)
         protocol = functools.partial(LimitedProtocol, settings=house.settings, metrics=house.metrics, upload_paths=uploads)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -75,15 +171,14 @@ class Front:
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="critical",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=max(1, int(house.settings.keep_alive_s)),
                 timeout_graceful_shutdown=1,
-                log_level="critical",
             )
         )
-        self._server.on_signal = self._on_signal
 
     async def serve(self, listener: socket.socket) -> None:
         """Serves until it is told to stop."""
@@ -111,10 +206,7 @@ class Front:
     def stop(self, at_once: bool = False) -> None:
         """From any thread. A second time, or `at_once`: without waiting for answers that run."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop, at_once)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stop(at_once=self._house.is_draining)
+            self._loop.call_soon_threadsafe(self._stop, at_once or self._house.is_draining)
 
     def _stop(self, at_once: bool) -> None:
         if at_once:
@@ -145,9 +237,8 @@ class Front:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(1.0, shortest_s / 4))
-            for connection in list(self._server.server_state.connections):
-                if isinstance(connection, LimitedProtocol):
-                    connection.check(loop.time())
+            for connection in list(self.connections):
+                connection.check(loop.time())
 
     async def _tell_started(self) -> None:
         while not self._server.started:
@@ -156,9 +247,8 @@ class Front:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, whose signals mean what ours do; it does not raise them again when it ended."""
+    """uvicorn's server, but for its signals, which are ours."""
 
-    on_signal: Any = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.on_signal(sig, frame)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
