@@ -44,7 +44,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def listen(settings: Settings) -> socket.socket:
     """The socket of a server. `UsageError` for an address that is taken, or not ours."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small writes at once (TCP_NODELAY) only where a socket says that it is TCP; else each answer waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -184,9 +185,11 @@ class Front:
         """Serves until it is told to stop."""
         self._loop = asyncio.get_running_loop()
         beside = [asyncio.create_task(self._tell_started()), asyncio.create_task(self._look_after())]
+        await self._house.keeping.start(partial(resume, self._house))
         try:
             await self._server.serve(sockets=[listener])
         finally:
+            await self._house.keeping.stop()
             for task in beside:
                 task.cancel()
             for connection in list(self.connections):
