@@ -18,6 +18,7 @@ using namespace nb::literals;
 namespace {
 
 using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words1 = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows2 = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
 
 // A draw and the arrays that its spans look into.
@@ -25,6 +26,7 @@ struct HeldDraw {
     Draw draw;
     int64_t row = 0;
     Ids seen_ids, answer_counts;
+    Words1 allowed;
 };
 
 void check_id(int64_t id, int64_t vocabulary, const char* what) {
@@ -42,6 +44,17 @@ void read_history(nb::handle source, int64_t vocabulary, HeldDraw& held) {
     held.draw.seen_ids = {held.seen_ids.data(), held.seen_ids.size()};
     held.draw.answer_counts = {held.answer_counts.data(), held.answer_counts.size()};
     for (const int32_t id : held.draw.seen_ids) check_id(id, vocabulary, "seen_ids");
+}
+
+void read_allowed(nb::handle source, int64_t vocabulary, HeldDraw& held) {
+    const nb::object allowed = source.attr("allowed");
+    if (allowed.is_none()) return;
+    held.allowed = nb::cast<Words1>(allowed);
+    const int64_t words = divide_up(vocabulary, 32);
+    if (static_cast<int64_t>(held.allowed.size()) != words) {
+        throw std::invalid_argument("allowed has " + std::to_string(held.allowed.size()) + " words; a vocabulary of " + std::to_string(vocabulary) + " takes " + std::to_string(words));
+    }
+    held.draw.allowed = {held.allowed.data(), held.allowed.size()};
 }
 
 // From a herd.sampling.draw.Draw.
@@ -75,6 +88,7 @@ HeldDraw read_draw(nb::handle source, int64_t vocabulary) {
         }
     }
     if (draw.has_penalties()) read_history(source, vocabulary, held);
+    read_allowed(source, vocabulary, held);
     return held;
 }
 
@@ -146,7 +160,7 @@ void bind_sample(nb::module_& m) {
              }),
              "machine"_a, "vocab_size"_a)
         .def("choose", &choose, "logits"_a, "rows"_a, "draws"_a, nb::sig("def choose(self, logits: memoryview, rows: list[int], draws: list) -> list"),
-             "One herd.sampling.draw.Choice per (row of `logits` [R, V] float32, Draw); None where the row has NaN or +inf, or nothing but -inf.");
+             "One herd.sampling.draw.Choice per (row of `logits` [R, V] float32, Draw); None where the row has NaN or +inf, or nothing but -inf, or where no token is allowed.");
     m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> counter, std::tuple<uint32_t, uint32_t> key) {
         const auto [a, b, c, d] = counter;
         const Words words = philox({{a, b, c, d}}, std::get<0>(key), std::get<1>(key));

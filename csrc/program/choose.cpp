@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 namespace herd {
 
@@ -77,6 +78,7 @@ Choice Chooser::choose(const float* logits, const Draw& draw) {
     if (raw.has_nan || !std::isfinite(raw.value)) return choice;
     is_adjusted_ = adjust(logits, draw);
     const Largest largest = is_adjusted_ ? kernels_.largest_double(adjusted_.as<double>(), vocabulary_) : raw;
+    if (!std::isfinite(largest.value)) return choice;  // nothing is allowed
     double total = 0.0;  // of exp(logit - largest), known already if the weights are just these
     if (draw.temperature == 0.0) {
         choice.token = static_cast<int32_t>(largest.index);
@@ -101,19 +103,38 @@ double Chooser::weigh(const float* logits, double largest, double factor) {
     return kernels_.weigh(logits, vocabulary_, largest, factor, weights, runs);
 }
 
-// Logits after bias and penalties, if there are any.
+// Logits after bias, penalties and what is not allowed, if there is any of it.
 bool Chooser::adjust(const float* logits, const Draw& draw) {
-    if (draw.bias_ids.empty() && !draw.has_penalties()) return false;
+    if (draw.bias_ids.empty() && !draw.has_penalties() && draw.allowed.empty()) return false;
     double* adjusted = adjusted_.as<double>();
     std::copy(logits, logits + vocabulary_, adjusted);
     for (size_t i = 0; i < draw.bias_ids.size(); ++i) adjusted[draw.bias_ids[i]] += draw.biases[i];
-    if (!draw.has_penalties()) return true;
+    if (draw.has_penalties()) penalise(draw);
+    if (!draw.allowed.empty()) forbid(draw.allowed);
+    return true;
+}
+
+void Chooser::penalise(const Draw& draw) {
+    double* adjusted = adjusted_.as<double>();
     for (size_t i = 0; i < draw.seen_ids.size(); ++i) {
         double& value = adjusted[draw.seen_ids[i]];
         value = value > 0.0 ? value / draw.repetition_penalty : value * draw.repetition_penalty;
         value -= (draw.answer_counts[i] > 0 ? draw.presence_penalty : 0.0) + draw.frequency_penalty * draw.answer_counts[i];
     }
-    return true;
+}
+
+// What is not allowed becomes -inf.
+void Chooser::forbid(std::span<const uint32_t> allowed) {
+    constexpr int64_t kBits = 32;
+    double* adjusted = adjusted_.as<double>();
+    for (size_t word = 0; word < allowed.size(); ++word) {
+        const uint32_t bits = allowed[word];
+        const int64_t begin = static_cast<int64_t>(word) * kBits, size = std::min(kBits, vocabulary_ - begin);
+        if (bits == ~uint32_t{0}) continue;
+        for (int64_t i = 0; i < size; ++i) {
+            if ((bits >> i & 1u) == 0) adjusted[begin + i] = -std::numeric_limits<double>::infinity();
+        }
+    }
 }
 
 // A token by the weights, whose sum is `total`.

@@ -1,6 +1,6 @@
 // choose: the next token from a row of logits, as sampling/chain.py defines it.
 //
-//   logits -> bias -> penalties -> (temperature 0: the largest) -> temperature -> top_k -> top_p -> min_p -> draw
+//   logits -> bias -> penalties -> allowed -> (temperature 0: the largest) -> temperature -> top_k -> top_p -> min_p -> draw
 //
 // No full sort: weights above a falling threshold are collected until they hold what is asked for; if those are many, they
 // are put into buckets, and only one bucket is sorted.
@@ -29,11 +29,13 @@ struct Draw {
     std::vector<int32_t> bias_ids;
     std::vector<double> biases;
     std::span<const int32_t> seen_ids, answer_counts;
+    // One bit per token, from the lowest of the first word: whether it may be chosen. Empty: all may.
+    std::span<const uint32_t> allowed;
 
     bool has_penalties() const { return repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0; }
 };
 
-// `token` is -1 if no distribution can be made of the row: it has NaN or +inf, or nothing but -inf.
+// `token` is -1 if no distribution can be made of the row: it has NaN or +inf, or nothing but -inf; or if no token may be chosen.
 struct Choice {
     int32_t token = -1;
     double logprob = 0.0;
@@ -72,6 +74,8 @@ class Chooser {
     static bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
     bool has_top_k(const Draw& draw) const;
     bool adjust(const float* logits, const Draw& draw);
+    void penalise(const Draw& draw);
+    void forbid(std::span<const uint32_t> allowed);
     double weigh(const float* logits, double largest, double factor);
     int32_t pick(const float* logits, const Draw& draw, double total);
     void gather(const float* logits, const Draw& draw, double total, double u);

@@ -79,6 +79,25 @@ void rows_without_a_distribution(herd::Isa isa) {
     check(herd::Chooser(isa, 301).choose(nothing.data(), {}).token == -1, "no choice from nothing but -inf");
 }
 
+// Of allowed tokens alone, each at its place in a word; and none where none is allowed.
+void only_what_is_allowed(herd::Isa isa) {
+    for (const int64_t size : {1, 31, 32, 33, 300}) {
+        std::vector<float> logits(static_cast<size_t>(size), 0.0f);
+        logits[0] = 5.0f;
+        herd::Chooser chooser(isa, size);
+        for (herd::Draw draw : draws()) {
+            std::vector<uint32_t> words(static_cast<size_t>((size + 31) / 32));
+            draw.allowed = words;
+            check(chooser.choose(logits.data(), draw).token == -1, "no choice where nothing is allowed");
+            for (int64_t id = 0; id < size; ++id) {
+                words.assign(words.size(), 0u);
+                words[static_cast<size_t>(id / 32)] = 1u << (id % 32);
+                check(chooser.choose(logits.data(), draw).token == id, "the one token that is allowed");
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -86,6 +105,7 @@ int main() {
     for (const herd::Isa isa : herd::available_isas()) {
         every_path_at_every_size(isa);
         rows_without_a_distribution(isa);
+        only_what_is_allowed(isa);
     }
     return failures == 0 ? 0 : 1;
 }

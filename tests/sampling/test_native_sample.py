@@ -62,6 +62,12 @@ def random_draw(rng: np.random.Generator, vocab_size: int) -> Draw:
     )
 
 
+def masked(draw: Draw, allowed: np.ndarray) -> Draw:
+    """The draw among the tokens that `allowed`, bool [V], has."""
+    bits = np.packbits(np.pad(allowed, (0, -len(allowed) % 32)), bitorder="little")
+    return dataclasses.replace(draw, allowed=bits.view(np.uint32))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("vocab_size", "rows"), [(1, 20), (7, 400), (257, 1000), (4099, 300), (32000, 40)])
 def test_native_choices_equal_the_definition(isa: str, vocab_size: int, rows: int) -> None:
@@ -69,6 +75,11 @@ def test_native_choices_equal_the_definition(isa: str, vocab_size: int, rows: in
     native = chooser(isa, vocab_size)
     for _ in range(rows):
         logits, draw = random_row(rng, vocab_size), random_draw(rng, vocab_size)
+        if rng.random() < 0.4:
+            allowed = rng.random(vocab_size) < rng.choice([0.5, 0.97, 2 / vocab_size])
+            allowed[rng.integers(vocab_size)] = True
+            draw = masked(draw, allowed)
+            logits[~np.isfinite(logits)] = -9.0
         if not np.isfinite(logits).any():
             continue
         (got,), expected = native.choose(logits[None], [0], [draw]), choose(logits, draw)
@@ -135,3 +146,31 @@ def test_native_philox_is_the_same() -> None:
     for _ in range(100):
         words = [int(word) for word in rng.integers(2**32, size=6)]
         assert core.philox(tuple(words[:4]), tuple(words[4:])) == philox(tuple(words[:4]), tuple(words[4:]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_only_allowed_tokens_are_chosen_and_keep_the_probability_that_the_model_gives(isa: str) -> None:
+    logits = np.random.default_rng(1).normal(size=100).astype(np.float32)
+    native = chooser(isa, 100)
+    for params in (SamplingParams(temperature=0.0), SamplingParams(temperature=1.0), SamplingParams(top_k=3, top_p=0.5, logprobs=2)):
+        free = Draw(params=params, seed=3, position=5)
+        for token in (0, 31, 32, 99):
+            (got,) = native.choose(logits[None], [0], [masked(free, np.arange(100) == token)])
+            assert got.token == token
+            assert got.logprob == pytest.approx(float(logits[token] - np.logaddexp.reduce(logits.astype(np.float64))), abs=1e-12)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_where_nothing_is_allowed_nothing_is_chosen(isa: str) -> None:
+    logits = np.zeros(70, np.float32)
+    draw = masked(Draw(params=SamplingParams(), seed=1, position=9), np.zeros(70, bool))
+    assert chooser(isa, 70).choose(logits[None], [0], [draw]) == [None]
+    with pytest.raises(FileProblem, match="position 9"):
+        choose(logits, draw)
+
+
+@pytest.mark.parametrize("words", [0, 2, 4])
+def test_a_mask_of_another_size_is_refused(words: int) -> None:
+    draw = dataclasses.replace(Draw(params=SamplingParams(), seed=1, position=1), allowed=np.ones(words, np.uint32))
+    with pytest.raises(ValueError, match="takes 3"):
+        chooser(ISAS[0], 70).choose(np.zeros((1, 70), np.float32), [0], [draw])
