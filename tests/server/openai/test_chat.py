@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,6 @@ def refusal(client: openai.OpenAI, **fields: Any) -> openai.BadRequestError:
 
 
 def openai_fields() -> set[str]:
-    import inspect
-
     return set(inspect.signature(openai.resources.chat.Completions.create).parameters)
 
 
