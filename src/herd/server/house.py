@@ -12,6 +12,7 @@ from herd.providers.base import Caller, Pool, Service
 from herd.records import dataclass
 from herd.server.admission import Admission
 from herd.server.callers import Visit
+from herd.server.keeping import Keeping
 from herd.server.keys import Keys
 from herd.server.metrics import Metrics
 from herd.server.observed import Observed
@@ -34,6 +35,7 @@ class House:
     keys: Keys
     metrics: Metrics
     admission: Admission
+    keeping: Keeping
     started: float = field(default_factory=time.time)
     is_draining: bool = False
 
@@ -72,4 +74,11 @@ def caller(request: Request) -> Caller:
 def make_house(pool: Pool, settings: Settings, keys: Keys | None = None) -> House:
     """A house with fresh measures."""
     metrics = Metrics(pool)
-    return House(pool=pool, settings=settings, keys=keys or Keys(None), metrics=metrics, admission=Admission(settings, metrics))
+    return House(
+        pool=pool,
+        settings=settings,
+        keys=keys or Keys(None),
+        metrics=metrics,
+        admission=Admission(settings, metrics),
+        keeping=Keeping(settings),
+    )

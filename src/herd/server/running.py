@@ -25,6 +25,7 @@ from herd.server.front import LimitedProtocol
 from herd.server.house import House, make_house
 from herd.server.keys import Keys
 from herd.server.operations import operation_of
+from herd.server.resuming import resume
 from herd.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Front:
         """Serves until it is told to stop."""
         self._loop = asyncio.get_running_loop()
         beside = [asyncio.create_task(self._tell_started()), asyncio.create_task(self._look_after())]
-        await self._house.keeping.start(partial(resume, self._house))
+        await self._house.keeping.start(functools.partial(resume, self._house))
         try:
             await self._server.serve(sockets=[listener])
         finally:

@@ -63,6 +63,9 @@ class Settings:
     image_host            hosts from which pictures may be fetched; none: pictures come inside the message
     log_prompts           whether prompts and answers are written to the log
     data_folder           where stored answers, files and batches are kept; none: HERD_HOME/server
+    keep_days             days after which answers of /v1/responses are deleted; 0: they are not stored at all
+    max_kept_bytes        what the stored answers, files and batches of one key may take
+    max_batch_lines       lines of batches that are worked on at the same time, at low priority
     max_connections       open connections; one more is answered 503
     max_requests          requests that are being answered or wait; one more is answered 429
     max_body_bytes        largest body of a request
@@ -88,6 +91,9 @@ class Settings:
     image_host: tuple[str, ...] = ()
     log_prompts: bool = False
     data_folder: Path | None = None
+    keep_days: int = 30
+    max_kept_bytes: int = 4 << 30
+    max_batch_lines: int = 8
     max_connections: int = 4096
     max_requests: int = 2048
     max_body_bytes: int = 32 << 20
@@ -112,6 +118,8 @@ class Settings:
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a whole number from 1 to 2^40.")
             if each.name.endswith("_s") and not (is_number and 0 < value <= 10**6):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a number of seconds above 0 and at most 10^6.")
+        if not 0 <= self.keep_days <= 36500:
+            raise UsageError(f"keep_days is {self.keep_days!r:.60}; expected a whole number of days from 0 to 36500.")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port is {self.port!r:.60}; expected a whole number from 0 to 65535.")
 
