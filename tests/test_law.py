@@ -64,15 +64,33 @@ LAW = {
     ),
     # level 5: who answers
     "providers.base": part(5, f"{BASE} text images sampling", "numpy"),
-    "providers.local": part(5, f"{BASE} text images sampling providers.base engine checkpoints backends.base", "numpy"),
-    # (in a process of its own: frames of msgpack between it and who asks)
-    "providers.worker": part(
-        5, f"{BASE} text images sampling providers.base providers.local engine checkpoints backends.base", "numpy msgpack"
+    "providers.answering": part(5, f"{BASE} text images sampling providers.base engine", "numpy"),
+    "providers.constraining": part(5, f"{BASE} text sampling providers.base"),
+    "providers.local": part(
+        5, f"{BASE} text images sampling providers.base providers.answering providers.constraining engine checkpoints backends.base", "numpy"
     ),
+    # (an engine in a process of its own: frames of msgpack between it and who asks)
+    "providers.packing": part(5, f"{BASE} text"),
+    "providers.frames": part(5, f"{BASE} text sampling providers.base providers.packing", "msgpack"),
+    "providers.moderating": part(5, f"{BASE} text sampling providers.base"),
+    "providers.embedding": part(5, f"{BASE} providers.frames engine backends.base", "numpy"),
+    "providers.worker": part(
+        5,
+        f"{BASE} text providers.base providers.answering providers.local providers.embedding providers.frames providers.moderating engine",
+    ),
+    "providers.answers": part(5, f"{BASE} providers.base"),
+    "providers.process": part(5, f"{BASE} providers.frames providers.packing"),
+    "providers.supervisor": part(5, f"{BASE} text providers.base providers.answers providers.frames providers.process", "numpy"),
+    "providers.pool": part(5, f"{BASE} text providers.base providers.supervisor"),
     "providers.remote": part(5, f"{BASE} text images sampling providers.base", "httpx"),
     # level 6: faces
     "api": part(6, f"{BASE} models images text sampling family checkpoints backends data planner engine training providers core", "numpy"),
     "convert": part(6, f"{BASE} models images text sampling family checkpoints backends engine", "numpy"),
+    "bench": part(
+        7,
+        f"{BASE} models sampling family checkpoints backends.base planner engine convert api",
+        "numpy llama_cpp openvino openvino_genai",
+    ),
     "evals": part(6, f"{BASE} providers.base text", "numpy"),
     "server": part(
         6,
@@ -84,7 +102,7 @@ LAW = {
     "cli": part(
         8,
         f"{BASE} models images text sampling family checkpoints backends data planner engine training providers"
-        " api convert evals server assistant core",
+        " api convert evals bench server assistant core",
         "click rich numpy",
     ),
     # the package's own doors: names are looked up on first use
@@ -282,7 +300,8 @@ def test_the_base_install_is_what_the_package_imports() -> None:
     """A dependency that nothing imports is dropped; an import that nothing declares breaks for users."""
     project = tomllib.loads((SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {requirement.split(">")[0].split("=")[0].split("<")[0].strip() for requirement in project["dependencies"]}
-    extras = {"torch", "starlette", "pydantic", "httpx", "sqlalchemy", "datatrove", "trafilatura"}
+    peers = {"llama_cpp", "openvino", "openvino_genai"}
+    extras = peers | {"torch", "starlette", "pydantic", "httpx", "sqlalchemy", "datatrove", "trafilatura"}
     distributions = {"PIL": "pillow"}  # where the package is called otherwise than what brings it
     used = {found.target.split(".")[0] for found in all_imports()} - set(sys.stdlib_module_names) - {"herd"} - extras
     assert {distributions.get(name, name) for name in used} == declared

@@ -72,6 +72,12 @@ class ProviderError(HerdError):
     http_status = 502
 
 
+class EngineLost(ProviderError):
+    """The process that computes has died or was ended. A new one is on its way; asking again can help."""
+
+    http_status = 503
+
+
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of a sentence about a wrong name: the closest of the known ones, if any is close."""
     import difflib

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,11 @@ from herd.errors import UsageError
 if TYPE_CHECKING:
     from herd.api.model import Model
     from herd.api.output import Output
-    from herd.providers.base import ChatRequest
+    from herd.providers.base import ChatRequest, Event, TokenLogprob
     from herd.sampling.params import SamplingParams
     from herd.text.formats.guard import Category, Verdict
     from herd.text.messages import Message
     from herd.text.tools import BuiltIn, Tool
-
-VERDICT_TOKENS = 64
-"""More than any verdict has."""
-VERDICT_LOGPROBS = 20
 
 
 def chat_request(
@@ -63,29 +59,28 @@ def moderate(
     model: Model, messages: Iterable[Message | Mapping[str, Any]], categories: Iterable[Category | Mapping[str, str] | str] | None
 ) -> Verdict:
     """See `Model.moderate`."""
-    from herd.sampling.params import SamplingParams
+    from herd.providers.moderating import read_verdict, verdict_request
     from herd.text.formats.guard import Guard, read_categories
+    from herd.text.messages import read_messages
 
     guard = model.chat_format
     if not isinstance(guard, Guard):
         raise UsageError(f"{model.name} is no guard (its chat format is {guard.name}), so it gives no verdicts. Load a Llama Guard.")
     if categories is not None:
         guard = replace(guard, categories=read_categories(categories))
-    greedy = SamplingParams(temperature=0.0, logprobs=VERDICT_LOGPROBS)
-    asked = chat_request(greedy, messages, max_tokens=VERDICT_TOKENS, stop=(), date=None, tools=(), format="template")
-    output = model.collect([], model.provider.chat(asked, guard))
-    verdict = guard.verdict(output.token_ids, _first_word(model, output))
-    if verdict is None:
-        raise UsageError(f"{model.name} gave no verdict but {output.text!r:.200}.")
-    return verdict
+    asked = verdict_request(read_messages(messages))
+    return read_verdict(model.name, guard, _tokens(model.provider.chat(asked, guard)))
 
 
-def _first_word(model: Model, output: Output) -> dict[int, float]:
-    """Natural-log probabilities of the first token that is no white space, and of its alternatives."""
-    for token, logprob, top in zip(output.token_ids, output.logprobs, output.top, strict=True):
-        if model.tokenizer.token_bytes(token).strip():
-            return {**dict(top), token: logprob}
-    return {}
+def _tokens(events: Iterable[Event]) -> Iterator[TokenLogprob]:
+    """All tokens of an answer. Raises what made it fail."""
+    from herd.providers.base import Failed, Text
+
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Text):
+            yield from event.tokens
 
 
 def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:

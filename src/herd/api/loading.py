@@ -48,6 +48,8 @@ def load(
     draft: str | os.PathLike[str] = "off",
     mmproj: str | os.PathLike[str] | None = None,
     chat_format: str | None = None,
+    parallel: int = 1,
+    kv_cache: str = "auto",
     progress: Progress = silent,
 ) -> Model:
     """A model, ready to answer.
@@ -69,6 +71,10 @@ def load(
                  "off": text only
     chat_format  how the model was taught to read conversations ("llama3.1", ...), for files that do not say, as Meta's own layout;
                  None: the template in its files, or what its release has
+    parallel     for how many answers of full length at once the cache has room, as far as a quarter of the free memory holds them. More
+                 can be asked at once: they share it, or wait
+    kv_cache     how keys and values are kept: "float32", "float16", "int8" or "int4"; "auto": float16 where weights are quantised and
+                 activations int8, else what is computed in. int8 halves the cache of float16 and loses next to nothing
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
@@ -78,6 +84,8 @@ def load(
     _check_choices(backend, device, dtype, activations)
     _check_count("threads", threads, 1024)
     _check_count("context", context, 2**31 - 1)
+    _check_kv_cache(kv_cache)
+    _check_count("parallel", parallel, 4096)
     if chat_format is not None:
         from herd.text.formats import NAMES
 
@@ -91,7 +99,7 @@ def load(
     checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
     try:
         with _no_collector():
-            choices = _Choices(backend, threads, device, dtype, activations, adapter, context, draft, chat_format)
+            choices = _Choices(backend, threads, device, dtype, activations, adapter, context, draft, chat_format, parallel, kv_cache)
             return _assemble(found, checkpoint, choices, progress)
     except BaseException:
         checkpoint.close()
@@ -111,6 +119,8 @@ class _Choices:
     context: int | None
     draft: str | os.PathLike[str] = "off"
     chat_format: str | None = None
+    parallel: int = 1
+    kv_cache: str = "auto"
 
 
 def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress: Progress) -> Model:
@@ -130,7 +140,8 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
         speculation = _speculation(choices, backend, words, context, progress)
         if speculation is not None:
             opened.callback(speculation.close)
-        engine = Engine(backend, context_length=context, stop_ids=_stop_ids(checkpoint, words), speculation=speculation)
+        pages = _num_pages(backend, context, choices.parallel)
+        engine = Engine(backend, context_length=context, stop_ids=_stop_ids(checkpoint, words), speculation=speculation, num_pages=pages)
         # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
         weakref.finalize(engine, _release, backend, checkpoint, speculation)
         model = Model(found, checkpoint, engine, words, None if choices.adapter is None else Path(choices.adapter))
@@ -144,6 +155,16 @@ def _release(backend: Backend, checkpoint: Checkpoint, speculation: Speculation 
     checkpoint.close()
     if speculation is not None:
         speculation.close()
+
+
+def _num_pages(backend: Backend, context: int, parallel: int) -> int | None:
+    """Pages of the cache; None leaves it to the engine."""
+    if parallel == 1:
+        return None
+    from herd.backends.base import PAGE_TOKENS
+    from herd.engine.memory import available_bytes, default_num_pages
+
+    return default_num_pages(-(-context // PAGE_TOKENS) * parallel, backend.page_bytes(), available_bytes())
 
 
 def _speculation(choices: _Choices, backend: Backend, words: Words, context: int, progress: Progress) -> Speculation | None:
@@ -242,7 +263,7 @@ def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None
 def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
     from herd.backends.base import BackendOptions
 
-    options = BackendOptions(threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device)
+    options = BackendOptions(threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device, kv_cache=choices.kv_cache)
     leaf: Leaf = checkpoint.leaf
     if choices.adapter is not None:
         from herd.checkpoints.adapter import open_adapter
@@ -285,6 +306,12 @@ def _check_choices(backend: str, device: str, dtype: str | None, activations: st
         raise UsageError(f"device is {device!r:.60}; the {backend} backend runs on 'cpu' only. GPUs are for backend='torch'.")
     if dtype is not None:
         _check_choice("dtype", dtype, DTYPES)
+
+
+def _check_kv_cache(kv_cache: str) -> None:
+    from herd.backends.base import check_kv_cache
+
+    check_kv_cache(kv_cache)
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
