@@ -29,9 +29,9 @@ class Herd:
     """herd's backend, as its engine calls it: one step is one call."""
 
     def __init__(self, path: str, threads: int) -> None:
-        from herd.checkpoints.open import open_checkpoint
         from herd.backends.base import BackendOptions, Plan, Span
         from herd.backends.cpu import CpuBackend
+        from herd.checkpoints.open import open_checkpoint
 
         self._plan, self._span = Plan, Span
         checkpoint = open_checkpoint(Path(path))

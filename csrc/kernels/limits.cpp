@@ -9,6 +9,7 @@ namespace herd::HERD_ISA {
 namespace {
 
 constexpr int kChains = 12;
+constexpr int64_t kAhead = 4096;  // bytes that are asked for before they are read, as products do
 
 }  // namespace
 
@@ -110,6 +111,8 @@ int32_t int8_peak(int64_t rounds) {
 uint64_t read_bytes(const uint8_t* data, int64_t size) {
     uint64_t sums[16] = {};
     for (int64_t at = 0; at + 128 <= size; at += 128) {
+        __builtin_prefetch(data + at + kAhead);
+        __builtin_prefetch(data + at + kAhead + 64);
         uint64_t words[16];
         std::memcpy(words, data + at, 128);
         for (int i = 0; i < 16; ++i) sums[i] ^= words[i];

@@ -14,15 +14,24 @@ namespace {
 using namespace lanes;
 
 constexpr int64_t kSumColumns = 32;
+constexpr int64_t kAhead = 4096;  // bytes between what is asked for and what is used, for panels that come from memory
+
+// Asks for what will be used soon, as many bytes as one sum uses.
+HERD_INLINE void ask_for(const uint8_t* used, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(used + kAhead + line);
+}
 
 // How 16 weights of column k of a panel become floats.
 struct Wide {
+    static constexpr int64_t kBytes = 4;
     static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load(reinterpret_cast<const float*>(panel) + 16 * k); }
 };
 struct Half {
+    static constexpr int64_t kBytes = 2;
     static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load_half(panel + 32 * k); }
 };
 struct Bf16 {
+    static constexpr int64_t kBytes = 2;
     static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load_bf16(panel + 32 * k); }
 };
 
@@ -35,6 +44,7 @@ void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
         const int64_t end = begin + kSumColumns < call.matrix.columns ? begin + kSumColumns : call.matrix.columns;
         F32 sum[T];
         for (int t = 0; t < T; ++t) sum[t] = broadcast(0.0f);
+        if (t0 == 0) ask_for(panel + kPanelRows * Weight::kBytes * begin, kPanelRows * Weight::kBytes * kSumColumns);
         for (int64_t k = begin; k < end; ++k) {
             const F32 w = Weight::at(panel, k);
 HERD_UNROLL
@@ -92,6 +102,7 @@ void bf16_tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t 
     const int64_t pairs = (call.matrix.columns + 1) / 2;
     int64_t i = 0;
     for (; i + 2 <= pairs; i += 2) {
+        if (t0 == 0) ask_for(panel + 64 * i, 128);
 HERD_UNROLL
         for (int t = 0; t < T; ++t) {
             acc[t] = dot_bf16(panel + 64 * i, x + t * call.x_stride + 4 * i, acc[t]);

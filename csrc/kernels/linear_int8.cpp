@@ -13,6 +13,9 @@ namespace {
 
 using namespace lanes;
 
+// How far ahead of its use a panel that comes from memory is asked for: what the processor foresees by itself does not fill the memory's time.
+constexpr int64_t kAhead = 4096;
+
 constexpr int64_t kExpandedBytes = 192 * 1024;  // of unpacked panels at a time
 
 // Up to here panels are used as they are packed: beyond, what unpacking costs again in every tile exceeds one trip through scratch.
@@ -49,14 +52,20 @@ HERD_UNROLL
     }
 }
 
-// Panel p, whose bytes are at `panel` (packed or expanded), times T tokens from t0 on.
-template <class Group, int T>
+// Panel p, whose bytes are at `panel` (packed or expanded), times T tokens from t0 on. `kReadsMemory`: they are not in a cache yet.
+template <class Group, int T, bool kReadsMemory>
 __attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
     const uint8_t* x = call.x + t0 * call.x_stride;
     F32 acc[T];
     for (int t = 0; t < T; ++t) acc[t] = broadcast(0.0f);
     const int64_t groups = call.matrix.columns / 32;
-    for (int64_t g = 0; g < groups; ++g, x += sizeof(ActivationGroup)) add_group<Group, T>(Group(panel, g), x, call.x_stride, acc);
+    for (int64_t g = 0; g < groups; ++g, x += sizeof(ActivationGroup)) {
+        const Group group(panel, g);
+        if constexpr (kReadsMemory) {
+            for (int64_t line = 0; line < Group::at.group_bytes(); line += 64) __builtin_prefetch(group.group + kAhead + line);
+        }
+        add_group<Group, T>(group, x, call.x_stride, acc);
+    }
     store_tile(call, p, t0, acc);
 }
 
@@ -71,7 +80,7 @@ template <Storage S>
 void few_tokens(const LinearCall& call) {
     for (int64_t p = call.panel_begin; p < call.panel_end; ++p) {
         for_token_tiles<kTileTokens>(call.tokens, [&](auto count, int64_t t0) {
-            tile<PackedGroup<S>, count.value>(call, call.panel(p), p, t0);
+            tile<PackedGroup<S>, count.value, true>(call, call.panel(p), p, t0);
         });
     }
 }
@@ -89,7 +98,7 @@ void many_tokens(const LinearCall& call) {
         }
         const uint8_t* first = kExpands ? call.scratch : call.panel(begin);
         for_token_tiles<kTileTokens>(call.tokens, [&](auto count, int64_t t0) {
-            for (int64_t p = begin; p < end; ++p) tile<Group, count.value>(call, first + (p - begin) * bytes, p, t0);
+            for (int64_t p = begin; p < end; ++p) tile<Group, count.value, false>(call, first + (p - begin) * bytes, p, t0);
         });
     }
 }
