@@ -17,7 +17,8 @@ from herd.engine.engine import Engine
 from herd.engine.request import Request
 from herd.errors import FileProblem, UsageError
 from herd.providers.answering import Answering, Asked, PromptScores
-from herd.providers.base import Caller, ChatRequest, CompletionRequest, Event, Failed, ModelFacts, Priority, ToolUse
+from herd.providers.base import Caller, ChatRequest, CompletionRequest, Event, Failed, ModelFacts, Priority
+from herd.providers.constraining import Constraining, as_chosen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +73,7 @@ class LocalProvider:
         self._find_formats = find_formats or (lambda: (chat_format, meta_format))
         self._eyes = eyes
         self._facts = facts
+        self._constraining = Constraining(tokenizer, engine.backend.vocab_size)
         self._clock = clock
 
     @cached_property
@@ -109,14 +111,17 @@ class LocalProvider:
     def asked_chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Asked:
         """What a chat asks of the engine, all of it checked. Errors as `chat`."""
         _refuse_unbuilt(request)
+        request = as_chosen(request)
         chat_format = chat_format or self._format(request)
         ids, pictures = self.prompt(request, chat_format)
         stop_ids = frozenset() if request.ignore_end else frozenset(chat_format.stop_ids) | self._stop_ids()
         asked = self._request(request, ids, stop_ids, pictures)
+        asked = replace(asked, matcher=self._constraining.chat(request, chat_format, stop_ids))
         return Asked(asked, self._answering(asked, request.stop, chat_format if request.tools else None, request.tools))
 
     def prompt(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> tuple[list[int], tuple[Placed, ...]]:
         """The token ids that a chat becomes, and its pictures with their places there. `UsageError` as `chat`."""
+        request = as_chosen(request)
         chat_format = chat_format or self._format(request)
         images = chat_format.images(request.messages)
         if not images:
@@ -155,7 +160,9 @@ class LocalProvider:
         _refuse_unbuilt(request)
         ids, stop_ids = self._completed(request)
         own = frozenset() if request.ignore_end else self._stop_ids() | stop_ids
-        asked = self._request(request, ids, own | frozenset(request.stop_ids))
+        own |= frozenset(request.stop_ids)
+        asked = self._request(request, ids, own)
+        asked = replace(asked, matcher=self._constraining.completion(request, own))
         scores = PromptScores(self._tokenizer, ids, request.sampling.logprobs) if request.score_prompt else None
         return Asked(asked, self._answering(asked, request.stop), scores)
 
@@ -247,10 +254,6 @@ def _refuse_unbuilt(request: ChatRequest | CompletionRequest) -> None:
     """`UsageError` for what no engine of herd can do yet."""
     if request.adapter is not None:
         raise UsageError(f"This model has no adapter {request.adapter!r:.80}.", param="adapter")
-    if request.constraint is not None:
-        raise UsageError("Answers cannot be held to a grammar by this engine.", param="constraint")
-    if isinstance(request, ChatRequest) and request.tool_choice.use in (ToolUse.REQUIRED, ToolUse.NAMED):
-        raise UsageError("Answers cannot be held to a call of a tool by this engine.", param="tool_choice")
 
 
 def _raised(events: Iterable[Event], said_something: bool) -> Iterator[Event]:

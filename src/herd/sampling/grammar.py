@@ -79,21 +79,30 @@ class Grammars:
         self._compiled: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()
         self.num_bytes = 0
 
-    def matcher(self, constraint: Constraint, stop_ids: Collection[int], *, param: str | None = None) -> GrammarMatcher:
-        """For an answer that is ended by one of `stop_ids`. `UsageError` for a constraint that is damaged, too large, or that
-        nothing satisfies; it names `param`."""
+    def matcher(
+        self,
+        constraint: Constraint,
+        stop_ids: Collection[int],
+        *,
+        param: str | None = None,
+        what: str | None = None,
+        or_else: str | None = None,
+    ) -> GrammarMatcher:
+        """For an answer that is ended by one of `stop_ids`. or_else: a grammar of which the answer may be as well. `UsageError` for a
+        constraint that is damaged, too large, or that nothing satisfies; it names `param`, and calls the constraint `what`."""
+        what = what or _NAMES[constraint.kind]
         vocabulary = self._ready()
-        grammar = written(constraint, begins_with_space=vocabulary.begins_with_space, param=param)
+        grammar = written(constraint, begins_with_space=vocabulary.begins_with_space, param=param, or_else=or_else)
         matcher = self._get(grammar)
         if matcher is None:
             verdict = vocabulary.compiler.check(grammar)
             if verdict.problem:
-                raise refusal(verdict.problem, _NAMES[constraint.kind], param)
+                raise refusal(verdict.problem, what, param)
             matcher = _compiled(vocabulary.table, grammar)
             if matcher.is_error():
-                raise refusal(matcher.get_error(), _NAMES[constraint.kind], param)
+                raise refusal(matcher.get_error(), what, param)
             self._keep(grammar, matcher, max(verdict.num_bytes, SMALLEST_BYTES, 16 * len(grammar)))
-        return GrammarMatcher(matcher.deep_copy(), vocabulary.num_tokens, stop_ids, _NAMES[constraint.kind], param)
+        return GrammarMatcher(matcher.deep_copy(), vocabulary.num_tokens, stop_ids, what, param)
 
     def close(self) -> None:
         """Ends the process that compiles."""
@@ -238,22 +247,25 @@ class _Cutting(Words):
         return ids if b"".join(self.tokens[token] for token in ids) == whole.encode() else super().__call__(whole)
 
 
-def written(constraint: Constraint, *, begins_with_space: bool = False, param: str | None = None) -> str:
+def written(constraint: Constraint, *, begins_with_space: bool = False, param: str | None = None, or_else: str | None = None) -> str:
     """A constraint as llguidance reads grammars. `UsageError` for a text that is too long, or no JSON where it must be."""
     text: object = constraint.text
     if not isinstance(text, str) or len(text) > CHARACTERS_MAX:
         found = f"has {len(text)} characters" if isinstance(text, str) else f"is {type(text).__name__}"
         raise UsageError(f"{_NAMES[constraint.kind]} {found}; expected a text of at most {CHARACTERS_MAX} characters.", param=param)
     space = '" " ' if begins_with_space else ""
+    other = "" if or_else is None else f" | {space}@other"
     if constraint.kind is ConstraintKind.GRAMMAR:
-        grammars = [{"name": "answer", "lark_grammar": f"start: {space}@body"}, {"name": "body", "lark_grammar": text}]
+        grammars = [{"name": "answer", "lark_grammar": f"start: {space}@body{other}"}, {"name": "body", "lark_grammar": text}]
     elif constraint.kind is ConstraintKind.REGEX:
-        grammars = [{"name": "answer", "lark_grammar": f"start: {space}/{_slashed(text)}/"}]
+        grammars = [{"name": "answer", "lark_grammar": f"start: {space}/{_slashed(text)}/{other}"}]
     else:
         schema = {"type": "object"} if constraint.kind is ConstraintKind.JSON_OBJECT else read_schema(text, param)
         if isinstance(schema, dict):
             schema = {**schema, "x-guidance": _OPTIONS}
-        grammars = [{"name": "answer", "lark_grammar": f"start: {space}%json {json.dumps(schema)}"}]
+        grammars = [{"name": "answer", "lark_grammar": f"start: {space}%json {json.dumps(schema)}{other}"}]
+    if or_else is not None:
+        grammars.append({"name": "other", "lark_grammar": or_else})
     return json.dumps({"grammars": grammars})
 
 

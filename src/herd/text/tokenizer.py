@@ -83,6 +83,16 @@ class Tokenizer:
         parts = self._find_specials.parts(text) if specials else (text,)
         return [i for i in ids if i is not None] + self.encode_parts(parts)
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of plain text that stands in the middle of a text: nothing is put before it."""
+        text = _whole_characters(text)
+        if not isinstance(self._style, Spaces):
+            return self.encode_parts([text])
+        ids: list[int] = []
+        for part in self._find_user_defined.parts(text):
+            ids += [part] if isinstance(part, int) else self._spaced(part, prefix=False)
+        return ids
+
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Token ids of a prompt whose control tokens are given as ids and whose texts are only ever text.
 
@@ -147,6 +157,11 @@ class Tokenizer:
     def is_special(self, token: int) -> bool:
         """Whether a token is a control token: no text, and never made from text. `UsageError` if it is none at all."""
         return self._exceptions.get(self._checked_id(token, self._num_ids)) in (Kind.CONTROL, Kind.UNKNOWN)
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a space at the beginning of an answer is no part of its text."""
+        return self._adds_space
 
     @property
     def _adds_space(self) -> bool:

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any, final
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
+from herd.text.formats import languages
 from herd.text.formats.llama3 import DATE
 from herd.text.formats.llama4 import expand_images, expand_llama4
 from herd.text.formats.parsing import Marks
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part
 from herd.text.messages import Image, Message, Role
 from herd.text.tokenizer import Tokenizer
+from herd.text.tools import BuiltIn, Tool
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -70,6 +72,25 @@ class Jinja(ChatFormat):
     @property
     def marks(self) -> Marks:  # type: ignore[override]
         return next((marks for marks in _MARKS if marks.begin in self.tokenizer.special_ids), Marks())
+
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """In the notation that the template shows: tagged, in Python's, else JSON."""
+        grammar, source = languages.Grammar(), self.source
+        calls = languages.built_in_calls(grammar, tools, self.mark(self.marks.begin)) if self.marks.begin else []
+        key = "arguments" if '"arguments"' in source and '"parameters"' not in source else "parameters"
+        functions = [tool for tool in tools if isinstance(tool, Tool)]
+        if functions and "<tool_call>" in source:
+            begin, end = self.mark("<tool_call>"), self.mark("</tool_call>")
+            named = " | ".join(languages.json_calls(grammar, functions, key="arguments"))
+            one = f'{begin} "\\n" ({named}) "\\n" {end}'
+            calls.append(languages.several(one, '"\\n"', parallel=parallel))
+        elif functions and "<function=" in source:
+            calls += languages.tagged_calls(grammar, functions)
+        elif functions and "func_name1(" in source:
+            calls.append(languages.python_calls(grammar, functions, parallel=parallel))
+        elif functions:
+            calls += languages.json_calls(grammar, functions, key=key)
+        return grammar.text(" | ".join(calls)) if calls else super().call_grammar(tools)
 
     @property
     def label(self) -> str:

@@ -19,12 +19,12 @@ from typing import final
 
 from herd.errors import UsageError
 from herd.records import dataclass
-from herd.text.formats import prompts
+from herd.text.formats import languages, prompts
 from herd.text.formats.calls import write_built_in, write_json
 from herd.text.formats.parsing import Marks
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, only_call, refuse_tools
 from herd.text.messages import Message, Role
-from herd.text.tools import BuiltIn
+from herd.text.tools import BuiltIn, Tool
 
 DATE = "26 Jul 2024"
 """Today, for a model that is told none: the date that the templates of Llama 3.1 to 3.3 fall back on."""
@@ -54,6 +54,14 @@ class Llama3(ChatFormat):
 
     def header(self) -> Sequence[Part]:
         return tuple(_header("assistant"))
+
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """One call: a message of this format has no more."""
+        if self.version == "llama3":
+            return super().call_grammar(tools)
+        grammar = languages.Grammar()
+        calls = languages.json_calls(grammar, tools) + languages.built_in_calls(grammar, tools, self.mark(_PYTHON.name))
+        return grammar.text(" | ".join(calls))
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The date is `26 Jul 2024` if none is given; Llama 3 of April 2024 is told none at all."""

@@ -23,12 +23,13 @@ from typing import final
 
 from herd.errors import UsageError
 from herd.records import dataclass
-from herd.text.formats import prompts
+from herd.text.formats import languages, prompts
 from herd.text.formats.calls import write_json
 from herd.text.formats.parsing import Marks
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, control_id
 from herd.text.messages import Message, Role
 from herd.text.tokenizer import Tokenizer
+from herd.text.tools import BuiltIn, Tool
 
 TILE_PATCHES = 144
 """Ids of one tile: 24 by 24 patches, four of which become one."""
@@ -98,6 +99,10 @@ class Llama4(ChatFormat):
     def header(self) -> Sequence[Part]:
         return framed_header("assistant")
 
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """Calls as JSON, one after another."""
+        return llama4_calls(tools, parallel=parallel)
+
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The format has no date, so one changes nothing."""
         yield from llama4_parts(self, conversation)
@@ -121,6 +126,10 @@ class MuseGlimmer(ChatFormat):
 
     def header(self) -> Sequence[Part]:
         return framed_header("assistant")
+
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """As Llama 4's."""
+        return llama4_calls(tools, parallel=parallel)
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The format has no date, so one changes nothing."""
@@ -159,6 +168,13 @@ def llama4_parts(chat_format: ChatFormat, conversation: Conversation) -> Iterato
         yield from _message(chat_format, message)
     if conversation.add_generation_prompt:
         yield from framed_header("assistant")
+
+
+def llama4_calls(tools: Sequence[Tool | BuiltIn], *, parallel: bool) -> str:
+    """The grammar of JSON calls that follow one another as the template writes them, or each on its line."""
+    grammar = languages.Grammar()
+    calls = " | ".join(languages.json_calls(grammar, tools))
+    return grammar.text(languages.several(calls, r"/\n?/", parallel=parallel))
 
 
 def framed_header(role: str) -> tuple[Part, ...]:

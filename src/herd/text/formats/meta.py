@@ -17,12 +17,12 @@ from typing import Any, final
 
 from herd.errors import UsageError
 from herd.records import dataclass
-from herd.text.formats import prompts
+from herd.text.formats import languages, prompts
 from herd.text.formats.llama3 import DATE, Llama3
 from herd.text.formats.llama4 import Llama4, expand_llama4
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, to_ids
 from herd.text.messages import Message, Role, Text
-from herd.text.tools import BuiltIn, ToolCall
+from herd.text.tools import BuiltIn, Tool, ToolCall
 
 _SEARCH = (BuiltIn.BRAVE_SEARCH.value, BuiltIn.WOLFRAM_ALPHA.value)
 Piece = tuple[Part, ...]
@@ -77,6 +77,17 @@ class MetaLlama3(_Meta):
     def header(self) -> Sequence[Part]:
         return _header3("assistant")
 
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """A list of calls in Python's notation, or one call as JSON (3.1); a built-in tool behind its control token."""
+        grammar = languages.Grammar()
+        calls = languages.built_in_calls(grammar, tools, self.mark("<|python_tag|>"))
+        functions = [tool for tool in tools if isinstance(tool, Tool)]
+        if functions and self.pythonic:
+            calls.append(languages.python_calls(grammar, functions, parallel=parallel))
+        elif functions:
+            calls += languages.json_calls(grammar, functions, typed=True)
+        return grammar.text(" | ".join(calls))
+
     def _message(self, message: Message) -> Iterator[Piece]:
         yield _header3("ipython" if message.role is Role.TOOL else message.role.value)
         if message.tool_calls and message.tool_calls[0].name == BuiltIn.CODE_INTERPRETER.value:
@@ -122,6 +133,13 @@ class MetaLlama4(_Meta):
 
     def header(self) -> Sequence[Part]:
         return Llama4(self.tokenizer).header()
+
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """A list of calls in Python's notation, as functions are offered; JSON, if that is how calls are written."""
+        grammar = languages.Grammar()
+        if self.pythonic:
+            return grammar.text(languages.python_calls(grammar, tools, parallel=parallel))
+        return grammar.text(" | ".join(languages.json_calls(grammar, tools, typed=True)))
 
     def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         return expand_llama4(self.tokenizer, ids, grids)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
+from herd.text.formats import languages
 from herd.text.formats.parsing import Marks, StreamParser
 from herd.text.messages import Image, Message, Role, Text, read_messages
 from herd.text.tokenizer import Tokenizer
@@ -153,6 +154,16 @@ class ChatFormat(ABC):
         """Control tokens that the parser has to see."""
         known = self.tokenizer.special_ids
         return frozenset(known[name] for name in self.marks.names if name in known)
+
+    def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
+        """The language of an answer that is calls of these tools and nothing else, one at least, as this format writes them: a grammar in
+        llguidance's variant of Lark. parallel: several calls, where the format has several in one answer. `UsageError` if it has none."""
+        raise UsageError(f"a call of a tool is demanded; the chat format {self.name} defines none.")
+
+    def mark(self, name: str) -> str:
+        """A control token as `call_grammar` writes it; as text, if the vocabulary does not have it."""
+        found = self.tokenizer.special_ids.get(name)
+        return languages.literal(name) if found is None else languages.token(found)
 
     def parser(self, tools: Iterable[Tool | BuiltIn] | None = None) -> StreamParser:
         """Reads an answer as it arrives. tools: what was offered; None: any well-formed call counts."""
