@@ -128,6 +128,11 @@ class Model:
         return self._provider
 
     @property
+    def engine(self) -> Engine:
+        """The step loop, for who drives it by hand."""
+        return self._engine
+
+    @property
     def fingerprint(self) -> str:
         """Everything that may change bits: backend, version, instruction set, number formats."""
         return self._engine.backend.fingerprint

@@ -1,223 +1,189 @@
-"""`herd bench`: how fast a model runs here, beside what this machine can do."""
+"""`herd bench`: how fast a model, or any release's shape, runs here, beside what this machine can do and beside other engines."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from herd.cli.options import LOADING, Examples, given, load_model, loading_options
-from herd.errors import ProviderError, UsageError
+from herd.cli.bench_targets import FEW_TASKS
+from herd.cli.options import Examples, loading_options
+from herd.errors import UsageError
 
 if TYPE_CHECKING:
-    from herd.api import Model
-    from herd.checkpoints.checkpoint import Checkpoint
+    from herd.bench.bounds import Bounds
+    from herd.bench.report import Figure
+    from herd.bench.tasks import Seen
 
-_STARTS = 3
-_START_TIMEOUT_S = 600.0
+LIMITS = "limits"
 
 
 @click.command(
     cls=Examples,
     short_help="Time a model beside the machine's limits.",
     examples="""
-    herd bench smollm2-135m-instruct
-    herd bench ./model.gguf --threads 4 --json
+    herd bench smollm2-135m-instruct                            answers, prompts and the start of a model
+    herd bench ./model.gguf --what all --plot roofline.svg      everything, and a picture
+    herd bench --shape llama-3.2-1b --quant q4_0                any release's shape, with random weights
+    herd bench --shape llama-3.1-70b --layers 4 --what decode   a part of one that is too large
+    herd bench limits                                           what this machine can do at most
     """,
 )
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("--shape", metavar="NAME", help="Instead of a model: a release's shape with random weights.")
+@click.option("--quant", default="q4_0", show_default=True, metavar="NAME", help="For --shape: the number format of the weights.")
+@click.option("--layers", type=int, metavar="N", help="For --shape: only the first N layers.")
+@click.option(
+    "--what",
+    metavar="NAMES",
+    help="decode, steps, sequences, context, prompt, long-prompt, start, memory, or all.  "
+    f"[default: {FEW_TASKS}; with --shape all that fit]",
+)
+@click.option("--peers", metavar="NAMES", help="Engines to compare with: llama.cpp, openvino, or none.  [default: those installed]")
 @click.option("--prompt-tokens", type=int, default=512, show_default=True, metavar="N", help="Length of the prompt that is timed.")
 @click.option("--decode-tokens", type=int, default=128, show_default=True, metavar="N", help="Length of the answer that is timed.")
 @click.option("--rounds", type=int, default=3, show_default=True, metavar="N", help="Times that each is repeated; the median counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Keep the figures, a JSON object a line.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="A roofline of all tasks, .svg.")
 @loading_options
-def bench(model: str, prompt_tokens: int, decode_tokens: int, rounds: int, as_json: bool, **options: Any) -> None:
-    """Time MODEL: tokens per second, time to the first token, peak memory, and the share of the machine's limits."""
-    from herd.cli.output import print_json, spinning
+def bench(model: str | None, shape: str | None, **options: Any) -> None:
+    """Time MODEL, or a release's shape: tokens per second, the cost of steps, time to the first token, peak memory, each beside the
+    bound that this machine sets, and beside llama.cpp and OpenVINO GenAI where they are installed (herd-llama[bench]).
 
-    for name, value, least in (("--prompt-tokens", prompt_tokens, 1), ("--decode-tokens", decode_tokens, 2), ("--rounds", rounds, 1)):
-        if value < least:
-            raise UsageError(f"{name} is {value}; it must be at least {least}.")
-    with load_model(model, options) as loaded, spinning("timing"):
-        room = loaded.provider.facts.context_length
-        if prompt_tokens + 1 > room or decode_tokens + 2 > room:
-            raise UsageError(f"The context has {room} tokens; choose fewer --prompt-tokens and --decode-tokens.")
-        speeds = _speeds(loaded, prompt_tokens, decode_tokens, rounds)
-        peak_bytes = _peak_bytes()
-        work = _work(loaded.checkpoint, options["activations"] or "int8")
-        name, fingerprint = loaded.name, loaded.fingerprint
-    with spinning("timing the first token"):
-        first_token_s = _first_token_s(model, options)
-    limits = _limits(options["threads"], work) if options["backend"] == "cpu" else None
-    figures = _figures(speeds, work, limits)
-    if as_json:
-        print_json({"model": name, "fingerprint": fingerprint, **figures, "first_token_s": first_token_s, "peak_bytes": peak_bytes})
-    else:
-        _print(name, fingerprint, figures, first_token_s, peak_bytes)
+    Every engine runs in a process of its own, on the same ids; rounds alternate between them.
+    """
+    _check(model, shape, options)
+    if model == LIMITS:
+        _tell_limits(options)
+        return
+    from herd.bench.report import figures_of, machine
+    from herd.bench.tasks import measure
+    from herd.cli.bench_targets import model_target, shape_target
 
-
-@dataclass(frozen=True, slots=True)
-class _Speeds:
-    """Tokens per second: the median of the rounds, and all of them."""
-
-    prompt: list[float]
-    decode: list[float]
+    with shape_target(shape, options) if shape is not None else model_target(str(model), options) as target:
+        wanted = target.wanted(options, is_shape=shape is not None)
+        limits = (lambda: measured_limits(options["threads"], target.kinds)) if options["backend"] == "cpu" else None
+        with _telling() as told:
+            seen = measure(target.engines(options, wanted), wanted, limits, told)
+        figures = figures_of(seen, target.bounds if limits is not None else None)
+        facts = {"machine": machine(), "threads": options["threads"] or machine()["cores"], **target.facts, "versions": seen.versions}
+        _keep(options, figures, facts, target.bounds, seen)
+    _tell(target.title, figures, facts, seen, options["as_json"])
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What a token costs: bytes that are read to decode it (all weights, but of a table of embeddings that is not also the
-    head only a row), and operations on matrices for one of a prompt, by what is multiplied."""
+def _check(model: str | None, shape: str | None, options: dict[str, Any]) -> None:
+    """`UsageError` before anything is measured for options that make no sense together."""
+    from herd.bench.tasks import tasks_named
+    from herd.cli.bench_targets import peers_named
 
-    bytes_per_token: int
-    int8_operations: int
-    float32_operations: int
-
-    @property
-    def operations(self) -> int:
-        return self.int8_operations + self.float32_operations
-
-    @property
-    def multiplied(self) -> str:
-        """What a prompt's bound is made of."""
-        kinds = {"int8": self.int8_operations, "float32": self.float32_operations}
-        return " and ".join(name for name, count in kinds.items() if count)
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What the machine can do: bytes read per second, and operations per second (a multiply and an add are two) of the kinds
-    that the model needs; infinite for a kind that it does not."""
-
-    bytes_per_s: float
-    int8_per_s: float
-    float32_per_s: float
-
-    def prompt_tokens_per_s(self, work: _Work) -> float:
-        """A token's products one after the other, each kind at its own peak."""
-        return 1 / (work.int8_operations / self.int8_per_s + work.float32_operations / self.float32_per_s)
+    if (model is None) == (shape is None):
+        raise UsageError(
+            "Give a model, or a release's shape: herd bench --shape llama-3.2-1b. `herd bench limits` measures the machine alone."
+        )
+    for name, least in (("prompt_tokens", 1), ("decode_tokens", 2), ("rounds", 1)):
+        if options[name] < least:
+            raise UsageError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least {least}.")
+    if options["threads"] is not None and options["threads"] < 1:
+        raise UsageError(f"--threads is {options['threads']}; it must be at least 1.")
+    if shape is None and options["layers"] is not None:
+        raise UsageError("--layers is for --shape; a model has the layers that it has.")
+    if options["what"] is not None:
+        tasks_named(options["what"])
+    peers_named(options["peers"])
+    for name in ("plot", "output"):
+        if options[name] is not None and not options[name].absolute().parent.is_dir():
+            raise UsageError(f"{options[name].parent} is no folder; make it first.")
+    if options["plot"] is not None and options["plot"].suffix != ".svg":
+        raise UsageError(f"--plot is {str(options['plot'])!r:.80}; the picture's name must end in .svg.")
 
 
-def _speeds(loaded: Model, prompt_tokens: int, decode_tokens: int, rounds: int) -> _Speeds:
-    """Times prompts that are not in the cache, and answers that do not end early, after one round that is not counted."""
-    from herd.providers.base import CompletionRequest, Finished
+def measured_limits(threads: int | None, kinds: tuple[str, ...]) -> Mapping[str, float]:
+    """Bytes read a second, and operations a second in each of the number formats."""
+    from herd.backends.cpu import limits
+    from herd.bench.bounds import BANDWIDTH
 
-    found = _Speeds([], [])
-    sampling = loaded.sampling({"temperature": 0.0})
-    for number in range(rounds + 1):
-        for count, answer in ((prompt_tokens, 1), (2, decode_tokens)):
-            ids = _ids(loaded.config.vocab_size, count, number)
-            *_, end = loaded.provider.complete(CompletionRequest(prompt=ids, sampling=sampling, max_tokens=answer))
-            if not isinstance(end, Finished) or number == 0:
-                continue
-            if answer == 1 and end.usage.prompt_s:
-                found.prompt.append((count - end.usage.cached_tokens) / end.usage.prompt_s)
-            elif answer > 1 and end.usage.completion_tokens > 1 and end.usage.decode_s:
-                found.decode.append((end.usage.completion_tokens - 1) / end.usage.decode_s)
-    return found
+    measures: dict[str, Callable[[int | None], float]] = {"int8": limits.measure_int8, "float32": limits.measure_float32}
+    return {BANDWIDTH: limits.measure_bandwidth(threads)} | {kind: measures[kind](threads) for kind in kinds}
 
 
-def _ids(vocab_size: int, count: int, number: int) -> list[int]:
-    """Token ids that no round before had, spread over the vocabulary by the golden ratio."""
-    return [int((1 + i + number * 7919) * 0.6180339887 * vocab_size) % vocab_size for i in range(count)]
+def _tell_limits(options: dict[str, Any]) -> None:
+    import statistics
+
+    from herd.backends.cpu.backend import make_machine
+    from herd.bench.report import LIMIT_UNITS, Figure, machine, write_lines
+
+    with _telling() as told:
+        rounds = []
+        for number in range(options["rounds"]):
+            told(f"round {number + 1} of {options['rounds']}")
+            rounds.append(measured_limits(options["threads"], ("int8", "float32")))
+    figures = [Figure(name, "", tuple(each[name] for each in rounds), LIMIT_UNITS.get(name, "operations/s")) for name in rounds[0]]
+    made = make_machine(options["threads"])
+    facts: dict[str, Any] = {"machine": machine(), "threads": made.threads, "instruction_set": made.isa}
+    if options["output"] is not None:
+        write_lines(options["output"], figures, facts)
+    if options["as_json"]:
+        from herd.cli.output import print_json
+
+        print_json({**facts, "limits": {name: statistics.median(each[name] for each in rounds) for name in rounds[0]},
+                    "figures": [figure.data() for figure in figures]})  # fmt: skip
+        return
+    from herd.bench.report import shown
+
+    click.echo(f"{facts['machine']['cpu']}, {made.threads} threads, {made.isa}")
+    for figure in figures:
+        low, high = (shown(each, figure.unit) for each in (min(figure.values), max(figure.values)))
+        click.echo(f"  {figure.name:<16}{shown(figure.value, figure.unit):>12}   {low} to {high}")
+    click.echo("Weights in 16 bits are multiplied in float32.")
 
 
-def _peak_bytes() -> int | None:
-    """The largest resident size of this process so far; None where the system does not tell."""
+@contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """One line on a terminal that says what is going on."""
+    import sys
+
+    from herd.cli.output import is_terminal
+
+    if not is_terminal(sys.stderr):
+        yield lambda text: None
+        return
     try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        yield lambda text: click.echo(f"\r\x1b[K{text} ...", nl=False, err=True)
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
 
 
-def _work(checkpoint: Checkpoint, activations: str) -> _Work:
-    """The rule of the cpu backend: block formats are multiplied with int8 activations unless float32 is asked for, plain ones
-    with float32."""
-    from herd.models.weights import Kind, stored_bytes
-
-    is_tied = checkpoint.config.tied_embeddings
-    dtypes = {spec.name: checkpoint.dtype(spec.name) for spec in checkpoint.specs}
-    read = [spec for spec in checkpoint.specs if is_tied or spec.kind is not Kind.EMBEDDING]
-    operations = {True: 0, False: 0}
-    for spec in checkpoint.specs:
-        if spec.kind is Kind.MATRIX:
-            operations[dtypes[spec.name].is_block and activations == "int8"] += 2 * spec.count
-    return _Work(sum(stored_bytes(dtypes[spec.name], spec.shape) for spec in read), operations[True], operations[False])
-
-
-def _first_token_s(model: str, options: dict[str, Any]) -> float:
-    """Seconds from the start of a process to the first token that it prints, with the file in the system's cache."""
-    import statistics
-    import subprocess
-
-    settings = [f"--{name.replace('_', '-')}={value}" for name, value in given(options, LOADING).items()]
-    command = [sys.executable, "-m", "herd", "run", model, "--tokens", "1,2,3,4", "-n", "2", "-t", "0", *settings]
-    seconds = []
-    for _ in range(_STARTS):
-        before = time.perf_counter()
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            first = process.stdout.read(1)
-            seconds.append(time.perf_counter() - before)
-            _, errors = process.communicate(timeout=_START_TIMEOUT_S)
-        if not first or process.returncode != 0:
-            raise ProviderError(f"`herd run {model}` in a process of its own failed: {errors.decode(errors='replace').strip():.500}")
-    return statistics.median(seconds)
-
-
-def _limits(threads: int | None, work: _Work) -> _Limits:
-    from herd.backends.cpu.limits import measure_bandwidth, measure_float32, measure_int8
-
-    return _Limits(
-        measure_bandwidth(threads),
-        measure_int8(threads) if work.int8_operations else math.inf,
-        measure_float32(threads) if work.float32_operations else math.inf,
-    )
-
-
-def _figures(speeds: _Speeds, work: _Work, limits: _Limits | None) -> dict[str, Any]:
-    """Medians, spreads, and the bound that each is set against."""
+def _keep(options: dict[str, Any], figures: list[Figure], facts: Mapping[str, Any], bounds: Bounds, seen: Seen) -> None:
+    """The files that were asked for."""
     import statistics
 
-    figures: dict[str, Any] = {}
-    for name, values, bound in (
-        ("prompt", speeds.prompt, limits.prompt_tokens_per_s(work) if limits else None),
-        ("decode", speeds.decode, limits.bytes_per_s / work.bytes_per_token if limits else None),
-    ):
-        middle = statistics.median(values) if values else None
-        figures[f"{name}_tokens_per_s"] = middle
-        figures[f"{name}_spread"] = [min(values), max(values)] if values else None
-        figures[f"{name}_bound_tokens_per_s"] = bound
-        figures[f"{name}_share_of_bound"] = middle / bound if middle is not None and bound else None
-    figures["bytes_per_token"] = work.bytes_per_token
-    figures["operations_per_prompt_token"] = work.operations
-    figures["multiplied_in"] = work.multiplied if limits else None
-    figures["read_bytes_per_s"] = limits.bytes_per_s if limits else None
-    figures["int8_operations_per_s"] = limits.int8_per_s if limits and work.int8_operations else None
-    figures["float32_operations_per_s"] = limits.float32_per_s if limits and work.float32_operations else None
-    return figures
+    from herd.bench.report import write_lines
+    from herd.files import atomic_write
+
+    if options["output"] is not None:
+        write_lines(options["output"], figures, facts)
+    if options["plot"] is not None:
+        from herd.bench.roofline import roofline
+
+        if not seen.limits:
+            raise UsageError("A roofline needs the limits of the cpu backend; leave --backend out, or --plot.")
+        medians = {name: statistics.median(values) for name, values in seen.limits.items()}
+        with atomic_write(options["plot"]) as file:
+            file.write(roofline(f"{facts['model']}, {facts['threads']} threads", figures, bounds, medians).encode())
 
 
-def _print(name: str, fingerprint: str, figures: dict[str, Any], first_token_s: float, peak_bytes: int | None) -> None:
-    from herd.cli.output import size
+def _tell(title: str, figures: list[Figure], facts: Mapping[str, Any], seen: Seen, as_json: bool) -> None:
+    from herd.bench.report import rows_of
+    from herd.cli.output import print_json, print_table
 
-    click.echo(f"{name}  ({fingerprint})")
-    for what in ("prompt", "decode"):
-        speed, bound, share = (figures[f"{what}_{end}"] for end in ("tokens_per_s", "bound_tokens_per_s", "share_of_bound"))
-        told = "too short to time" if speed is None else f"{speed:,.1f} tokens/s"
-        click.echo(f"  {what:<18}{told}{'' if share is None else f'   {share:.0%} of the bound, {bound:,.0f}'}")
-    click.echo(f"  {'first token':<18}{first_token_s:.2f} s from the start of the process")
-    if peak_bytes is not None:
-        click.echo(f"  {'peak memory':<18}{size(peak_bytes)}")
-    if figures["read_bytes_per_s"] is not None:
-        peaks = {kind: figures[f"{kind}_operations_per_s"] for kind in ("int8", "float32")}
-        told = ", ".join(f"{peak / 1e9:,.0f} GOPS in {kind}" for kind, peak in peaks.items() if peak is not None)
-        click.echo(f"  {'this machine':<18}reads {size(figures['read_bytes_per_s'])}/s, {told}")
-        products = f"a prompt multiplies every matrix once a token, in {figures['multiplied_in']}"
-        click.echo(f"  Bounds: decode reads every weight once a token; {products}.")
+    if as_json:
+        print_json({**facts, "notes": seen.notes, "figures": [figure.data() for figure in figures]})
+        return
+    click.echo(f"{title}  ({', '.join(seen.versions.values())})")
+    print_table(["what", "engine", "median", "spread", "bound", "share"], rows_of(figures))
+    for note in seen.notes:
+        click.echo(f"note: {note}")
