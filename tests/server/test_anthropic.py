@@ -311,6 +311,20 @@ def test_an_unknown_model_is_not_found(client: anthropic.Anthropic) -> None:
         client.messages.create(**{**ASK, "model": "other"})
 
 
+def test_models_are_listed_in_anthropics_shape(serve: Callable[..., Running]) -> None:
+    server = serve(FakePool(*(FakeService(name) for name in ("a", "b", "c"))))
+    with client_of(server) as client:
+        page = client.models.list(limit=2)
+        assert [model.id for model in page.data] == ["a", "b"] and page.has_more and page.last_id == "b"
+        assert [model.id for model in client.models.list(limit=2)] == ["a", "b", "c"]
+        model = client.models.retrieve("b")
+        assert (model.type, model.display_name, model.max_input_tokens) == ("model", "b", 1000)
+        with pytest.raises(anthropic.NotFoundError):
+            client.models.retrieve("d")
+    plain = httpx.get(f"{server.url}/v1/models").json()
+    assert plain["object"] == "list" and [each["id"] for each in plain["data"]] == ["a", "b", "c"]
+
+
 def test_another_version_of_the_api_is_refused(server: Running) -> None:
     response = httpx.post(f"{server.url}/v1/messages", json=ASK, headers={"anthropic-version": "2031-01-01"})
     assert response.status_code == 400 and "2023-06-01" in response.json()["error"]["message"]

@@ -12,6 +12,12 @@ from herd.providers.base import Offer
 from herd.server.errors import ApiError
 
 LIMIT_MAX = 1000
+_ID = {"type": "string", "maxLength": 512}
+PAGE: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}, "Models in a page; with Anthropic's clients only."),
+    ("after_id", _ID, "The last model of the page before; with Anthropic's clients only."),
+    ("before_id", _ID, "The first model of the page after; with Anthropic's clients only."),
+)
 
 
 def asks_for_anthropic(request: Request) -> bool:

@@ -9,10 +9,10 @@ from pydantic import Field, Tag
 
 from herd.errors import UsageError
 from herd.providers.base import ChatRequest, ModelFacts, ToolChoice, ToolUse
-from herd.sampling.constraint import Constraint, ConstraintKind
+from herd.sampling.constraint import Constraint
 from herd.sampling.params import SamplingParams
 from herd.server.branches import by_shape, by_type
-from herd.server.errors import to_json
+from herd.server.openai.constraints import schema_constraint
 from herd.server.reading import Body
 from herd.server.settings import LIMITS
 from herd.text.messages import Content, Image, Message, Role, Text
@@ -245,7 +245,7 @@ def _with_limits(body: MessagesRequest, request: ChatRequest, facts: ModelFacts)
 def _constraint(body: Asked) -> Constraint | None:
     if body.output_config is None or body.output_config.format is None:
         return None
-    return Constraint(ConstraintKind.JSON_SCHEMA, to_json(body.output_config.format.json_schema).decode())
+    return schema_constraint(body.output_config.format.json_schema, "output_config.format.schema")
 
 
 def read_choice(body: Asked) -> ToolChoice:

@@ -18,6 +18,7 @@ from herd.providers.base import ModelFacts, Offer
 from herd.server.errors import ApiError
 from herd.server.house import House, house_of, visit_of
 from herd.server.ollama.names import model_name
+from herd.server.openai.models import offered
 from herd.server.operations import operation
 from herd.server.reading import Body, read_body
 from herd.server.replies import reply
@@ -110,9 +111,8 @@ async def not_here(request: Request) -> Response:
 
 
 def _reached(request: Request) -> list[Offer]:
-    """The models that this caller's key reaches."""
-    key = visit_of(request).key
-    return [offer for offer in house_of(request).pool.offers() if key is None or key.reaches(offer.name)]
+    """The models that this caller's key reaches, with their adapters."""
+    return list(offered(house_of(request), visit_of(request)))
 
 
 def _find(request: Request, house: House, name: str) -> Offer:

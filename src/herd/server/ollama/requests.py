@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ from herd.errors import UsageError
 from herd.providers.base import ChatRequest, CompletionRequest, ModelFacts
 from herd.sampling.constraint import Constraint, ConstraintKind
 from herd.sampling.params import SamplingParams
+from herd.server.openai.constraints import schema_constraint
 from herd.server.openai.tools import Tools
 from herd.server.reading import Body
 from herd.server.settings import LIMITS
@@ -234,12 +234,9 @@ def stops(body: Asked) -> tuple[str, ...]:
 def constraint(body: Asked) -> Constraint | None:
     if not body.format:
         return None
-    if body.format == "json":
+    if isinstance(body.format, str):
         return Constraint(ConstraintKind.JSON_OBJECT)
-    text = json.dumps(body.format, ensure_ascii=False, separators=(",", ":"))
-    if len(text) > LIMITS.schema_bytes:
-        raise UsageError(f"format takes {len(text)} characters; at most {LIMITS.schema_bytes} are read.", param="format")
-    return Constraint(ConstraintKind.JSON_SCHEMA, text)
+    return schema_constraint(body.format, "format")
 
 
 def _message(turn: Turn, at: str) -> Message:

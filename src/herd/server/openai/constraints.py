@@ -121,7 +121,7 @@ class ConstraintFields(Body):
         at = "response_format"
         match self.response_format:
             case JsonObjectFormat(schema_=schema) | JsonSchemaFormat(json_schema=NamedSchema(schema_=schema)):
-                yield at, _ANY_OBJECT if schema is None else _of_schema(schema, at)
+                yield at, _ANY_OBJECT if schema is None else schema_constraint(schema, at)
             case RegexFormat(regex=text):
                 yield at, Constraint(ConstraintKind.REGEX, text)
             case GrammarFormat(grammar=text):
@@ -153,7 +153,7 @@ def _each(
     names: tuple[str, str, str, str],
 ) -> Iterator[tuple[str, Constraint]]:
     if schema is not None:
-        yield names[0], _of_schema(schema, names[0])
+        yield names[0], schema_constraint(schema, names[0])
     if regex is not None:
         yield names[1], Constraint(ConstraintKind.REGEX, regex)
     if choices is not None:
@@ -162,7 +162,7 @@ def _each(
         yield names[3], Constraint(ConstraintKind.GRAMMAR, grammar)
 
 
-def _of_schema(schema: str | dict[str, Any] | bool, param: str) -> Constraint:
+def schema_constraint(schema: str | dict[str, Any] | bool, param: str) -> Constraint:
     """`UsageError` for a text that is no JSON, and for a schema that is too long."""
     if isinstance(schema, str):
         try:

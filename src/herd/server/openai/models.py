@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from herd.errors import UnknownModel, did_you_mean
 from herd.providers.base import ModelFacts, Offer
+from herd.server.anthropic.models import PAGE, asks_for_anthropic, model_value, models_page
 from herd.server.callers import Visit
 from herd.server.house import House, house_of, visit_of
 from herd.server.openai.shapes import ModelList, ModelShape
@@ -20,9 +21,12 @@ from herd.server.replies import reply
 from herd.server.settings import LIMITS, Settings
 
 
-@operation("List the models", reply=ModelList)
+@operation("List the models", reply=ModelList, query=PAGE)
 async def list_models(request: Request) -> Response:
-    """Every model that the caller may use, those with adapters as `model:adapter`."""
+    """Every model that the caller may use, those with adapters as `model:adapter`. A request with the header `anthropic-version` is
+    answered with a page in Anthropic's shape."""
+    if asks_for_anthropic(request):
+        return reply(models_page(list(_offers(request)), request))
     return reply({"object": "list", "data": [_value(each, house_of(request).settings) for each in _offers(request)]})
 
 
@@ -33,6 +37,8 @@ async def get_model(request: Request) -> Response:
     offers = {each.name: each for each in _offers(request)}
     if name not in offers:
         raise UnknownModel(f"There is no model {name!r:.100} here{did_you_mean(name, offers)}", param="model")
+    if asks_for_anthropic(request):
+        return reply(model_value(offers[name]))
     return reply(_value(offers[name], house_of(request).settings))
 
 
