@@ -10,7 +10,7 @@ from herd.planner.plan import Choice, Plan
 from herd.planner.report import ASSUMED
 from herd.planner.units import money, people, seconds, size
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 0.6em 0 1.4em; width: 100%; }
 td, th { padding: 0.2em 0.7em 0.2em 0; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
@@ -22,6 +22,15 @@ figure { margin: 1.2em 0; } figcaption { font-weight: 600; } svg { width: 100%; 
 
 def page(plan: Plan) -> str:
     """The page of a plan."""
+    title = escape(f"Plan for {plan.question.release.name}")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n{body(plan)}\n</body></html>\n'
+    )
+
+
+def body(plan: Plan) -> str:
+    """What the page says, as a piece of HTML that `STYLE` is for."""
     release, load = plan.question.release, plan.question.load
     title = f"Plan for {release.name}"
     pieces = [
@@ -38,11 +47,7 @@ def page(plan: Plan) -> str:
         _list("Assumed", [line for lines in ASSUMED.values() for line in lines]),
         _sources(plan),
     ]
-    body = "\n".join(piece for piece in pieces if piece)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
-    )
+    return "\n".join(piece for piece in pieces if piece)
 
 
 def _memory(plan: Plan) -> str:

@@ -12,6 +12,16 @@ def surfaces() -> list[Route]:
     from herd.server.ollama import embedding, generating
     from herd.server.ollama import models as ollama_models
     from herd.server.openai import chat, completions, embeddings, models, moderations, tokens
+    from herd.server.page import routes
 
     openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES]
-    return [*openai, *messages.ROUTES, *generating.ROUTES, *embedding.ROUTES, *ollama_models.ROUTES, *health.ROUTES, *docs_page.ROUTES]
+    return [
+        *openai,
+        *messages.ROUTES,
+        *generating.ROUTES,
+        *embedding.ROUTES,
+        *ollama_models.ROUTES,
+        *health.ROUTES,
+        *docs_page.ROUTES,
+        *routes.ROUTES,
+    ]
