@@ -26,6 +26,7 @@ _ANTHROPIC_TYPES = {
 }
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 415: "unsupported_media_type", 429: "rate_limit_exceeded", 503: "overloaded"}
 RETRY_S = 1.0
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class ApiError(Exception):
@@ -121,4 +122,4 @@ def error_event(path: str, error: ApiError, request_id: str = "") -> bytes:
 
 def to_json(value: Mapping[str, Any] | list[Any] | str) -> bytes:
     """Compact JSON, UTF-8. Half characters, which JSON has no bytes for, become replacement characters."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    return _ENCODER.encode(value).encode("utf-8", "replace")
