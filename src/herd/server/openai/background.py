@@ -1,26 +1,85 @@
-"""Answers of `/v1/responses` that are made without their client waiting."""
+"""Answers of `/v1/responses` that are kept, and those that are made without their client waiting."""
 
 from __future__ import annotations
 
+import asyncio
+import copy
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from herd.errors import HerdError
+from herd.records import dataclass
+from herd.server.errors import ApiError, api_error
+
 if TYPE_CHECKING:
+    from herd.providers.base import Answer
     from herd.server.house import House
+    from herd.server.openai.response_events import Building
     from herd.server.tables import Tables
 
 KIND = "response"
 UNFINISHED = ("queued", "in_progress")
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An answer that is stored: its owner, the response, and the items that it was asked with."""
+
+    house: House
+    owner: str
+    value: dict[str, Any]
+    items: list[dict[str, Any]]
+
+    async def put(self) -> None:
+        """Stores the answer. Where its owner's share is used up, the owner's oldest answers make room."""
+        body = copy.deepcopy({"response": self.value, "input": self.items})
+        key, expires = self.value["id"], self.house.keeping.expires()
+        size = len(str(body)) * 4
+
+        def write(tables: Tables) -> None:
+            if tables.find(self.owner, KIND, key) is not None:
+                tables.replace(self.owner, KIND, key, body)
+            else:
+                tables.remove_oldest(self.owner, KIND, size)
+                tables.put(self.owner, KIND, key, body, expires=expires)
+
+        await self.house.keeping.store.write(write)
+
+
+async def begin(kept: Kept, answer: Answer, building: Building, held: AsyncExitStack) -> dict[str, Any]:
+    """Goes on with an answer after its request has ended; returns the response as it is now. `held` is left when it is over."""
+    try:
+        building.begin()
+        await kept.put()
+        first = copy.deepcopy(kept.value)
+    except BaseException:
+        await held.aclose()
+        raise
+    kept.house.keeping.spawn(kept.owner, kept.value["id"], _go_on(kept, answer, building, held))
+    return first
+
+
+async def _go_on(kept: Kept, answer: Answer, building: Building, held: AsyncExitStack) -> None:
+    async with held:
+        try:
+            async for events in answer:
+                building.push(events)
+        except (HerdError, ApiError) as problem:
+            building.fail(api_error(problem))
+        if not building.is_over:
+            building.fail(ApiError(503, "The answer ended before it was complete."))
+        await asyncio.shield(kept.put())
+
+
 async def resume(house: House) -> None:
     """Answers that were being made when the server ended have failed; they say so from now on."""
 
     def end(tables: Tables) -> None:
-        for kept in tables.of_everybody(KIND):
-            response: dict[str, Any] = kept.body["response"]
+        for found in tables.of_everybody(KIND):
+            response: dict[str, Any] = found.body["response"]
             if response["status"] in UNFINISHED:
                 error = {"code": "server_error", "message": "The server ended before the answer was complete."}
-                kept.body["response"] = {**response, "status": "failed", "error": error}
-                tables.replace(kept.owner, KIND, kept.id, kept.body)
+                found.body["response"] = {**response, "status": "failed", "error": error}
+                tables.replace(found.owner, KIND, found.id, found.body)
 
     await house.keeping.store.write(end)

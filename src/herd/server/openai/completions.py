@@ -90,9 +90,7 @@ class CompletionBody(SamplingFields, ConstraintFields):
         """`UsageError` for fields that contradict each other."""
         self.check_stream()
         if self.best_of is not None and self.best_of < self.num_choices:
-            raise UsageError(
-                f"best_of is {self.best_of} and n is {self.num_choices}; of fewer answers no more can be told.", param="best_of"
-            )
+            raise UsageError(f"best_of is {self.best_of} and n is {self.num_choices}; best_of cannot be less.", param="best_of")
         if self.stream and self.num_drawn > self.num_choices:
             raise UsageError("best_of is known when all answers are there, so it cannot be streamed.", param="best_of")
         if self.echo and self.suffix is not None:
