@@ -42,7 +42,7 @@ class Stream:
         request = self.request
         if self.accepted is not None and request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=self.accepted.seed))
-        if request.deadline_s is not None:
+        if request.deadline_s is not None and request.deadline_s > 0:
             request = replace(request, deadline_s=max(0.0, request.deadline_s - (time.monotonic() - self._asked_at)))
         return request
 

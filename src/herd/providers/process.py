@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, cast, final
+from pathlib import Path
+from typing import cast, final
 
 from herd.providers.frames import Beat, Begin, Frame, FrameReader, Ready, to_bytes
 from herd.providers.packing import BadFrame
@@ -40,6 +41,7 @@ class EngineProcess(asyncio.Protocol):
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._is_ready = self._is_gone = False
+        self._is_cut = asyncio.Event()
         self.born_at = self._heard_at = time.monotonic()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -49,6 +51,7 @@ class EngineProcess(asyncio.Protocol):
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=sys.__stderr__, env=_environment(), process_group=0
             )
+        self._socket = ours
         self._connecting = self._loop.create_task(self._connect(ours, to_bytes(begin)))
         self._look = self._loop.call_later(LOOK_S, self._watch)
 
@@ -63,6 +66,7 @@ class EngineProcess(asyncio.Protocol):
     async def aclose(self) -> None:
         """Closes the socket, which ends the process; kills it if it does not."""
         self._forget()
+        await self._is_cut.wait()
         deadline = time.monotonic() + END_S
         while self._process.poll() is None and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
@@ -95,6 +99,7 @@ class EngineProcess(asyncio.Protocol):
             self._give_up(str(problem))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_cut.set()
         self._give_up("")
 
     # watching
@@ -130,6 +135,8 @@ class EngineProcess(asyncio.Protocol):
             self._transport.abort()
         else:
             self._connecting.cancel()
+            self._socket.close()
+            self._is_cut.set()
 
 
 def _reap(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
@@ -140,8 +147,6 @@ def _reap(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> 
 
 def _environment() -> dict[str, str]:
     """This process' own, with the place that `herd` was imported from, so that the same one runs there."""
-    import herd
-
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(cast(Any, herd).__file__)))
-    paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    folder = Path(__file__).absolute().parent.parent.parent
+    paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
