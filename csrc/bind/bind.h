@@ -64,6 +64,9 @@ Expect<Array> expect(const Array& array, const char* name) {
     return {array, name};
 }
 
+// A format of keys and values by its name, for heads of this width.
+CacheFormat cache_format(const std::string& name, int64_t head_width);
+
 void bind_machine(nb::module_& m);
 void bind_matrix(nb::module_& m);
 void bind_program(nb::module_& m);

@@ -1,6 +1,7 @@
 // What encoders of pictures call, and the keys and values that are kept of a picture - checks, signature, docstring; no arithmetic.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
 
 #include <optional>
 
@@ -55,20 +56,20 @@ void gelu(Machine& machine, FloatsIn x, FloatsOut y) {
     gelu_all(machine, x.data(), count.size, y.data());
 }
 
-std::shared_ptr<KeyValues> key_values(int64_t layers, int64_t rows, int64_t kv_heads, int64_t head_width, bool half) {
+std::shared_ptr<KeyValues> key_values(int64_t layers, int64_t rows, int64_t kv_heads, int64_t head_width, const std::string& format) {
     constexpr int64_t kMost = int64_t{1} << 15;  // so that no product can overflow
     if (layers < 1 || kv_heads < 1 || head_width < 1 || layers > kMost || kv_heads > kMost || head_width > kMost || rows < 1 || rows > (kMost << 9)) {
         throw std::invalid_argument("keys and values of " + std::to_string(layers) + " layers, " + std::to_string(rows) + " rows, " + std::to_string(kv_heads) +
                                     " heads of " + std::to_string(head_width) + " cannot be");
     }
-    return std::make_shared<KeyValues>(layers, rows, kv_heads, head_width, half);
+    return std::make_shared<KeyValues>(layers, rows, kv_heads, head_width, cache_format(format, head_width));
 }
 
 }  // namespace
 
 void bind_pictures(nb::module_& m) {
-    nb::class_<KeyValues>(m, "KeyValues", "Keys and values that are seen whole: of a picture, for some layers, in float16 (`half`) or float32.")
-        .def(nb::new_(&key_values), "layers"_a, "rows"_a, "kv_heads"_a, "head_width"_a, "half"_a)
+    nb::class_<KeyValues>(m, "KeyValues", "Keys and values that are seen whole: of a picture, for some layers, in a format of `Cache`.")
+        .def(nb::new_(&key_values), "layers"_a, "rows"_a, "kv_heads"_a, "head_width"_a, "format"_a)
         .def_prop_ro("nbytes", &KeyValues::num_bytes)
         .def(
             "store",

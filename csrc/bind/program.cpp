@@ -16,6 +16,17 @@ namespace herd {
 
 using namespace nb::literals;
 
+CacheFormat cache_format(const std::string& name, int64_t head_width) {
+    const bool is_integer = name == "int8" || name == "int4";
+    if (is_integer && head_width > kMostHeadWidth) {
+        throw std::invalid_argument("heads of " + std::to_string(head_width) + " are too wide for keys and values in " + name + "; it goes up to " + std::to_string(kMostHeadWidth));
+    }
+    if (is_integer) return name == "int8" ? CacheFormat::Int8 : CacheFormat::Int4;
+    if (name == "float32") return CacheFormat::Float32;
+    if (name == "float16") return CacheFormat::Float16;
+    throw std::invalid_argument("keys and values cannot be kept as \"" + name + "\"; there are float32, float16, int8, int4");
+}
+
 namespace {
 
 using SpanTuple = std::tuple<int64_t, std::vector<int64_t>, std::vector<int64_t>, int64_t>;
@@ -148,17 +159,17 @@ nb::ndarray<nb::memview, uint8_t> page_of(nb::handle self, int64_t layer, int64_
 }
 
 void bind_cache(nb::module_& m) {
-    nb::class_<Cache>(m, "Cache", "Keys and values of pages of 64 tokens, in float16 (`half`) or float32.")
-        .def(nb::new_([](int64_t layers, int64_t kv_heads, int64_t head_width, bool half) {
+    nb::class_<Cache>(m, "Cache", "Keys and values of pages of 64 tokens, in the format float32, float16, int8 or int4.")
+        .def(nb::new_([](int64_t layers, int64_t kv_heads, int64_t head_width, const std::string& format) {
                  if (layers < 1 || kv_heads < 1 || head_width < 1) throw std::invalid_argument("layers, kv_heads and head_width must be at least 1");
-                 return std::make_shared<Cache>(layers, kv_heads, head_width, half);
+                 return std::make_shared<Cache>(layers, kv_heads, head_width, cache_format(format, head_width));
              }),
-             "layers"_a, "kv_heads"_a, "head_width"_a, "half"_a)
+             "layers"_a, "kv_heads"_a, "head_width"_a, "format"_a)
         .def_prop_ro("page_bytes", &Cache::page_bytes, "Bytes of one page over all layers.")
         .def_prop_ro("num_pages", &Cache::pages)
         .def("page", [](nb::handle self, int64_t layer, int64_t page) { return page_of(self, layer, page); }, "layer"_a, "page"_a,
              nb::sig("def page(self, layer: int, page: int) -> memoryview"),
-             "One layer of a page as bytes: per kv head keys [H, 64], then values [64, H rounded up to 16]. A view that `allocate` invalidates.")
+             "One layer of a page as bytes: per kv head keys, then values, laid out as kernels/kernels.h says. A view that `allocate` invalidates.")
         .def(
             "allocate",
             [](Cache& cache, int64_t pages) {

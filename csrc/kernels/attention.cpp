@@ -1,7 +1,7 @@
 // attention: softmax(scale q k^T) v over the pages of one sequence, for a tile of queries that share one kv head
 //
-//   scores [rows][64] = q [rows][H] . keys [H][64]          one page at a time, 64 keys side by side
-//   values [rows][H'] = weights [rows][64] . page [64][H']  H' = head width padded to 16
+//   scores [rows][64] = q [rows][H] . keys [H][64]          one page at a time, 16 keys side by side
+//   values [rows][H'] = weights [rows][64] . page [64][H']  H' = head width padded to 16 or 32
 //
 // Order, which is the same for every tile size, so that bits depend on nothing but the token's own sequence:
 //   page    scores sum over H in order; the page's own maximum; weights e^(s - maximum); their sum; values sum in order of keys
@@ -10,115 +10,64 @@
 // Keys that a token must not see (behind it, or outside its window) weigh exactly 0, and a page that it sees nothing of folds to
 // exactly what was there: so pages that no token of a tile sees are not read.
 //
-// Keys and values are read as stored. A tile of more than `kDirectRows` rows converts a page of halves once.
-// Reference: backends/reference/ops.py:attention.
+// Keys and values are read as stored. A tile of more than `kDirectRows` rows converts a page of halves once. Over an integer cache
+// queries are rounded to 16 bits with a scale for each head, and the weights of a page, times the values' scales, with one for each
+// row and group: the sums over a group are then exact integers.
+// Reference: backends/reference/ops.py:attention, backends/reference/integer_cache.py.
+#include "kernels/attention_products.h"
+#include "kernels/hadamard.h"
 #include "kernels/operations.h"
-#include "kernels/vector.h"
-
-// Sums must live in registers: their loops have to disappear before the compiler decides where arrays live.
-#if defined(__clang__)
-#define HERD_UNROLL _Pragma("unroll")
-#else
-#define HERD_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 namespace herd::HERD_ISA {
 
 namespace {
 
-constexpr int64_t kW = Vector::kWidth;
-constexpr int64_t kDirectRows = 6;  // rows of one pass over a page
 constexpr int64_t kTileRows = 60;
-#if defined(HERD_ISA_AVX512)
-constexpr int kRegisters = 24;  // accumulators
-#else
-constexpr int kRegisters = 12;
-#endif
 constexpr float kNothing = -__builtin_inff();
 constexpr float kLowest = -3.4028235e38f;
+constexpr float kMost = 32767.0f;  // of 16-bit integers
+constexpr float kTiny = 1e-30f;     // a row of smaller numbers is rounded to zeros
 
-// c[m][n] = sum over k in order of a[m][k] b[k][n], for kRows rows and kVectors registers of columns.
-template <int kRows, int kVectors, typename Element>
-void multiply_tile(const float* a, int64_t a_stride, const Element* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride) {
-    Vector sums[kRows][kVectors];
-    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-        HERD_UNROLL for (int n = 0; n < kVectors; ++n) sums[m][n] = broadcast(0.0f);
+// In place: the scores of kRows rows, each times its factor, become weights. All see the keys [first, valid); `width` scores, a multiple
+// of 16, are there, which is at least as many. Several rows at once, as each is a chain of dependent steps.
+template <int kRows>
+__attribute__((noinline)) void weigh(float* scores, const float* factors, int64_t first, int64_t valid, int64_t width, float* maxima, float* sums) {
+    if (valid <= 0 || first >= width || first >= valid) {
+        for (int m = 0; m < kRows; ++m) {
+            for (int64_t i = 0; i < width; i += kW) store(scores + m * kPageTokens + i, broadcast(0.0f));
+            maxima[m] = kNothing;
+            sums[m] = 0.0f;
+        }
+        return;
     }
-    for (int64_t k = 0; k < depth; ++k) {
-        Vector right[kVectors];
-        HERD_UNROLL for (int n = 0; n < kVectors; ++n) right[n] = load(b + k * b_stride + n * kW);
+    Vector times[kRows], tops[kRows], totals[kRows];
+    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        for (int64_t i = 0; i < first; ++i) scores[m * kPageTokens + i] = kNothing;
+        times[m] = broadcast(factors[m]);
+        tops[m] = broadcast(kNothing);
+        totals[m] = broadcast(0.0f);
+    }
+    for (int64_t i = 0; i < width; i += kW) {
         HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-            const Vector left = broadcast(a[m * a_stride + k]);
-            HERD_UNROLL for (int n = 0; n < kVectors; ++n) sums[m][n] = fused(left, right[n], sums[m][n]);
+            Vector score = load(scores + m * kPageTokens + i) * times[m];
+            if (valid < width) score = keep_first(score, valid - i, kNothing);
+            store(scores + m * kPageTokens + i, score);
+            tops[m] = largest(tops[m], score);
         }
     }
     HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-        HERD_UNROLL for (int n = 0; n < kVectors; ++n) store(c + m * c_stride + n * kW, sums[m][n]);
+        maxima[m] = largest(tops[m]);
+        tops[m] = broadcast(maxima[m]);
     }
-}
-
-constexpr int vectors_for(int rows) {
-    int vectors = 1;
-    while (vectors * 2 * rows <= kRegisters && vectors * 2 * kW <= 64) vectors *= 2;
-    return vectors;
-}
-
-template <int kRows, typename Element>
-void multiply_rows(const float* a, int64_t a_stride, const Element* b, int64_t b_stride, int64_t depth, int64_t width, float* c,
-                   int64_t c_stride) {
-    constexpr int kVectors = vectors_for(kRows);
-    int64_t n = 0;
-    for (; n + kVectors * kW <= width; n += kVectors * kW) {
-        multiply_tile<kRows, kVectors>(a, a_stride, b + n, b_stride, depth, c + n, c_stride);
-    }
-    for (; n < width; n += kW) multiply_tile<kRows, 1>(a, a_stride, b + n, b_stride, depth, c + n, c_stride);
-}
-
-// c [rows][width] = a [rows][depth] . b [depth][width]; width is a multiple of 16.
-template <typename Element>
-void multiply(const float* a, int64_t a_stride, const Element* b, int64_t b_stride, int64_t rows, int64_t depth, int64_t width, float* c,
-              int64_t c_stride) {
-    int64_t m = 0;
-    for (; m + 6 <= rows; m += 6) multiply_rows<6>(a + m * a_stride, a_stride, b, b_stride, depth, width, c + m * c_stride, c_stride);
-    a += m * a_stride;
-    c += m * c_stride;
-    switch (rows - m) {
-        case 1: return multiply_rows<1>(a, a_stride, b, b_stride, depth, width, c, c_stride);
-        case 2: return multiply_rows<2>(a, a_stride, b, b_stride, depth, width, c, c_stride);
-        case 3: return multiply_rows<3>(a, a_stride, b, b_stride, depth, width, c, c_stride);
-        case 4: return multiply_rows<4>(a, a_stride, b, b_stride, depth, width, c, c_stride);
-        case 5: return multiply_rows<5>(a, a_stride, b, b_stride, depth, width, c, c_stride);
-        default: return;
-    }
-}
-
-// In place: the scores of one row become weights. The keys [first, valid) are seen; `width` scores, a multiple of 16, are there,
-// which is at least as many. Returns maximum and sum.
-struct Softmax {
-    float largest, sum;
-};
-Softmax weigh(float* scores, int64_t first, int64_t valid, int64_t width) {
-    if (valid <= 0 || first >= width || first >= valid) {
-        for (int64_t i = 0; i < width; i += kW) store(scores + i, broadcast(0.0f));
-        return {kNothing, 0.0f};
-    }
-    for (int64_t i = 0; i < first; ++i) scores[i] = kNothing;
-    Vector top = broadcast(kNothing);
-    if (valid >= width) {
-        for (int64_t i = 0; i < width; i += kW) top = largest(top, load(scores + i));
-    } else {
-        for (int64_t i = 0; i < width; i += kW) top = largest(top, keep_first(load(scores + i), valid - i, kNothing));
-    }
-    const float maximum = largest(top);
-    const Vector shift = broadcast(maximum);
-    Vector total = broadcast(0.0f);
     for (int64_t i = 0; i < width; i += kW) {
-        Vector weight = exponential(load(scores + i) - shift);
-        if (valid < width) weight = keep_first(weight, valid - i, 0.0f);
-        store(scores + i, weight);
-        total = total + weight;
+        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+            Vector weight = exponential(load(scores + m * kPageTokens + i) - tops[m]);
+            if (valid < width) weight = keep_first(weight, valid - i, 0.0f);
+            store(scores + m * kPageTokens + i, weight);
+            totals[m] = totals[m] + weight;
+        }
     }
-    return {maximum, sum(total)};
+    HERD_UNROLL for (int m = 0; m < kRows; ++m) sums[m] = sum(totals[m]);
 }
 
 int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
@@ -137,26 +86,33 @@ void clear(const PageShape& shape, int64_t rows, float* base) {
         partial.largest[r] = kNothing;
         partial.sums[r] = 0.0f;
     }
-    std::memset(partial.values, 0, static_cast<size_t>(padded_rows(rows) * shape.padded_width) * sizeof(float));
+    std::memset(partial.values, 0, static_cast<size_t>(rows * shape.padded_width) * sizeof(float));
 }
 
-// Scratch of one tile, in floats: queries, scores, a converted page, and the partials of a page and of a split.
+// Scratch of one tile: queries, scores, a converted page, the partials of a page and of a split; over an integer cache also the
+// rounded queries and weights with their factors.
 struct Scratch {
-    float *q, *scores, *keys, *values, *page, *split, *end;
-    Scratch(const PageShape& shape, int64_t rows, uint8_t* base) {
-        auto* at = reinterpret_cast<float*>(base);
-        const auto take = [&at](int64_t count) {
-            float* taken = at;
-            at += (count + 15) / 16 * 16;
-            return taken;
+    float *q, *scores, *keys, *values, *page, *split, *q_factors, *factors;
+    int16_t *rounded_q, *rounded_weights;
+    uint8_t* end;
+    Scratch(const PageShape& shape, int64_t rows, uint8_t* base) : end(base) {
+        const auto take = [this](int64_t bytes) {
+            uint8_t* taken = end;
+            end += (bytes + 63) / 64 * 64;
+            return reinterpret_cast<float*>(taken);
         };
-        q = take(padded_rows(rows) * shape.padded_width);
-        scores = take(padded_rows(rows) * kPageTokens);
-        keys = take(kPageTokens * shape.padded_width);
-        values = take(kPageTokens * shape.padded_width);
-        page = take(partial_floats(rows, shape.padded_width));
-        split = take(partial_floats(rows, shape.padded_width));
-        end = at;
+        const int64_t element = shape.is_integer() ? 1 : 4, partial = 4 * partial_floats(rows, shape.padded_width);
+        const int64_t integers = shape.is_integer() ? rows : 0, groups = shape.groups();
+        q = take(4 * rows * shape.padded_width);
+        scores = take(4 * rows * kPageTokens);
+        keys = take(element * kPageTokens * shape.padded_width);
+        values = take(element * kPageTokens * shape.padded_width);
+        page = take(partial);
+        split = take(partial);
+        q_factors = take(4 * integers);
+        factors = take(4 * integers * groups);
+        rounded_q = reinterpret_cast<int16_t*>(take(2 * integers * shape.padded_width));
+        rounded_weights = reinterpret_cast<int16_t*>(take(2 * integers * groups * kPageTokens));
     }
 };
 
@@ -164,47 +120,134 @@ void convert(const uint16_t* halves, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += kW) store(out + i, load(halves + i));
 }
 
+// Whether tokens [from, to) of a page of values are numbers.
 template <typename Element>
-bool are_finite(const Element* values, int64_t count) {
+bool are_finite(const Element* values, int64_t width, int64_t from, int64_t to) {
     Vector nothing = broadcast(0.0f);
-    for (int64_t i = 0; i < count; i += kW) {
-        const Vector value = load(values + i);
-        nothing = nothing + (value - value);
+    for (const Element* block = values; block < values + width * kPageTokens; block += 16 * kPageTokens) {
+        for (int64_t i = 16 * from; i < 16 * to; i += kW) {
+            const Vector value = load(block + i);
+            nothing = nothing + (value - value);
+        }
     }
     return sum(nothing) == 0.0f;
 }
 
 int64_t clamp(int64_t place) { return place < 0 ? 0 : place < kPageTokens ? place : kPageTokens; }
 
-// Scores, weights and values of one page into scratch.page. `first` is the position of the page's first token.
-template <typename Element>
-void attend_page(const AttentionTile& tile, const Element* keys, const Element* values, int64_t first, Scratch& scratch) {
-    const PageShape& shape = tile.shape;
-    const int64_t rows = tile.tokens * tile.group, value_width = shape.padded_width;
-    const Partial page(scratch.page, rows);
-    const auto seen_from = [&](int64_t t) { return clamp(tile.sight.first(tile.position + t) - first); };
-    const auto seen_to = [&](int64_t t) { return clamp(tile.sight.end(tile.position + t) - first); };
-    const int64_t seen = seen_to(tile.tokens - 1);  // by the last token: what lies behind may be anything
-    const int64_t width = (seen + 15) / 16 * 16;
-    multiply(scratch.q, value_width, keys, kPageTokens, rows, shape.head_width, width, scratch.scores, kPageTokens);
-    for (int64_t r = 0; r < rows; ++r) {
-        const Softmax result = weigh(scratch.scores + r * kPageTokens, seen_from(r / tile.group), seen_to(r / tile.group), width);
-        page.largest[r] = result.largest;
-        page.sums[r] = result.sum;
+// One page of a tile: which of its keys are seen, and how far behind keys and values lies what is read next.
+struct PageView {
+    const AttentionTile& tile;
+    int64_t first;  // position of the page's first token
+    int64_t after_keys, after_values;
+
+    int64_t rows() const { return tile.tokens * tile.group; }
+    int64_t seen_from(int64_t t) const { return clamp(tile.sight.first(tile.position + t) - first); }
+    int64_t seen_to(int64_t t) const { return clamp(tile.sight.end(tile.position + t) - first); }
+    int64_t seen() const { return seen_to(tile.tokens - 1); }  // by the last token: what lies behind may be anything
+    int64_t width() const { return (seen() + 15) / 16 * 16; }
+};
+
+// Calls `pass` with the first row of some rows that see the same, the rows of a token four at a time: its template argument is how many.
+template <typename Pass>
+void rows_of_tokens(const PageView& view, Pass pass) {
+    for (int64_t t = 0; t < view.tile.tokens; ++t) {
+        in_passes<4>(view.tile.group, [&]<int kRows>(int64_t g) { pass.template operator()<kRows>(t, t * view.tile.group + g); });
     }
+}
+
+// Scores -> weights, maxima and sums of all rows.
+void weigh_rows(const PageView& view, const float* factors, Scratch& scratch) {
+    const Partial page(scratch.page, view.rows());
+    constexpr float kOnes[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+    rows_of_tokens(view, [&]<int kRows>(int64_t t, int64_t r) {
+        weigh<kRows>(scratch.scores + r * kPageTokens, factors != nullptr ? factors + r : kOnes, view.seen_from(t), view.seen_to(t), view.width(), page.largest + r,
+                     page.sums + r);
+    });
+}
+
+// Scores, weights and values of one page into scratch.page.
+template <typename Element>
+void attend_page(const PageView& view, const Element* keys, const Element* values, Scratch& scratch) {
+    const AttentionTile& tile = view.tile;
+    const PageShape& shape = tile.shape;
+    const int64_t rows = view.rows(), width = shape.padded_width, seen = view.seen(), blocks = width / 16, value_block = 16 * kPageTokens;
+    const Partial page(scratch.page, rows);
+    multiply(scratch.q, width, keys, 16 * shape.head_width, rows, shape.head_width, view.width() / 16, view.after_keys, scratch.scores, kPageTokens);
+    weigh_rows(view, nullptr, scratch);
     // Seen by every token: [sure_from, sure_to).
-    const int64_t sure_to = seen_to(0), sure_from = seen_from(tile.tokens - 1) < sure_to ? seen_from(tile.tokens - 1) : sure_to;
-    const auto rows_finite = [&](int64_t from, int64_t to) { return from >= to || are_finite(values + from * value_width, (to - from) * value_width); };
+    const int64_t sure_to = view.seen_to(0), sure_from = view.seen_from(tile.tokens - 1) < sure_to ? view.seen_from(tile.tokens - 1) : sure_to;
+    const auto rows_finite = [&](int64_t from, int64_t to) { return from >= to || are_finite(values, width, from, to); };
     if (rows_finite(0, sure_from) && rows_finite(sure_to, seen)) {
-        multiply(scratch.scores, kPageTokens, values, value_width, rows, seen, value_width, page.values, value_width);
+        multiply(scratch.scores, kPageTokens, values, value_block, rows, seen, blocks, view.after_values, page.values, width);
         return;
     }
     // A weight of zero would carry a value that is not a number to tokens that do not see it: each reads what it sees.
     for (int64_t t = 0; t < tile.tokens; ++t) {
-        const int64_t from = seen_from(t), row = t * tile.group, count = seen_to(t) > from ? seen_to(t) - from : 0;
-        multiply(scratch.scores + row * kPageTokens + from, kPageTokens, values + from * value_width, value_width, tile.group, count, value_width,
-                 page.values + row * value_width, value_width);
+        const int64_t from = view.seen_from(t), row = t * tile.group, count = view.seen_to(t) > from ? view.seen_to(t) - from : 0;
+        multiply(scratch.scores + row * kPageTokens + from, kPageTokens, values + 16 * from, value_block, tile.group, count, blocks, 0,
+                 page.values + row * width, width);
     }
+}
+
+// x -> integers of 16 bits. Returns what one of them stands for, which is not a number if some x is not.
+float round_row(const float* x, int64_t count, int16_t* rounded) {
+    Vector top = broadcast(0.0f), nothing = broadcast(0.0f);
+    for (int64_t i = 0; i < count; i += kW) {
+        const Vector value = load(x + i);
+        top = largest(top, magnitude(value));
+        nothing = nothing + (value - value);
+    }
+    const float most = largest(top), factor = most > kTiny ? kMost / most : 0.0f;
+    for (int64_t i = 0; i < count; i += kW) store_rounded(rounded + i, load(x + i) * broadcast(factor));
+    return (most > kTiny ? most / kMost : 1.0f) + sum(nothing);
+}
+
+// The weights of kRows rows that see the keys [first, valid), times the values' scales of each group -> integers of 16 bits, with what
+// one of them stands for in `factors`.
+template <int kRows>
+__attribute__((noinline)) void round_weights(const float* weights, const uint16_t* scales, int64_t groups, int64_t first, int64_t valid, int64_t width, int16_t* rounded, float* factors) {
+    alignas(64) float known[kPageTokens];  // the scales of what is seen; 0 for what may be anything
+    for (int64_t g = 0; g < groups; ++g) {
+        Vector tops[kRows], nothing = broadcast(0.0f);
+        HERD_UNROLL for (int m = 0; m < kRows; ++m) tops[m] = broadcast(0.0f);
+        for (int64_t i = 0; i < width; i += kW) store(known + i, load(scales + g * kPageTokens + i));
+        for (int64_t i = 0; i < (first < width ? first : width); ++i) known[i] = 0.0f;
+        for (int64_t i = valid > 0 ? valid : 0; i < width; ++i) known[i] = 0.0f;
+        for (int64_t i = 0; i < width; i += kW) {
+            const Vector scale = load(known + i);
+            nothing = nothing + (scale - scale);
+            HERD_UNROLL for (int m = 0; m < kRows; ++m) tops[m] = largest(tops[m], magnitude(load(weights + m * kPageTokens + i) * scale));
+        }
+        const float spoiled = sum(nothing);
+        Vector times[kRows];
+        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+            const float most = largest(tops[m]);
+            times[m] = broadcast(most > kTiny ? kMost / most : 0.0f);
+            factors[m * groups + g] = (most > kTiny ? most / kMost : 1.0f) + spoiled;
+        }
+        for (int64_t i = 0; i < width; i += 16) {
+            HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+                Vector parts[kParts];
+                HERD_UNROLL for (int part = 0; part < kParts; ++part) {
+                    parts[part] = load(weights + m * kPageTokens + i + part * kW) * load(known + i + part * kW) * times[m];
+                }
+                store_rounded(parts, rounded + (m * groups + g) * kPageTokens + i);
+            }
+        }
+    }
+}
+
+// As `attend_page`, over codes of one byte.
+void attend_codes(const PageView& view, const int8_t* keys, const uint16_t* key_scales, const int8_t* values, const uint16_t* value_scales, Scratch& scratch) {
+    const int64_t rows = view.rows(), width = view.tile.shape.padded_width, groups = width / 32, seen = view.width();
+    multiply_keys(scratch.rounded_q, width, keys, key_scales, rows, seen / 16, view.after_keys, scratch.scores);
+    weigh_rows(view, scratch.q_factors, scratch);
+    rows_of_tokens(view, [&]<int kRows>(int64_t t, int64_t r) {
+        round_weights<kRows>(scratch.scores + r * kPageTokens, value_scales, groups, view.seen_from(t), view.seen_to(t), seen,
+                             scratch.rounded_weights + r * groups * kPageTokens, scratch.factors + r * groups);
+    });
+    multiply_values(scratch.rounded_weights, scratch.factors, values, rows, width, seen / 2, view.after_values, Partial(scratch.page, rows).values);
 }
 
 }  // namespace
@@ -240,17 +283,61 @@ int64_t attention_scratch_bytes(const PageShape& shape, int64_t rows) {
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(sizes.end));
 }
 
-void attend(const AttentionTile& tile, uint8_t* scratch_bytes, float* partial) {
+namespace {
+
+// The tile's queries, times the scale: as the keys were, rotated and rounded.
+void take_queries(const AttentionTile& tile, Scratch& scratch) {
     const PageShape& shape = tile.shape;
-    const int64_t rows = tile.tokens * tile.group, width = shape.padded_width;
-    Scratch scratch(shape, rows, scratch_bytes);
+    const int64_t width = shape.padded_width;
     for (int64_t t = 0; t < tile.tokens; ++t) {
         for (int64_t g = 0; g < tile.group; ++g) {
             const float* from = tile.q + t * tile.q_stride + g * shape.head_width;
-            float* to = scratch.q + (t * tile.group + g) * width;
+            const int64_t row = t * tile.group + g;
+            float* to = scratch.q + row * width;
             for (int64_t h = 0; h < shape.head_width; ++h) to[h] = from[h] * tile.scale;
+            for (int64_t h = shape.head_width; h < width; ++h) to[h] = 0.0f;
+            if (shape.format == CacheFormat::Int4) hadamard(to, shape.head_width);
+            if (shape.is_integer()) scratch.q_factors[row] = round_row(to, width, scratch.rounded_q + row * width);
         }
     }
+}
+
+// One page of the cache into scratch.page. `keys` is where it begins.
+void read_page(const PageView& view, const uint8_t* keys, Scratch& scratch) {
+    const PageShape& shape = view.tile.shape;
+    const int64_t width = shape.padded_width;
+    const uint8_t* values = keys + shape.key_bytes();
+    const auto* key_scales = reinterpret_cast<const uint16_t*>(values - shape.scale_bytes());
+    const auto* value_scales = reinterpret_cast<const uint16_t*>(values + shape.code_bytes(width));
+    for (int64_t at = 0; at < shape.scale_bytes(); at += 64) prefetch(values + shape.code_bytes(width) + at);
+    switch (shape.format) {
+        case CacheFormat::Float32: return attend_page(view, reinterpret_cast<const float*>(keys), reinterpret_cast<const float*>(values), scratch);
+        case CacheFormat::Float16:
+            if (view.rows() <= kDirectRows) return attend_page(view, reinterpret_cast<const uint16_t*>(keys), reinterpret_cast<const uint16_t*>(values), scratch);
+            convert(reinterpret_cast<const uint16_t*>(keys), kPageTokens * shape.head_width, scratch.keys);
+            convert(reinterpret_cast<const uint16_t*>(values), kPageTokens * width, scratch.values);
+            return attend_page({view.tile, view.first, 0, 0}, scratch.keys, scratch.values, scratch);
+        case CacheFormat::Int8:
+            return attend_codes(view, reinterpret_cast<const int8_t*>(keys), key_scales, reinterpret_cast<const int8_t*>(values), value_scales, scratch);
+        case CacheFormat::Int4: {
+            auto* key_codes = reinterpret_cast<int8_t*>(scratch.keys);
+            auto* value_codes = reinterpret_cast<int8_t*>(scratch.values);
+            unpack_codes(keys, width, 64, 32, view.after_keys, key_codes);
+            for (int64_t g = 0; g < width / 32; ++g) {
+                unpack_codes(values + g * 16 * kPageTokens, kPageTokens / 2, 32, 16 * kPageTokens, view.after_values, value_codes + g * 32 * kPageTokens);
+            }
+            return attend_codes({view.tile, view.first, 0, 0}, key_codes, key_scales, value_codes, value_scales, scratch);
+        }
+    }
+}
+
+}  // namespace
+
+void attend(const AttentionTile& tile, uint8_t* scratch_bytes, float* partial) {
+    const PageShape& shape = tile.shape;
+    const int64_t rows = tile.tokens * tile.group;
+    Scratch scratch(shape, rows, scratch_bytes);
+    take_queries(tile, scratch);
     // Rows that only fill a register: their parts of a partial must be numbers.
     clear(shape, rows, scratch.page);
     clear(shape, rows, partial);
@@ -260,17 +347,10 @@ void attend(const AttentionTile& tile, uint8_t* scratch_bytes, float* partial) {
         for (int64_t first = split * kSplitTokens; first < (split + 1) * kSplitTokens; first += kPageTokens) {
             if (first >= seen_to) break;
             if (first + kPageTokens <= seen_from) continue;
-            const uint8_t* keys = tile.cache + tile.pages[first / kPageTokens] * tile.page_stride;
-            const uint8_t* values = keys + shape.key_bytes();
-            if (!shape.half) {
-                attend_page(tile, reinterpret_cast<const float*>(keys), reinterpret_cast<const float*>(values), first, scratch);
-            } else if (rows <= kDirectRows) {
-                attend_page(tile, reinterpret_cast<const uint16_t*>(keys), reinterpret_cast<const uint16_t*>(values), first, scratch);
-            } else {
-                convert(reinterpret_cast<const uint16_t*>(keys), kPageTokens * shape.head_width, scratch.keys);
-                convert(reinterpret_cast<const uint16_t*>(values), kPageTokens * width, scratch.values);
-                attend_page(tile, scratch.keys, scratch.values, first, scratch);
-            }
+            const int64_t number = first / kPageTokens, next = number < tile.last_page ? number + 1 : number;
+            const uint8_t* keys = tile.cache + tile.pages[number] * tile.page_stride;
+            const uint8_t* next_keys = tile.cache + tile.pages[next] * tile.page_stride;
+            read_page({tile, first, shape.key_bytes(), next_keys - keys - shape.key_bytes()}, keys, scratch);
             fold(shape, rows, scratch.page, scratch.split);
         }
         fold(shape, rows, scratch.split, partial);
@@ -285,62 +365,8 @@ void finish(const PageShape& shape, const float* base, int64_t tokens, int64_t g
             const float factor = 1.0f / partial.sums[row];
             float* to = y + t * y_stride + g * shape.head_width;
             for (int64_t h = 0; h < shape.head_width; ++h) to[h] = partial.values[row * shape.padded_width + h] * factor;
+            if (shape.format == CacheFormat::Int4) hadamard(to, shape.head_width);
         }
-    }
-}
-
-namespace {
-
-template <typename Element>
-void store_columns(const PageShape& shape, const float* k, int64_t stride, int64_t tokens, int64_t at, Element* keys) {
-    float column[kPageTokens];
-    for (int64_t h = 0; h < shape.head_width; ++h) {
-        for (int64_t t = 0; t < tokens; ++t) column[t] = k[t * stride + h];
-        int64_t t = 0;
-        Element* to = keys + h * kPageTokens + at;
-        for (; t + kW <= tokens; t += kW) store(to + t, load(column + t));
-        if (t < tokens) {
-            Element rest[kW];
-            float padded[kW] = {};
-            std::memcpy(padded, column + t, static_cast<size_t>(tokens - t) * sizeof(float));
-            store(rest, load(padded));
-            std::memcpy(to + t, rest, static_cast<size_t>(tokens - t) * sizeof(Element));
-        }
-    }
-}
-
-template <typename Element>
-void store_rows(const PageShape& shape, const float* v, int64_t stride, int64_t tokens, int64_t at, Element* values) {
-    for (int64_t t = 0; t < tokens; ++t) {
-        Element* to = values + (at + t) * shape.padded_width;
-        for (int64_t h = 0; h < shape.padded_width; h += kW) {
-            if (h + kW <= shape.head_width) {
-                store(to + h, load(v + t * stride + h));
-                continue;
-            }
-            float padded[kW] = {};
-            for (int64_t i = 0; h + i < shape.head_width; ++i) padded[i] = v[t * stride + h + i];
-            store(to + h, load(padded));
-        }
-    }
-}
-
-}  // namespace
-
-void store_keys(const PageShape& shape, const float* k, int64_t stride, int64_t tokens, int64_t at, uint8_t* page) {
-    if (shape.half) {
-        store_columns(shape, k, stride, tokens, at, reinterpret_cast<uint16_t*>(page));
-    } else {
-        store_columns(shape, k, stride, tokens, at, reinterpret_cast<float*>(page));
-    }
-}
-
-void store_values(const PageShape& shape, const float* v, int64_t stride, int64_t tokens, int64_t at, uint8_t* page) {
-    uint8_t* values = page + shape.key_bytes();
-    if (shape.half) {
-        store_rows(shape, v, stride, tokens, at, reinterpret_cast<uint16_t*>(values));
-    } else {
-        store_rows(shape, v, stride, tokens, at, reinterpret_cast<float*>(values));
     }
 }
 

@@ -11,20 +11,47 @@
 namespace herd {
 
 constexpr int64_t kPageTokens = 64;    // tokens of a cache page
+constexpr int64_t kMostHeadWidth = 1024;  // of a cache of integers
 constexpr int64_t kSplitTokens = 256;  // tokens of the cache that one partial softmax covers: part of the bits, never tuned
 
-// The keys and values of one page, layer and kv head, contiguous:
-//   keys    [head_width][64]       transposed, so that one register holds the same component of several keys
-//   values  [64][padded_width]     padded_width is head_width rounded up to 16
-// in float32 or, when `half`, in float16.
+// How the cache keeps numbers. Int8 and Int4 have one float16 scale for every 32 components of a key or value, an Int4 code stands for
+// one of the 16 values of IQ4 (layout.h), and what it keeps is rotated (kernels/hadamard.h): docs/decisions/0013.
+enum class CacheFormat : int32_t { Float32, Float16, Int8, Int4 };
+
+// The keys and values of one page, layer and kv head, contiguous and read from front to back; d is the padded width:
+//
+//              keys                                          values
+//   float      [4 x 16 tokens][head width][16]               [d / 16][64 tokens][16]
+//   Int8       [4 x 16 tokens][d / 2][16][2 components]      [d / 16][32 pairs][16][2 tokens]
+//   Int4       [4 x 16 tokens][d / 4][16][2]: components 0, 1 of four in the low and 2, 3 in the high halves of bytes
+//                                                            [d / 32][32 pairs][16][2]: components 0 .. 15 low, 16 .. 31 high
+//   scales     [d / 32][64 tokens] float16 after the codes, of the integer formats
+//
+// The padded width is the head width rounded up to 16, and to 32 for the integer formats.
 struct PageShape {
     int64_t head_width;
     int64_t padded_width;
-    bool half;
+    CacheFormat format;
 
-    int64_t element_bytes() const { return half ? 2 : 4; }
-    int64_t key_bytes() const { return kPageTokens * head_width * element_bytes(); }
-    int64_t bytes() const { return key_bytes() + kPageTokens * padded_width * element_bytes(); }
+    static constexpr PageShape of(int64_t head_width, CacheFormat format) {
+        const int64_t step = format == CacheFormat::Int8 || format == CacheFormat::Int4 ? 32 : 16;
+        return {head_width, (head_width + step - 1) / step * step, format};
+    }
+    constexpr bool is_integer() const { return format == CacheFormat::Int8 || format == CacheFormat::Int4; }
+    constexpr int64_t groups() const { return padded_width / 32; }
+    constexpr int64_t scale_bytes() const { return is_integer() ? 2 * kPageTokens * groups() : 0; }
+    // Of keys or values, without scales.
+    constexpr int64_t code_bytes(int64_t width) const {
+        switch (format) {
+            case CacheFormat::Float32: return 4 * kPageTokens * width;
+            case CacheFormat::Float16: return 2 * kPageTokens * width;
+            case CacheFormat::Int8: return kPageTokens * padded_width;
+            case CacheFormat::Int4: return kPageTokens * padded_width / 2;
+        }
+        return 0;
+    }
+    constexpr int64_t key_bytes() const { return code_bytes(head_width) + scale_bytes(); }
+    constexpr int64_t bytes() const { return key_bytes() + code_bytes(padded_width) + scale_bytes(); }
 };
 
 // Which keys a token sees: those of its own sequence up to its own, all of them or only the near ones; or whatever there is.
@@ -55,6 +82,7 @@ struct AttentionTile {
     int64_t split_begin, split_end;
     float scale;
     Sight sight{};
+    int64_t last_page = 0;         // of `pages`: none behind it may be read
 };
 
 // One table per instruction set. `partial` of a tile is, per row (token-major, then head): [rows] largest scores, [rows]
@@ -83,7 +111,8 @@ struct Kernels {
     // e^x as attention computes it, for tests.
     void (*exponential)(const float* x, int64_t count, float* y);
 
-    // Writes `tokens` rows (`stride` floats apart) at places `at`, `at + 1`, ... of one page.
+    // Writes `tokens` rows (`stride` floats apart) at places `at`, `at + 1`, ... of one page. Different places of a page may be
+    // written at the same time.
     void (*store_keys)(const PageShape&, const float* k, int64_t stride, int64_t tokens, int64_t at, uint8_t* page);
     void (*store_values)(const PageShape&, const float* v, int64_t stride, int64_t tokens, int64_t at, uint8_t* page);
     // Rows of queries that a tile should have at most, and the scratch it needs.

@@ -55,6 +55,7 @@ void Attention::attend(const Context& context, const Step::Part& tile, int64_t h
         .split_end = split_end,
         .scale = scale_,
         .sight = sight_,
+        .last_page = (tile.position + tile.count - 1) / kPageTokens,
     };
     const int64_t floats = partial_floats(tile.count * group_, work.shape.padded_width);
     auto* own = reinterpret_cast<float*>(context.scratch);

@@ -182,7 +182,9 @@ void Program::cross_attention(int q, int64_t layer, int64_t heads, float scale, 
     crossing_width_ = width;
     crossing_layers_ = std::max(crossing_layers_, layer + 1);
     const int64_t head_width = width / heads;
-    for (const bool half : {false, true}) need_scratch(whole_scratch_bytes(machine_->kernels, {head_width, round_up(head_width, 16), half}, std::max<int64_t>(60, heads)));
+    for (const CacheFormat format : {CacheFormat::Float32, CacheFormat::Int8, CacheFormat::Int4}) {
+        need_scratch(whole_scratch_bytes(machine_->kernels, PageShape::of(head_width, format), std::max<int64_t>(60, heads)));
+    }
     append<CrossAttention>(q, layer, heads, scale, out);
 }
 

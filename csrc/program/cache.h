@@ -12,8 +12,8 @@ namespace herd {
 
 class Cache {
   public:
-    Cache(int64_t layers, int64_t kv_heads, int64_t head_width, bool half)
-        : layers_(layers), kv_heads_(kv_heads), shape_{head_width, round_up(head_width, 16), half} {}
+    Cache(int64_t layers, int64_t kv_heads, int64_t head_width, CacheFormat format)
+        : layers_(layers), kv_heads_(kv_heads), shape_(PageShape::of(head_width, format)) {}
 
     // Room for pages 0 .. pages-1, all zero: memory is taken only as pages are written. What was cached is gone, also when
     // this throws std::bad_alloc.

@@ -13,8 +13,8 @@ namespace herd {
 class KeyValues {
   public:
     // Throws std::bad_alloc.
-    KeyValues(int64_t layers, int64_t rows, int64_t kv_heads, int64_t head_width, bool half)
-        : layers_(layers), rows_(rows), kv_heads_(kv_heads), shape_{head_width, round_up(head_width, 16), half},
+    KeyValues(int64_t layers, int64_t rows, int64_t kv_heads, int64_t head_width, CacheFormat format)
+        : layers_(layers), rows_(rows), kv_heads_(kv_heads), shape_(PageShape::of(head_width, format)),
           memory_(layers * kv_heads * num_pages() * shape_.bytes()) {
         for (int64_t page = 0; page < num_pages(); ++page) pages_.push_back(static_cast<int32_t>(page));
     }
@@ -76,7 +76,7 @@ void attend_whole(const Kernels& kernels, const WholeTile& tile, uint8_t* scratc
     for (bool is_first = true; seen != nullptr; seen = next(), is_first = false) {
         const AttentionTile work{shape,      seen->at(tile.layer, tile.head), shape.bytes(), seen->pages(), tile.q, tile.q_stride,
                                  tile.rows,  tile.group,                      0,             0,             divide_up(seen->rows(), kSplitTokens),
-                                 tile.scale, {Sight::Kind::Whole, seen->rows()}};
+                                 tile.scale, {Sight::Kind::Whole, seen->rows()}, divide_up(seen->rows(), kPageTokens) - 1};
         kernels.attend(work, scratch + 2 * bytes, is_first ? sum : part);
         if (!is_first) kernels.fold(shape, rows, part, sum);
     }

@@ -67,7 +67,7 @@ void Program::check(const Pictures& pictures) const {
         for (const auto& picture : part.pictures) {
             const int64_t heads = crossing_heads_, kv_heads = picture->kv_heads();
             if (heads == 0 || heads % kv_heads != 0 || kv_heads != part.pictures[0]->kv_heads() || picture->shape().head_width * heads != crossing_width_ ||
-                picture->layers() < crossing_layers_ || picture->shape().half != part.pictures[0]->shape().half) {
+                picture->layers() < crossing_layers_ || picture->shape().format != part.pictures[0]->shape().format) {
                 refuse("keys and values of a picture are not those that the program's layers cross over to");
             }
         }

@@ -16,7 +16,7 @@ namespace {
 
 struct Case {
     int64_t head_width, group, tokens, position;
-    bool half;
+    CacheFormat format;
     Sight sight{};
 };
 
@@ -28,7 +28,7 @@ struct Sequence {
     std::vector<int32_t> pages;
     AlignedBytes cache;
 
-    Sequence(const Kernels& kernels, const Case& given) : at(given), shape{at.head_width, round_up(at.head_width, 16), at.half} {
+    Sequence(const Kernels& kernels, const Case& given) : at(given), shape(PageShape::of(at.head_width, at.format)) {
         std::mt19937 random(static_cast<uint32_t>(at.head_width * 1000 + at.position));
         std::normal_distribution<float> normal;
         const int64_t length = at.position + at.tokens, count = divide_up(length, kPageTokens);
@@ -54,7 +54,7 @@ struct Sequence {
         const int64_t rows = count * at.group, end = at.position + first + count;
         AlignedBytes scratch(kernels.attention_scratch_bytes(shape, rows)), partial(partial_floats(rows, shape.padded_width) * 4);
         const AttentionTile tile{shape, cache.data(), shape.bytes(), pages.data(), q.data() + first * at.group * at.head_width, at.group * at.head_width,
-                                 count, at.group, at.position + first, 0, divide_up(end, kSplitTokens), 0.3f, at.sight};
+                                 count, at.group, at.position + first, 0, divide_up(end, kSplitTokens), 0.3f, at.sight, (end - 1) / kPageTokens};
         kernels.attend(tile, scratch.data(), partial.as<float>());
         std::vector<float> y(static_cast<size_t>(rows * at.head_width));
         kernels.finish(shape, partial.as<float>(), count, at.group, y.data(), at.group * at.head_width);
@@ -68,7 +68,7 @@ struct Sequence {
         AlignedBytes scratch(kernels.attention_scratch_bytes(shape, rows)), partials(splits * floats * 4);
         for (int64_t split = 0; split < splits; ++split) {
             const AttentionTile tile{shape, cache.data(), shape.bytes(), pages.data(), q.data(), at.group * at.head_width,
-                                     at.tokens, at.group, at.position, split, split + 1, 0.3f, at.sight};
+                                     at.tokens, at.group, at.position, split, split + 1, 0.3f, at.sight, (at.position + at.tokens - 1) / kPageTokens};
             kernels.attend(tile, scratch.data(), partials.as<float>() + split * floats);
             if (split > 0) kernels.fold(shape, rows, partials.as<float>() + split * floats, partials.as<float>());
         }
@@ -95,18 +95,26 @@ struct Sequence {
     }
 };
 
+// Of values that spread by 1, kept in each format.
+constexpr double kError[] = {4e-6, 4e-3, 4e-2, 0.5};
+
 void attention_is_right_and_does_not_depend_on_tiles(const Kernels& kernels, const char* isa) {
-    for (const Case& at : {Case{64, 3, 20, 0, true}, Case{64, 3, 7, 300, false}, Case{8, 2, 30, 50, true}, Case{128, 4, 15, 500, true},
-                           Case{48, 1, 33, 63, false}, Case{80, 8, 1, 1023, true}, Case{6, 5, 3, 255, false},
-                           Case{64, 3, 20, 300, true, {Sight::Kind::Sliding, 70}}, Case{16, 2, 30, 90, false, {Sight::Kind::Sliding, 1}},
-                           Case{32, 2, 30, 500, false, {Sight::Kind::Chunks, 256}}, Case{8, 3, 20, 120, true, {Sight::Kind::Chunks, 7}},
-                           Case{24, 2, 9, 400, false, {Sight::Kind::Whole, 409}}}) {
+    const auto F32 = CacheFormat::Float32, F16 = CacheFormat::Float16, I8 = CacheFormat::Int8, I4 = CacheFormat::Int4;
+    for (const Case& at : {Case{64, 3, 20, 0, F16}, Case{64, 3, 7, 300, F32}, Case{8, 2, 30, 50, F16}, Case{128, 4, 15, 500, F16},
+                           Case{48, 1, 33, 63, F32}, Case{80, 8, 1, 1023, F16}, Case{6, 5, 3, 255, F32}, Case{64, 1, 5, 700, F16}, Case{64, 2, 2, 400, F32},
+                           Case{64, 3, 20, 300, F16, {Sight::Kind::Sliding, 70}}, Case{16, 2, 30, 90, F32, {Sight::Kind::Sliding, 1}},
+                           Case{32, 2, 30, 500, F32, {Sight::Kind::Chunks, 256}}, Case{8, 3, 20, 120, F16, {Sight::Kind::Chunks, 7}},
+                           Case{24, 2, 9, 400, F32, {Sight::Kind::Whole, 409}}, Case{64, 4, 20, 0, I8}, Case{64, 3, 7, 300, I8}, Case{128, 4, 15, 500, I8},
+                           Case{6, 5, 3, 255, I8}, Case{80, 8, 1, 1023, I8}, Case{48, 1, 33, 63, I8}, Case{64, 2, 20, 300, I8, {Sight::Kind::Sliding, 70}},
+                           Case{8, 3, 20, 120, I8, {Sight::Kind::Chunks, 7}}, Case{24, 2, 9, 400, I8, {Sight::Kind::Whole, 409}}, Case{64, 4, 20, 0, I4},
+                           Case{96, 3, 7, 300, I4}, Case{128, 4, 15, 500, I4}, Case{6, 5, 3, 255, I4}, Case{33, 1, 4, 130, I4}, Case{80, 8, 1, 1023, I4},
+                           Case{64, 2, 20, 300, I4, {Sight::Kind::Sliding, 70}}, Case{16, 1, 30, 500, I4, {Sight::Kind::Chunks, 256}}}) {
         const Sequence sequence(kernels, at);
         const std::vector<float> y = sequence.attend(kernels, 0, at.tokens);
         for (size_t i = 0; i < y.size(); i += 7) {
             const auto place = static_cast<int64_t>(i), row = place / at.head_width;
             const double exact = sequence.exact(row / at.group, row % at.group, place % at.head_width);
-            CHECK(std::abs(y[i] - exact) < (at.half ? 4e-3 : 4e-6), "%s H %ld: %g, exact %g", isa, static_cast<long>(at.head_width), static_cast<double>(y[i]), exact);
+            CHECK(std::abs(y[i] - exact) < kError[static_cast<size_t>(at.format)], "%s H %ld: %g, exact %g", isa, static_cast<long>(at.head_width), static_cast<double>(y[i]), exact);
         }
         for (int64_t token = 0; token < at.tokens; ++token) {
             const std::vector<float> alone = sequence.attend(kernels, token, 1);
@@ -118,8 +126,8 @@ void attention_is_right_and_does_not_depend_on_tiles(const Kernels& kernels, con
     }
 }
 
-void a_value_that_is_no_number_stays_where_it_is(const Kernels& kernels, const char* isa) {
-    Sequence sequence(kernels, {64, 2, 10, 70, false});
+void a_value_that_is_no_number_stays_where_it_is(const Kernels& kernels, const char* isa, CacheFormat format) {
+    Sequence sequence(kernels, {64, 2, 10, 70, format});
     const float nan = std::numeric_limits<float>::quiet_NaN();
     const std::vector<float> good = sequence.attend(kernels, 0, 10);
     std::vector<float> row(64, nan);
@@ -194,7 +202,9 @@ int main() {
     for (const Isa isa : available_isas()) {
         const Kernels& table = kernels(isa);
         attention_is_right_and_does_not_depend_on_tiles(table, isa_name(isa));
-        a_value_that_is_no_number_stays_where_it_is(table, isa_name(isa));
+        for (const CacheFormat format : {CacheFormat::Float32, CacheFormat::Float16, CacheFormat::Int8, CacheFormat::Int4}) {
+            a_value_that_is_no_number_stays_where_it_is(table, isa_name(isa), format);
+        }
         the_exponential_is_exact_to_two_units(table, isa_name(isa));
         rows_are_normed_and_rotated(table, isa_name(isa));
         an_element_does_not_depend_on_its_place(table, isa_name(isa));

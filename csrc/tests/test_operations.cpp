@@ -57,7 +57,7 @@ struct Model {
     Program program;
 
     Model(int workers, Isa isa, const Weights& w)
-        : machine(std::make_shared<Machine>(workers, isa)), cache(std::make_shared<Cache>(1, kKvHeads, kHeadWidth, false)),
+        : machine(std::make_shared<Machine>(workers, isa)), cache(std::make_shared<Cache>(1, kKvHeads, kHeadWidth, CacheFormat::Float32)),
           program(machine, cache, kHeads, {kTokens, kTokens, kWidth, kVocabulary}) {
         const Rows tokens = Rows::Tokens;
         std::vector<MatrixPtr> gates, ups, downs;
@@ -100,7 +100,7 @@ struct Seen {
     std::vector<float> keys, values;
     std::shared_ptr<KeyValues> packed;
     Seen(const Kernels& kernels, int64_t rows, uint32_t seed) : keys(normal(rows * kKvHeads * kHeadWidth, seed)), values(normal(rows * kKvHeads * kHeadWidth, seed + 1)) {
-        packed = std::make_shared<KeyValues>(2, rows, kKvHeads, kHeadWidth, false);
+        packed = std::make_shared<KeyValues>(2, rows, kKvHeads, kHeadWidth, CacheFormat::Float32);
         packed->store(kernels, 1, keys.data(), values.data());
     }
 };

@@ -46,7 +46,7 @@ struct Model {
 
     Model(int workers, Isa isa, float last_norm = 1.0f)
         : machine(std::make_shared<Machine>(workers, isa)),
-          cache(std::make_shared<Cache>(kLayers, kKvHeads, kHeadWidth, true)),
+          cache(std::make_shared<Cache>(kLayers, kKvHeads, kHeadWidth, CacheFormat::Float16)),
           program(machine, cache, kHeads, {200, 40, kVocabulary}) {
         const Rows tokens = Rows::Tokens, outputs = Rows::Outputs;
         const Form form = machine->linear.form(*matrix(*machine, 16, kWidth, 0));

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from herd.errors import UsageError
+from herd.errors import UsageError, did_you_mean
 from herd.models.architecture import Config, classifying
 from herd.models.weights import Kind, TensorSpec, Update
 from herd.records import dataclass
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from herd.sampling.draw import Choice, Draw
 
 PAGE_TOKENS = 64
+KV_CACHES = ("auto", "float32", "float16", "int8", "int4")
 KEPT_PICTURES = 8
 KEPT_BYTES = 1 << 30
 """Pictures that nobody looked at lately are dropped when there are more, or when all take more."""
@@ -171,6 +172,12 @@ class Encoded:
         self._of.clear()
 
 
+def check_kv_cache(kv_cache: str) -> None:
+    """`UsageError` for a format that does not exist."""
+    if kv_cache not in KV_CACHES:
+        raise UsageError(f"kv_cache is {kv_cache!r:.60}{did_you_mean(kv_cache, KV_CACHES)} Keys and values: {', '.join(KV_CACHES)}.")
+
+
 def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> None:
     """`UsageError` for an id that is not in the embedding."""
     for offset, token in enumerate(tokens):
@@ -206,12 +213,14 @@ class StepResult:
 class BackendOptions:
     """How to run. `threads` None: all physical cores this process may use. `dtype` None: as stored; else "float32",
     "bfloat16", "float16" or, for the reference and torch, "float64". `activations`: what block-quantised weights are multiplied with.
+    `kv_cache`: how keys and values are kept, one of `KV_CACHES`; "auto" is float16 with int8 activations, else what is computed in.
     `max_step_tokens`: the largest step the buffers are made for."""
 
     threads: int | None = None
     dtype: str | None = None
     activations: str = "int8"
     device: str = "cpu"
+    kv_cache: str = "auto"
     max_step_tokens: int = 512
     max_step_outputs: int = 64
 

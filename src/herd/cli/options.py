@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft", "mmproj", "chat_format")
+LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft", "mmproj", "chat_format", "kv_cache")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
 
 
@@ -68,6 +68,9 @@ loading_options: Callable[[Any], Any] = _group(
         click.option("--dtype", metavar="NAME", help="Convert plain weights: float32, bfloat16, float16.  [default: as stored]"),
         click.option(
             "--activations", metavar="NAME", help="For quantised weights: int8 (fast, the default of cpu) or float32 (exact, of reference)."
+        ),
+        click.option(
+            "--kv-cache", metavar="NAME", help="How keys and values are kept: float32, float16, int8, int4.  [default: float16 or float32]"
         ),
         click.option("--adapter", metavar="FOLDER", help="A LoRA adapter in PEFT's layout."),
         click.option("--context", type=int, metavar="N", help="Context length in tokens.  [default: the model's, if memory allows]"),

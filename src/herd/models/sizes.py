@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from herd.dtypes import F16, F32, DType
+from herd.dtypes import F16, F32, Q4_0, Q8_0, DType
 from herd.models.architecture import CacheShape, Config, architecture_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
 from herd.records import dataclass
@@ -60,6 +60,11 @@ def weight_parts(cfg: Config, dtype: Callable[[TensorSpec], DType]) -> dict[str,
     return parts
 
 
+CACHE_DTYPES = {"float32": F32, "float16": F16, "int8": Q8_0, "int4": Q4_0}
+"""The format of a block of keys or values, by the name that `kv_cache` has for it; a head is filled up to whole blocks. The bytes are
+those of these formats; what they mean is defined in `backends/reference/integer_cache.py`."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheKind:
     """Layers that keep alike: `bytes_per_token` of all of them together; none looks back further than `reach` (None: to the first)."""
@@ -99,7 +104,8 @@ def cache_bytes_per_token(cfg: Config, dtype: DType = F16) -> int:
 
 
 def _bytes_per_token(shape: CacheShape, dtype: DType) -> int:
-    return 2 * stored_bytes(dtype, (shape.num_kv_heads, shape.head_width))
+    columns = math.ceil(shape.head_width / dtype.block) * dtype.block
+    return 2 * stored_bytes(dtype, (shape.num_kv_heads, columns))
 
 
 def cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, dtype: DType = F16) -> int:

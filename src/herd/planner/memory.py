@@ -80,6 +80,7 @@ def cache_format(name: str) -> DType:
         "int8": "q8_0",
         "q8": "q8_0",
         "4": "q4_0",
+        "int4": "q4_0",
         "q4": "q4_0",
         "float32": "f32",
     }

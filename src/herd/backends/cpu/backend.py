@@ -1,7 +1,8 @@
 """`Backend` on native code: packs the weights once, traces the model once, and runs a step as one native call.
 
 Instruction set: the best that this processor and build have, or the one that the environment variable HERD_ISA names.
-The cache holds float32, or float16 where block-quantised weights are multiplied with int8 activations.
+The cache holds what `kv_cache` says; "auto" is float16 where block-quantised weights are multiplied with int8 activations, else
+float32.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from herd.backends.base import (
     Plan,
     StepResult,
     Watch,
+    check_kv_cache,
     check_tokens,
     refuse_classifier,
 )
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.sampling.draw import Choice, Draw
 
+_SHORT = {"float32": "f32", "float16": "f16"}
 # After so many bytes were packed the pages of the file that they came from are given back.
 _RELEASE_BYTES = 256 << 20
 
@@ -85,7 +88,7 @@ class CpuBackend:
             caches = self._model.caches(cfg)
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
-            self._cache = _core.Cache(max(len(caches), 1), self._shape.num_kv_heads, self._shape.head_width, self._is_cache_half())
+            self._cache = _core.Cache(max(len(caches), 1), self._shape.num_kv_heads, self._shape.head_width, self._cache_form())
             self._program, self._value_names, _ = self._trace()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
         except MemoryError as problem:
@@ -96,7 +99,7 @@ class CpuBackend:
 
     @property
     def fingerprint(self) -> str:
-        cache = "f16" if self._is_cache_half() else "f32"
+        cache = _SHORT.get(self._cache_form(), self._cache_form())
         dtype = f"/{self._options.dtype}" if self._options.dtype else ""
         return f"cpu/{self._machine.isa}/{self._options.activations}{dtype}/kv-{cache} herd-{__version__}"
 
@@ -287,9 +290,11 @@ class CpuBackend:
         release()
         return packed
 
-    def _is_cache_half(self) -> bool:
+    def _cache_form(self) -> str:
         """Float16 loses less than int8 activations do; a model computed in more precision keeps its cache in more."""
-        return any(packed.is_int8 for packed in self._packed.values())
+        if self._options.kv_cache != "auto":
+            return self._options.kv_cache
+        return "float16" if any(packed.is_int8 for packed in self._packed.values()) else "float32"
 
     def _traced(self) -> None:
         """The program of every step, made anew; what was made of the weights before is gone."""
@@ -352,7 +357,7 @@ class CpuBackend:
         if self._watched is None or self._watched.names != names:
             self._watched = None
             program, _, marks = self._trace(frozenset(names))
-            self._watched = WatchedProgram(program, tuple(marks), frozenset(names), self._cache, self._shape, self._is_cache_half())
+            self._watched = WatchedProgram(program, tuple(marks), frozenset(names), self._cache, self._shape, self._cache_form())
         return self._watched
 
     def _pictures_of(self, plan: Plan) -> StepPictures:
@@ -362,7 +367,7 @@ class CpuBackend:
         if model is None:
             raise UsageError("This model takes no pictures; leave them out, or load a model that sees.")
         if self._pictures is None:
-            self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._is_cache_half())
+            self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._cache_form())
         return self._pictures.of(plan)
 
     def _choose(self, plan: Plan, program: _core.Program) -> tuple[tuple[Choice, ...], ...]:
@@ -421,6 +426,7 @@ def _check_options(options: BackendOptions) -> None:
         raise UsageError(f"dtype is {options.dtype!r}; the cpu backend keeps plain matrices as stored or in one of: {known}.")
     if options.activations not in ("int8", "float32"):
         raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
+    check_kv_cache(options.kv_cache)
     if options.device != "cpu":
         raise UsageError(f'device is {options.device!r}; the cpu backend runs on "cpu" only.')
     for name in ("max_step_tokens", "max_step_outputs"):

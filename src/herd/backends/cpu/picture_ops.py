@@ -103,7 +103,7 @@ class CpuPictureOps(NumpyPictureOps):
     def _attend(self, q_INH: Floats, k_JKH: Floats, v_JKH: Floats, scale: float) -> Floats:
         """Every row sees all J keys."""
         rows, kv_heads, head_width = k_JKH.shape
-        seen = _core.KeyValues(1, rows, kv_heads, head_width, False)
+        seen = _core.KeyValues(1, rows, kv_heads, head_width, "float32")
         seen.store(self._machine, 0, _rows(k_JKH), _rows(v_JKH))
         y_INH = np.empty(q_INH.shape, np.float32)
         _core.attend(self._machine, _rows(q_INH), seen, 0, scale, y_INH)

@@ -29,15 +29,15 @@ class StepPictures(NamedTuple):
 
 
 class Pictures:
-    """The pictures of one model. `weights` is the tree that the module's `encode` reads; `is_half` says how keys and values are
+    """The pictures of one model. `weights` is the tree that the module's `encode` reads; `form` says how keys and values are
     kept."""
 
-    def __init__(self, machine: _core.Machine, model: Seeing, cfg: Config, weights: Any, is_half: bool) -> None:
+    def __init__(self, machine: _core.Machine, model: Seeing, cfg: Config, weights: Any, form: str) -> None:
         self._machine = machine
         self._model = model
         self._cfg = cfg
         self._weights = weights
-        self._is_half = is_half
+        self._form = form
         self._ops = CpuPictureOps(machine)
         self._encoded = Encoded(self._encode)
 
@@ -78,7 +78,7 @@ class Pictures:
         if not layers:
             return tensors
         rows, kv_heads, head_width = tensors[0].shape
-        kept = _core.KeyValues(layers, rows, kv_heads, head_width, self._is_half)
+        kept = _core.KeyValues(layers, rows, kv_heads, head_width, self._form)
         for layer in range(layers):
             keys, values = (np.ascontiguousarray(each, np.float32) for each in tensors[2 * layer : 2 * layer + 2])
             kept.store(self._machine, layer, keys, values)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from herd import _core
 from herd.backends.base import PAGE_TOKENS, Plan, Span, Watch
+from herd.backends.cpu.cached import read_page
 from herd.backends.cpu.lower import Mark
 from herd.backends.cpu.trace import Attention, Tap
 from herd.backends.reference.ops import attention_weights, patched, read_values
@@ -32,7 +33,7 @@ class WatchedProgram:
     names: frozenset[str]
     cache: _core.Cache
     shape: CacheShape
-    is_half: bool
+    form: str
 
     def run(self, plan: Plan) -> tuple[list[int], dict[str, Any]]:
         """The step that was begun. Rows of logits that are not finite, and what was read. What a patch raises goes through."""
@@ -80,10 +81,6 @@ class WatchedProgram:
         """Keys and values [S, K, H] of the sequence up to the span's last token."""
         length = span.start + len(span.tokens)
         kv_heads, width = self.shape.num_kv_heads, self.shape.head_width
-        dtype = np.float16 if self.is_half else np.float32
-        keys, values = [], []
-        for page in list(span.pages)[: -(-length // PAGE_TOKENS)]:
-            stored_KX = np.asarray(self.cache.page(layer, int(page))).view(dtype).reshape(kv_heads, -1)
-            keys.append(stored_KX[:, : width * PAGE_TOKENS].reshape(kv_heads, width, PAGE_TOKENS).transpose(2, 0, 1))
-            values.append(stored_KX[:, width * PAGE_TOKENS :].reshape(kv_heads, PAGE_TOKENS, -1)[..., :width].transpose(1, 0, 2))
-        return tuple(np.concatenate(parts)[:length].astype(np.float32) for parts in (keys, values))  # type: ignore[return-value]
+        pages = [np.asarray(self.cache.page(layer, int(page))) for page in list(span.pages)[: -(-length // PAGE_TOKENS)]]
+        keys, values = zip(*(read_page(page, self.form, kv_heads, width) for page in pages), strict=True)
+        return np.concatenate(keys)[:length], np.concatenate(values)[:length]

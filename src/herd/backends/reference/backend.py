@@ -4,7 +4,7 @@ Options: `dtype` None or "float32" computes in float32, "float64" in float64 (th
 "float16" round plain matrices and what they are multiplied with to that format and sum in float32: the plain
 implementation of the hardware's 16-bit dot products. `activations="int8"` is that of the CPU's path for block-quantised
 models: int8 activations where a matrix is quantised, and a float16 cache; "float32" multiplies exact values and caches what
-it computed. Threads are numpy's own affair, so `threads` is refused.
+it computed. `kv_cache` other than "auto" says how keys and values are kept. Threads are numpy's own affair, so `threads` is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from herd.backends.base import (
     StepResult,
     by_adapter,
     check_adapter,
+    check_kv_cache,
     check_tokens,
     refuse_classifier,
     refuse_pictures,
@@ -78,8 +79,8 @@ class ReferenceBackend:
         self._picture_ops = NumpyPictureOps(self._arrays, self._dtype, options.activations == "int8", self._plain_dtype)
         self._encoded = Encoded(self.encode)
         is_int8 = options.activations == "int8" and any(isinstance(part, Blocks) for leaf in self._leaves.values() for part in _parts(leaf))
-        cached = np.dtype(np.float16) if is_int8 else self._dtype
-        self._pages = Pages(self._model.caches(cfg), cached)
+        self._cache_form = self._dtype.name if options.kv_cache == "auto" and not is_int8 else _cache_form(options.kv_cache)
+        self._pages = Pages(self._model.caches(cfg), self._cache_form)
         self._is_closed = False
         self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
         self.num_pages = 0
@@ -88,7 +89,8 @@ class ReferenceBackend:
     def fingerprint(self) -> str:
         formats = sorted({part.dtype.name for leaf in self._leaves.values() for part in _parts(leaf)})
         compute = self._options.dtype or "float32"
-        return f"reference numpy-{np.__version__} {compute} activations-{self._options.activations} weights-{'+'.join(formats)}"
+        rounding = f"activations-{self._options.activations} kv-{self._cache_form}"
+        return f"reference numpy-{np.__version__} {compute} {rounding} weights-{'+'.join(formats)}"
 
     def allocate(self, num_pages: int) -> None:
         assert num_pages >= 0
@@ -129,7 +131,7 @@ class ReferenceBackend:
         """Found by running one token through pages of its own. A classifier has none."""
         if classifying(self._cfg) is not None:
             return ()
-        pages, self._pages = self._pages, Pages(self._model.caches(self._cfg), self._dtype)
+        pages, self._pages = self._pages, Pages(self._model.caches(self._cfg), self._dtype.name)
         try:
             self._pages.allocate(1)
             self._ops.names = []
@@ -180,7 +182,7 @@ class ReferenceBackend:
         positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
         outputs = [np.arange(at.rows.stop - span.num_outputs, at.rows.stop) for span, at in zip(plan.spans, located, strict=True)]
         crossing = 0 if self._seeing is None else self._seeing.num_crossing(self._cfg)
-        memory, seen = memories(plan, self._encoded, crossing) if crossing else ((), None)
+        memory, seen = memories(plan, self._encoded, crossing, self._cache_form) if crossing else ((), None)
         step = Step(
             ops=self._ops,
             tokens_T=np.concatenate([np.asarray(span.tokens, np.int64) for span in plan.spans]),
@@ -257,10 +259,15 @@ def _check_options(options: BackendOptions) -> None:
         raise UsageError(f"dtype is {options.dtype!r}; the reference backend computes in one of: {known}.")
     if options.activations not in ("int8", "float32"):
         raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
+    check_kv_cache(options.kv_cache)
     if options.device != "cpu":
         raise UsageError(f'device is {options.device!r}; the reference backend runs on "cpu" only.')
     if options.threads is not None:
         raise UsageError("The reference backend leaves threads to numpy; leave out `threads`, or set OMP_NUM_THREADS before starting.")
+
+
+def _cache_form(kv_cache: str) -> str:
+    return "float16" if kv_cache == "auto" else kv_cache
 
 
 def _check_span(span: Span, num_pages: int) -> None:

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from herd.backends.base import Encoded, Plan, pictures_seen
 from herd.backends.reference.arrays import Floats
+from herd.backends.reference.integer_cache import FORMATS, IntegerRows, rounded
+
+Piece = tuple[NDArray[np.int64], Floats | list[IntegerRows], Floats | list[IntegerRows]]
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """For one crossing layer: groups of rows of the step that see the same pictures, with those pictures' keys and values
-    [I, K, H]. A row in no group sees none."""
+    [I, K, H], or as integers a list of each picture's. A row in no group sees none."""
 
-    pieces: tuple[tuple[NDArray[np.int64], Floats, Floats], ...]
+    pieces: tuple[Piece, ...]
 
 
 def overlays(plan: Plan, encoded: Encoded) -> tuple[NDArray[np.int64], Floats] | None:
@@ -37,9 +40,9 @@ def overlays(plan: Plan, encoded: Encoded) -> tuple[NDArray[np.int64], Floats] |
     return (np.concatenate(rows), np.concatenate(features)) if rows else None
 
 
-def memories(plan: Plan, encoded: Encoded, num_layers: int) -> tuple[list[Memory], NDArray[np.bool_]]:
+def memories(plan: Plan, encoded: Encoded, num_layers: int, form: str) -> tuple[list[Memory], NDArray[np.bool_]]:
     """For each crossing layer what the rows of the step see, and which rows see anything. `encode` gives keys and values of
-    layer 0, of layer 1, ..."""
+    layer 0, of layer 1, ...; `form` is how the cache keeps those of tokens."""
     groups: list[tuple[NDArray[np.int64], list[Sequence[Floats]]]] = []
     seen = np.zeros(plan.num_tokens, bool)
     encoded.begin_step()
@@ -51,10 +54,12 @@ def memories(plan: Plan, encoded: Encoded, num_layers: int) -> tuple[list[Memory
                 groups.append((rows, [encoded.get(picture) for picture in pictures]))
                 seen[rows] = True
         first += len(span.tokens)
-    return [Memory(tuple(_piece(rows, tensors, layer) for rows, tensors in groups)) for layer in range(num_layers)], seen
+    return [Memory(tuple(_piece(rows, tensors, layer, form) for rows, tensors in groups)) for layer in range(num_layers)], seen
 
 
-def _piece(rows: NDArray[np.int64], tensors: list[Sequence[Floats]], layer: int) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _piece(rows: NDArray[np.int64], tensors: list[Sequence[Floats]], layer: int, form: str) -> Piece:
+    if form in FORMATS:
+        return rows, [rounded(each[2 * layer], form) for each in tensors], [rounded(each[2 * layer + 1], form) for each in tensors]
     if len(tensors) == 1:
         return rows, tensors[0][2 * layer], tensors[0][2 * layer + 1]
     keys, values = (np.concatenate([each[2 * layer + which] for each in tensors]) for which in (0, 1))

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.backends.base import Watch
+from herd.backends.reference import integer_cache
 from herd.backends.reference.arrays import Arrays, Floats, rounded
+from herd.backends.reference.integer_cache import IntegerRows
 from herd.backends.reference.memory import Memory
-from herd.backends.reference.pages import LayerCache
+from herd.backends.reference.pages import IntegerLayerCache, LayerCache
 from herd.dtypes import DType
 from herd.errors import UsageError
 from herd.models.ops import NO_ALIASES, Chunks, Experts, Sliding, Window
@@ -127,7 +129,7 @@ class NumpyOps(PlainOps):
         q_TNH: Floats,
         k_TKH: Floats,
         v_TKH: Floats,
-        cache: LayerCache,
+        cache: LayerCache | IntegerLayerCache,
         scale: float,
         *,
         window: Window | None = None,
@@ -140,7 +142,14 @@ class NumpyOps(PlainOps):
             keep = self.values[name] = []
         self._note(name)
         for place in cache.places:
-            keys, values = (stored[place.slots].astype(self._dtype, copy=False) for stored in (cache.keys, cache.values))
+            if isinstance(cache, IntegerLayerCache):
+                rows = cache.rows(place)
+                if keep is None:
+                    y_TNH[place.rows] = _attend_integers(q_TNH[place.rows], rows, place.start, scale, window)
+                    continue
+                keys, values = (each.floats(self._dtype) for each in rows)
+            else:
+                keys, values = (stored[place.slots].astype(self._dtype, copy=False) for stored in (cache.keys, cache.values))
             if keep is None:
                 y_TNH[place.rows] = _attend(q_TNH[place.rows], keys, values, place.start, scale, window)
             else:
@@ -167,6 +176,9 @@ class NumpyOps(PlainOps):
     def cross_attention(self, q_TNH: Floats, memory: Memory, scale: float) -> Floats:
         y_TNH = np.zeros_like(q_TNH)
         for rows, keys, values in memory.pieces:
+            if isinstance(keys, list):
+                y_TNH[rows] = integer_cache.attend(q_TNH[rows], list(zip(keys, values, strict=True)), scale)
+                continue
             q_KGTH = _by_kv_head(q_TNH[rows], keys.shape[1])
             scores = q_KGTH @ keys.transpose(1, 2, 0)[:, None] * self._dtype.type(scale)
             y_TNH[rows] = read_values(_exponentials(scores), values)
@@ -254,15 +266,31 @@ def _attend(q_TNH: Floats, k_SKH: Floats, v_SKH: Floats, start: int, scale: floa
 def attention_weights(q_TNH: Floats, k_SKH: Floats, start: int, scale: float, window: Window | None) -> Floats:
     """How much each query takes of each position [K, G, T, S]."""
     scores = _by_kv_head(q_TNH, k_SKH.shape[1]) @ k_SKH.transpose(1, 2, 0)[:, None] * q_TNH.dtype.type(scale)
-    keys_S, queries_T1 = np.arange(len(k_SKH)), start + np.arange(len(q_TNH))[:, None]
-    is_hidden = keys_S > queries_T1
+    scores[..., _is_hidden(len(q_TNH), len(k_SKH), start, window)] = -np.inf
+    return _exponentials(scores)
+
+
+def _is_hidden(length: int, num_keys: int, start: int, window: Window | None) -> NDArray[np.bool_]:
+    """[T, S]: which keys the token in row t, at position start + t, does not see."""
+    keys_S, queries_T1 = np.arange(num_keys), start + np.arange(length)[:, None]
+    is_hidden: NDArray[np.bool_] = keys_S > queries_T1
     match window:
         case Chunks(tokens):
             is_hidden |= keys_S // tokens != queries_T1 // tokens
         case Sliding(tokens):
             is_hidden |= keys_S <= queries_T1 - tokens
-    scores[..., is_hidden] = -np.inf
-    return _exponentials(scores)
+    return is_hidden
+
+
+def _attend_integers(
+    q_TNH: Floats, rows: tuple[IntegerRows, IntegerRows], start: int, scale: float, window: Window | None = None
+) -> Floats:
+    """As `_attend`, over a cache of integers."""
+    length, heads, _ = q_TNH.shape
+    some = max(1, SCORES_BYTES // (heads * len(rows[0]) * 8))
+    hidden_TS = _is_hidden(length, len(rows[0]), start, window)
+    pieces = [integer_cache.attend(q_TNH[at : at + some], [rows], scale, hidden_TS[at : at + some]) for at in range(0, length, some)]
+    return np.concatenate(pieces)
 
 
 def _exponentials(scores: Floats) -> Floats:

@@ -5,6 +5,7 @@ The engine says which pages belong to a sequence; this module turns a plan's pag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from herd.backends.base import PAGE_TOKENS, Plan, Span
 from herd.backends.reference.arrays import Floats
+from herd.backends.reference.integer_cache import FORMATS, GROUP, IntegerRows, num_groups, rounded
 from herd.models.architecture import CacheShape
 
 
@@ -44,25 +46,58 @@ class LayerCache:
             self.values[own] = v_TKH[place.rows]
 
 
-class Pages:
-    """The contents of all pages. A page is all zeros until it is written; what it held for another sequence is never read."""
+@dataclass(frozen=True, slots=True)
+class IntegerLayerCache:
+    """As `LayerCache`, of integers: codes and scales of keys, then of values, as `IntegerRows` has them."""
 
-    def __init__(self, shapes: Sequence[CacheShape], dtype: np.dtype[Any]) -> None:
+    stored: tuple[NDArray[Any], ...]
+    form: str
+    head_width: int
+    places: tuple[Place, ...]
+
+    def write(self, k_TKH: Floats, v_TKH: Floats) -> None:
+        """Stores this step's keys and values at their positions, rounded."""
+        keys, values = rounded(k_TKH, self.form), rounded(v_TKH, self.form)
+        for place in self.places:
+            own = place.slots[place.start :]
+            for stored, made in zip(self.stored, (keys.codes, keys.scales, values.codes, values.scales), strict=True):
+                stored[own] = made[place.rows]
+
+    def rows(self, place: Place) -> tuple[IntegerRows, IntegerRows]:
+        """Keys and values of a sequence up to the step's last token."""
+        parts = [stored[place.slots] for stored in self.stored]
+        is_rotated = self.form == "int4"
+        return IntegerRows(parts[0], parts[1], self.head_width, is_rotated), IntegerRows(parts[2], parts[3], self.head_width, is_rotated)
+
+
+class Pages:
+    """The contents of all pages, in a float type or in one of `integer_cache.FORMATS`. A page is all zeros until it is written; what it
+    held for another sequence is never read."""
+
+    def __init__(self, shapes: Sequence[CacheShape], form: str) -> None:
         self._shapes = shapes
-        self._dtype = dtype
-        self._layers: list[tuple[Floats, Floats]] = []
+        self._form = form
+        self._layers: list[tuple[NDArray[Any], ...]] = []
         self.allocate(0)
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers."""
-        return sum(2 * PAGE_TOKENS * shape.num_kv_heads * shape.head_width * self._dtype.itemsize for shape in self._shapes)
+        sizes = [(PAGE_TOKENS, shape, dtype) for each in self._shapes for shape, dtype in self._arrays_of(each)]
+        return sum(tokens * math.prod(shape) * np.dtype(dtype).itemsize for tokens, shape, dtype in sizes)
 
     def allocate(self, num_pages: int) -> None:
         """New, empty pages 0 .. num_pages-1. `MemoryError` (or `ValueError` for absurd sizes) leaves no pages at all."""
         self._layers = []
-        sizes = [(num_pages * PAGE_TOKENS, shape.num_kv_heads, shape.head_width) for shape in self._shapes]
-        self._layers = [(np.zeros(size, self._dtype), np.zeros(size, self._dtype)) for size in sizes]
+        tokens = num_pages * PAGE_TOKENS
+        self._layers = [tuple(np.zeros((tokens, *shape), dtype) for shape, dtype in self._arrays_of(each)) for each in self._shapes]
+
+    def _arrays_of(self, shape: CacheShape) -> list[tuple[tuple[int, int], str]]:
+        """Shape behind the tokens, and type, of each array of a layer."""
+        if self._form not in FORMATS:
+            return [((shape.num_kv_heads, shape.head_width), self._form)] * 2
+        groups = num_groups(shape.head_width)
+        return [((shape.num_kv_heads, groups * GROUP), "int8"), ((shape.num_kv_heads, groups), "float16")] * 2
 
     def read(self, page: int) -> bytes:
         """The bytes of one page over all layers: of each its keys, then its values."""
@@ -73,16 +108,19 @@ class Pages:
         assert contents.nbytes == self.page_bytes
         start = 0
         for part in self._parts(page):
-            part[...] = np.frombuffer(contents[start : start + part.nbytes], self._dtype).reshape(part.shape)
+            part[...] = np.frombuffer(contents[start : start + part.nbytes], part.dtype).reshape(part.shape)
             start += part.nbytes
 
-    def _parts(self, page: int) -> list[Floats]:
+    def _parts(self, page: int) -> list[NDArray[Any]]:
         rows = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
         return [stored[rows] for layer in self._layers for stored in layer]
 
-    def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache]:
+    def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache | IntegerLayerCache]:
         """The caches of all layers, for one step."""
-        return [LayerCache(keys, values, places) for keys, values in self._layers]
+        if self._form not in FORMATS:
+            return [LayerCache(keys, values, places) for keys, values in self._layers]
+        widths = [shape.head_width for shape in self._shapes]
+        return [IntegerLayerCache(layer, self._form, width, places) for layer, width in zip(self._layers, widths, strict=True)]
 
 
 def places(plan: Plan) -> tuple[Place, ...]:

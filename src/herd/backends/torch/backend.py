@@ -32,6 +32,7 @@ from herd.backends.base import (
     StepResult,
     by_adapter,
     check_adapter,
+    check_kv_cache,
     check_tokens,
     refuse_classifier,
     refuse_pictures,
@@ -72,6 +73,7 @@ class TorchBackend:
     ) -> None:
         if options.activations != "float32":
             raise UsageError(f'activations is {options.activations!r}; the torch backend multiplies exact values: take "float32".')
+        check_kv_cache(options.kv_cache)
         self._device = find_device(options.device)
         use_threads(options.threads, self._device)
         self._cfg = cfg
@@ -82,6 +84,7 @@ class TorchBackend:
         self._weights = self._model.weights(cfg, self._leaves.__getitem__)
         self._adapters: dict[str, tuple[Any, Mapping[str, Adapted]]] = {}
         self._dtype = compute_dtype(options.dtype, self._leaves.values(), self._device)
+        _check_kv_cache(options.kv_cache, str(self._dtype).removeprefix("torch."))
         self._keep_bytes = keep_bytes
         self._tensors = self._load(release)
         self._ops, self._picture_ops = TorchOps(self._tensors), TorchPictureOps(self._tensors)
@@ -387,6 +390,15 @@ _NO_MEMORY = "{} has no memory for the weights. Close other programs, or load a 
 
 def _is_compiling() -> bool:
     return os.environ.get("HERD_TORCH_COMPILE") == "1"
+
+
+def _check_kv_cache(kv_cache: str, computed: str) -> None:
+    """The cache holds what is computed in."""
+    if kv_cache not in ("auto", computed):
+        raise UsageError(
+            f'kv_cache is "{kv_cache}"; the torch backend keeps keys and values in what it computes in, here {computed}. Leave it out, '
+            "choose another dtype, or take the cpu backend, which also keeps them in 8 and 4 bits."
+        )
 
 
 def _check_span(span: Span, num_pages: int) -> None:
