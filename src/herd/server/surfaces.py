@@ -11,10 +11,10 @@ def surfaces() -> list[Route]:
     from herd.server.anthropic import messages
     from herd.server.ollama import embedding, generating
     from herd.server.ollama import models as ollama_models
-    from herd.server.openai import chat, completions, embeddings, models, moderations, tokens
+    from herd.server.openai import chat, completions, embeddings, models, moderations, responses, tokens
     from herd.server.page import routes
 
-    openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES]
+    openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES, *responses.ROUTES]
     return [
         *openai,
         *messages.ROUTES,

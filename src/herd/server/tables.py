@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from herd.errors import CapacityError, HerdError
+from herd.errors import UsageError
 from herd.records import dataclass
 
 SCHEMA_VERSION = 1
@@ -39,13 +39,13 @@ PIECE_BYTES = 1 << 20
 _IS_THERE = "owner = ? AND kind = ? AND id = ? AND (expires IS NULL OR expires > ?)"
 
 
-class StorageFull(CapacityError):
+class StorageFull(UsageError):
     """An owner's share of the storage is used up; deleting something makes room."""
 
     http_status = 413
 
 
-class NotThere(HerdError):
+class NotThere(UsageError):
     """There is no object of this id, or it is somebody else's: the two look the same."""
 
     http_status = 404
@@ -76,9 +76,11 @@ class Tables:
         self._clock = clock
         self._owner_bytes = owner_bytes
 
-    def put(self, owner: str, kind: str, key: str, body: dict[str, Any], *, expires: int | None = None) -> None:
-        """A new object. `StorageFull` if the owner may not take more."""
+    def put(self, owner: str, kind: str, key: str, body: dict[str, Any], *, expires: int | None = None, displaces: bool = False) -> None:
+        """A new object. `StorageFull` if the owner may not take more; `displaces`: the owner's oldest of the kind make room."""
         text = _written(body)
+        if displaces:
+            self.remove_oldest(owner, kind, len(text))
         self._sql.execute("UPDATE counters SET value = value + 1 WHERE name = 'object'")
         (number,) = self._sql.execute("SELECT value FROM counters WHERE name = 'object'").fetchone()
         row = (owner, kind, key, number, expires, len(text), text)

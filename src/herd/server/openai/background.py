@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from herd.server.tables import Tables
 
 KIND = "response"
+OPEN = "response_open"
+"""An empty object beside each answer that is being made in the background, so that a start finds those that were cut off."""
 UNFINISHED = ("queued", "in_progress")
 
 
@@ -31,17 +33,20 @@ class Kept:
     items: list[dict[str, Any]]
 
     async def put(self) -> None:
-        """Stores the answer. Where its owner's share is used up, the owner's oldest answers make room."""
-        body = copy.deepcopy({"response": self.value, "input": self.items})
-        key, expires = self.value["id"], self.house.keeping.expires()
-        size = len(str(body)) * 4
+        """Stores the answer as it is now. Where its owner's share is used up, the owner's oldest answers make room."""
+        body: dict[str, Any] = copy.deepcopy({"response": self.value, "input": self.items})
+        owner, key, expires = self.owner, self.value["id"], self.house.keeping.expires()
 
         def write(tables: Tables) -> None:
-            if tables.find(self.owner, KIND, key) is not None:
-                tables.replace(self.owner, KIND, key, body)
+            is_open = body["response"]["status"] in UNFINISHED
+            if tables.find(owner, OPEN, key) is not None:
+                tables.replace(owner, KIND, key, body)
+                if not is_open:
+                    tables.remove(owner, OPEN, key)
             else:
-                tables.remove_oldest(self.owner, KIND, size)
-                tables.put(self.owner, KIND, key, body, expires=expires)
+                tables.put(owner, KIND, key, body, expires=expires, displaces=True)
+                if is_open:
+                    tables.put(owner, OPEN, key, {})
 
         await self.house.keeping.store.write(write)
 
@@ -75,11 +80,12 @@ async def resume(house: House) -> None:
     """Answers that were being made when the server ended have failed; they say so from now on."""
 
     def end(tables: Tables) -> None:
-        for found in tables.of_everybody(KIND):
-            response: dict[str, Any] = found.body["response"]
-            if response["status"] in UNFINISHED:
+        for each in tables.of_everybody(OPEN):
+            tables.remove(each.owner, OPEN, each.id)
+            found = tables.find(each.owner, KIND, each.id)
+            if found is not None and found.body["response"]["status"] in UNFINISHED:
                 error = {"code": "server_error", "message": "The server ended before the answer was complete."}
-                found.body["response"] = {**response, "status": "failed", "error": error}
+                found.body["response"] |= {"status": "failed", "error": error}
                 tables.replace(found.owner, KIND, found.id, found.body)
 
     await house.keeping.store.write(end)
