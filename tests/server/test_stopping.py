@@ -126,6 +126,12 @@ def test_idle_connections_do_not_hold_up_the_end(start: Callable[[float], Proces
         assert server.end(2)[0] == 0 and is_closed(idle, 1)
 
 
+def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
+    words = [sys.executable, str(PROGRAM), "0", "10", "the file is damaged"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=30)
+    assert done.returncode == 1 and done.stdout == "left\n" and "FileProblem: the file is damaged" in done.stderr
+
+
 def test_an_address_that_is_taken_is_a_line(server: Any) -> None:
     with pytest.raises(UsageError, match=f"127.0.0.1:{server.port} is in use by another program"):
         listen(Settings(port=server.port))

@@ -19,7 +19,25 @@ from herd.errors import CapacityError, HerdError
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = 4
-COMMANDS = ("bench", "chat", "convert", "eval", "licence", "models", "plan", "pull", "quantize", "remove", "run", "show", "verify")
+COMMANDS = frozenset(
+    (
+        "bench",
+        "chat",
+        "convert",
+        "eval",
+        "keys",
+        "licence",
+        "models",
+        "plan",
+        "pull",
+        "quantize",
+        "remove",
+        "run",
+        "serve",
+        "show",
+        "verify",
+    )
+)
 
 
 class Herd(Examples, click.Group):
@@ -129,6 +147,8 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.chat import chat as found
         case "eval":
             from herd.cli.eval import evaluate as found
+        case "keys":
+            from herd.cli.keys import keys as found
         case "licence":
             from herd.cli.licence import licence as found
         case "models":
@@ -147,6 +167,8 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.convert import convert as found
         case "verify":
             from herd.cli.verify import verify as found
+        case "serve":
+            from herd.cli.serve import serve as found
         case "show":
             from herd.cli.show import show as found
         case _:

@@ -12,9 +12,9 @@ import functools
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import uvicorn
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from herd.server.app import App
 
+P = TypeVar("P", bound=Pool)
 LOOK_EVERY_S = 0.02
 BACKLOG = 2048
 SEND_BYTES = 128 << 10
@@ -97,45 +98,49 @@ def run(
     listener: socket.socket,
     settings: Settings,
     keys: Keys,
-    pool: AbstractAsyncContextManager[Pool],
+    opening: AbstractAsyncContextManager[P],
+    start: Callable[[P], Awaitable[None]],
     on_ready: Callable[[House], None] = lambda house: None,
     routes: Sequence[Route] | None = None,
 ) -> None:
-    """Serves until a signal ends it. `on_ready` is called once, when the models of the start can answer. `routes` None: all there are."""
-    asyncio.run(_run(listener, settings, keys, pool, on_ready, routes))
+    """Serves until a signal ends it.
+
+    opening    gives the pool, and closes it at the end
+    start      loads the models of the start, while the server already answers that it is not ready; what it raises ends the server
+    on_ready   is called once, when they are loaded
+    routes     None: all there are
+    """
+
+    async def all_of_it() -> None:
+        async with opening as pool:
+            house = make_house(pool, settings, keys)
+            front = Front(house, build(house, routes))
+            with _signals(asyncio.get_running_loop(), front.stop):
+                await _serve(front, listener, house, start(pool), on_ready)
+
+    with listener:
+        asyncio.run(all_of_it())
 
 
-async def _run(
-    listener: socket.socket,
-    settings: Settings,
-    keys: Keys,
-    opening: AbstractAsyncContextManager[Pool],
-    on_ready: Callable[[House], None],
-    routes: Sequence[Route] | None,
-) -> None:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    is_told = False
+async def _serve(front: Front, listener: socket.socket, house: House, starting: Awaitable[None], on_ready: Callable[[House], None]) -> None:
+    """Serves; models load beside. What they fail with ends the server and is raised."""
 
-    def stop() -> None:
-        nonlocal is_told
-        is_told = True
-        task.cancel()
-
-    try:
-        with listener, _signals(loop, stop):
-            async with opening as pool:
-                house = make_house(pool, settings, keys)
-                front = Front(house, build(house, routes))
-                with _signals(loop, front.stop):
-                    telling = asyncio.create_task(_tell_ready(house, on_ready))
-                    try:
-                        await front.serve(listener)
-                    finally:
-                        telling.cancel()
-    except asyncio.CancelledError:
-        if not is_told:
+    async def load() -> None:
+        try:
+            await starting
+        except BaseException:
+            front.stop(at_once=True)
             raise
+        on_ready(house)
+
+    loading = asyncio.create_task(load())
+    try:
+        await front.serve(listener)
+    finally:
+        loading.cancel()
+        (outcome,) = await asyncio.gather(loading, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        raise outcome
 
 
 @contextmanager
@@ -149,12 +154,6 @@ def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-async def _tell_ready(house: House, on_ready: Callable[[House], None]) -> None:
-    while not house.pool.is_ready:
-        await asyncio.sleep(LOOK_EVERY_S)
-    on_ready(house)
 
 
 class Front:

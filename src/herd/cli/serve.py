@@ -1,0 +1,230 @@
+"""`herd serve`: models behind the APIs that every client knows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from herd.cli.options import LOADING, Examples, given, loading_options
+from herd.errors import UsageError
+
+if TYPE_CHECKING:
+    from herd.providers.pool import EnginePool, Hosted
+    from herd.server.keys import Keys
+    from herd.server.settings import Settings
+
+LIBRARIES = ("httptools", "msgpack", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
+WEIGHTS = (".bin", ".gguf", ".pth", ".safetensors")
+SHARE_OF_MEMORY = 0.8
+
+
+def model_options(function: Any) -> Any:
+    """How models are loaded; adapters have names here, so their option is this command's own."""
+    function = loading_options(function)
+    function.__click_params__ = [each for each in function.__click_params__ if each.name != "adapter"]
+    return function
+
+
+@click.command(
+    cls=Examples,
+    short_help="Serve models to OpenAI's, Anthropic's and Ollama's clients.",
+    examples="""
+    herd serve                                        the default model, for this computer, on port 8000
+    herd serve llama-3.2-1b-instruct --port 9000
+    herd serve small=./small.gguf large=./large.gguf --memory 12GiB
+    herd serve ./model.gguf --adapter poems=./runs/poems      asked for as model:poems
+    herd keys create alice && herd serve --host 0.0.0.0       for others, who bring a key
+    """,
+)
+@click.argument("models", nargs=-1, metavar="[NAME=]MODEL...")
+@click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1, this computer only]")
+@click.option("--port", type=int, metavar="N", help="Port to listen on; 0 takes a free one.  [default: 8000]")
+@click.option(
+    "--key/--no-key", "need_key", default=None, help="Whether requests bring a key of `herd keys`.  [default: not on this computer]"
+)
+@click.option(
+    "--keys-file", type=click.Path(path_type=Path, dir_okay=False), help="Where keys are kept.  [default: HERD_HOME/server/keys.json]"
+)
+@click.option("--memory", metavar="SIZE", help="What all loaded models may take; the one not used for longest goes first.")
+@click.option(
+    "--parallel", type=int, default=16, show_default=True, metavar="N", help="Full contexts that the cache has room for, if memory allows."
+)
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="[MODEL:]NAME=FOLDER", help="A LoRA adapter that requests may ask for. Can be repeated."
+)
+@click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="Web pages that may call this server. Can be repeated.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that this server answers under. Can be repeated.")
+@click.option("--image-host", multiple=True, metavar="NAME", help="A host that pictures may be fetched from. Can be repeated.")
+@click.option("--log-prompts", is_flag=True, default=None, help="Write prompts to the log.")
+@click.option("--quiet", is_flag=True, help="Log problems only, and show no page at the start.")
+@click.option("--settings", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings of the server, as TOML.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="One setting of the server. Can be repeated.")
+@model_options
+def serve(
+    models: tuple[str, ...],
+    memory: str | None,
+    parallel: int,
+    adapters: tuple[str, ...],
+    keys_file: Path | None,
+    quiet: bool,
+    file: Path | None,
+    changes: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Serve MODELs. The first is loaded at once, and the others if memory allows; NAME= gives one another name."""
+    _need_libraries()
+    from herd.cli.start_page import start_page
+    from herd.family.catalogue import DEFAULT_NAME
+    from herd.server.access_log import start_log
+    from herd.server.running import address, listen, raise_file_limit, run
+    from herd.server.settings_file import read_settings
+
+    named = {name: options.pop(name) for name in ("host", "port", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")}
+    settings, keys = _with_keys(
+        read_settings(file, changes, {name: each for name, each in named.items() if each not in (None, ())}), keys_file, named["need_key"]
+    )
+    raise_file_limit(settings)
+    with listen(settings) as listener:
+        hosted = _hosted(models or (DEFAULT_NAME,), adapters, {**given(options, LOADING), "parallel": parallel})
+        budget = _budget(memory, hosted)
+        start_log(sys.stderr, quiet)
+        url = address(listener)
+        if not quiet:
+            click.echo(f"Loading {hosted[0].name} for {url} ...", err=True)
+        names = _at_start(hosted, budget)
+        run(
+            listener,
+            settings,
+            keys,
+            _pool(hosted, budget),
+            lambda pool: _start(pool, names),
+            lambda house: None if quiet else click.echo(start_page(house, url, hosted[0].name)),
+        )
+
+
+def _need_libraries() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"herd serve needs {', '.join(missing)}, which this installation lacks. Install: pip install 'herd-llama[server]'")
+
+
+def _with_keys(settings: Settings, file: Path | None, wish: bool | None) -> tuple[Settings, Keys]:
+    """Whether keys are needed, and the keys. `UsageError` for a server that others reach and nobody guards, unless that is wished."""
+    from dataclasses import replace
+
+    from herd.server.keys import Keys, keys_file, read_keys
+
+    place = file or keys_file()
+    is_needed = settings.need_key or (wish is None and not settings.is_loopback)
+    if not is_needed:
+        return settings, Keys(None)
+    if not (place.exists() and read_keys(place)):
+        raise UsageError(
+            f"{settings.host} is reached by others, and there is no key yet. Make one with `herd keys create NAME`, or say --no-key."
+            if not settings.is_loopback
+            else f"Keys are asked for, and there are none in {place}. Make one with `herd keys create NAME`."
+        )
+    return replace(settings, need_key=True), Keys(place)
+
+
+def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, Any]) -> list[Hosted]:
+    """The models by name; those that are not here are fetched."""
+    from herd.cli.output import fetching
+    from herd.family.finding import find_model
+    from herd.providers.pool import Hosted
+    from herd.providers.supervisor import EngineOptions
+
+    found = []
+    for text in models:
+        name, _, model = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
+        with fetching() as progress:
+            at = find_model(model, progress=progress)
+        path = str(at.path.absolute()) if at.release is None else at.name
+        options = EngineOptions(model=path, load=dict(load), adapters=_adapters_of(name or at.name, adapters, len(models) == 1))
+        aliases = () if model in (at.name, name) else (model,)
+        found.append(Hosted(name=name or at.name, options=options, num_bytes=_file_bytes(at.path), aliases=aliases))
+    _check_adapters(adapters, [each.name for each in found])
+    return found
+
+
+def _adapters_of(model: str, adapters: Sequence[str], is_only: bool) -> dict[str, str]:
+    found = {}
+    for text in adapters:
+        full, _, folder = text.partition("=")
+        base, _, name = full.rpartition(":")
+        if base == model or (not base and is_only):
+            found[name] = str(Path(folder).absolute())
+    return found
+
+
+def _check_adapters(adapters: Sequence[str], names: Sequence[str]) -> None:
+    for text in adapters:
+        full, equals, folder = text.partition("=")
+        base, _, name = full.rpartition(":")
+        if not equals or not name or not folder:
+            raise UsageError(f"--adapter is {text!r:.100}; expected NAME=FOLDER, or MODEL:NAME=FOLDER.")
+        if base not in names and (base or len(names) > 1):
+            raise UsageError(
+                f"--adapter {text!r:.100} names no model that is served; expected MODEL:NAME=FOLDER with one of {', '.join(names)}."
+            )
+
+
+def _file_bytes(path: Path) -> int:
+    """What a model's weights take on the disk, which is about what they take in memory."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.suffix in WEIGHTS]
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
+def _budget(memory: str | None, hosted: Sequence[Hosted]) -> int | None:
+    """What all models may take together; None where there is only one, which is never unloaded."""
+    from herd.engine.memory import available_bytes
+    from herd.planner.units import num_bytes
+
+    if memory is not None:
+        return num_bytes(memory, "--memory")
+    available = available_bytes()
+    return None if len(hosted) == 1 or available is None else int(available * SHARE_OF_MEMORY)
+
+
+def _at_start(hosted: Sequence[Hosted], budget: int | None) -> list[str]:
+    """The first model, and those after it that fit beside."""
+    names: list[str] = []
+    used = 0
+    for each in hosted:
+        used += each.num_bytes
+        if names and (budget is None or used > budget):
+            break
+        names.append(each.name)
+    return names
+
+
+async def _start(pool: EnginePool, names: Sequence[str]) -> None:
+    """Loads the models of the start, and waits for their first word about memory, which the page shows."""
+    import asyncio
+
+    await pool.start(names)
+    for _ in range(20):
+        if all(gauges.memory_bytes for gauges in pool.gauges().values()):
+            return
+        await asyncio.sleep(0.05)
+
+
+def _pool(hosted: Sequence[Hosted], budget: int | None) -> AbstractAsyncContextManager[EnginePool]:
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[EnginePool]:
+        from herd.providers.pool import EnginePool
+
+        pool = EnginePool(hosted, budget_bytes=budget, default=hosted[0].name)
+        try:
+            yield pool
+        finally:
+            await pool.aclose()
+
+    return opening()
