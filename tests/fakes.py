@@ -210,7 +210,13 @@ class FakeFormat:
     def images(self, messages: Sequence[Any]) -> list[Any]:
         return [image for message in messages for image in message.images]
 
-    def parser(self, tools: Sequence[Any]) -> Any:
+    def call_heads(self, tools: Sequence[Any]) -> dict[str, Any]:
+        return {}
+
+    def call_grammar(self, tools: Sequence[Any], *, parallel: bool = True) -> str:
+        raise UsageError("no calls")
+
+    def parser(self, tools: Sequence[Any], *, heads: Any = None) -> Any:
         from herd.text.formats.parsing import Marks, StreamParser
 
         return StreamParser(Marks(), frozenset(tool.name for tool in tools))

@@ -2,17 +2,24 @@
 
     waiting --admit--> running --finish--> gone
        ^                  |
-       +----- preempt ----+      when pages run out: youngest first; its pages return, it starts over
+       +----- preempt ----+      its pages return, it starts over
 
 Rules
-  1. One step serves decoding sequences first, one token each, then fills the rest of the token budget
-     with prompt chunks, oldest request first.
+  1. One step serves decoding sequences first, one token each, then fills the rest of the token budget with prompt chunks: equal
+     parts for the callers that have any, and within one caller's the oldest request first.
   2. A request whose prompt begins like something cached starts after the shared pages; at least its last
      token is computed again, because somebody has to make its logits.
   3. A sequence has pages for its whole prompt when it is admitted, and takes one more whenever it outgrows them.
-  4. No request waits for ever: requests are admitted in the order of their numbers, a preempted one keeps its number,
-     and the oldest running one is never preempted. What was chosen before a preemption stays chosen.
-  5. Scores whose reader has not come for the last rows are held: they do not run, and they are the first to give way.
+  4. Admitted next is the oldest request of the caller who has the fewest running. If there is no room for it, nobody passes it; and if
+     its caller has none running, callers with several give their youngest up for it.
+  5. When pages run out, whoever gives way is the youngest of the caller who has the most running.
+  6. Requests of low priority are admitted when no other waits, and give way first. Scores whose reader has not come for the
+     last rows are held: they do not run, and they give way before everybody else.
+
+No request (but one of low priority) waits for ever. The oldest running one is never preempted: the youngest of a caller with several
+is not the oldest, and where nobody has several it is the youngest of all. So there is always one that gets to its end, and only
+finitely many are older than a given one. A caller's oldest request is admitted at the latest when none of his runs and all older
+ones are gone; then his next one is the oldest. What was chosen before a preemption stays chosen, and a preempted request keeps its number.
 
 `check()` verifies after any step: free + owned + cached == all pages; every sequence owns exactly
 ceil(placed / page_tokens); no page has two writers. Tests call it after each of 10,000 random steps.
@@ -21,7 +28,7 @@ ceil(placed / page_tokens); no page has two writers. Tests call it after each of
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections import Counter
 from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -67,7 +74,7 @@ class Part:
     num_outputs: int
     room: int = 0
     drafted: tuple[int, ...] = ()
-    masks: tuple[NDArray[np.uint32], ...] = ()
+    masks: tuple[NDArray[np.uint32] | None, ...] = ()
     problem: HerdError | None = None
 
     @property
@@ -93,23 +100,34 @@ class Scheduler:
         self.pages = Pages(limits.num_pages)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._shares: Counter[tuple[bool, str]] = Counter()  # running sequences by priority and caller
         self.num_preempted = 0
 
     def add(self, sequence: Sequence) -> None:
         """Puts a new sequence at the end of the queue. It must fit into all pages together."""
         assert self.limits.pages_for(sequence.max_length) <= self.limits.num_pages
-        insort(self.waiting, sequence, key=_number)
+        insort(self.waiting, sequence, key=_place_in_queue)
 
     def plan(self) -> list[Part]:
         """The next step. Empty only if there is nothing that may run."""
-        parts: list[Part] = []
         tokens, outputs = self.limits.max_step_tokens, self.limits.max_step_outputs
-        for sequence in self._in_order():
-            if tokens == 0 or outputs == 0:
+        for sequence in [s for s in self.running if _is_decoding(s)]:
+            if sequence.status is Status.RUNNING:
+                self._place(sequence)
+        if self.waiting:
+            self._admit_in_turn(tokens - len(self.running))
+        decoding: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for sequence in self.running:
+            if not sequence.is_held:
+                (decoding if _is_decoding(sequence) else prompts).append(sequence)
+        parts = [Part(sequence, sequence.computed, 1, 1) for sequence in decoding]
+        tokens, outputs = tokens - len(parts), outputs - len(parts)
+        for sequence, most in shared_out(prompts, tokens):
+            if outputs == 0:
                 break
-            part = _part(sequence, tokens, outputs)
+            part = _part(sequence, most, outputs)
             parts.append(part)
-            tokens -= part.count
             outputs -= part.num_outputs
         return parts
 
@@ -141,8 +159,7 @@ class Scheduler:
         if sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
         elif sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
-            self._give_back(sequence, keep)
+            self._stop(sequence, keep)
         sequence.status = Status.GONE
 
     def check(self) -> None:
@@ -161,35 +178,59 @@ class Scheduler:
         assert owners == [self.pages.owners(page) for page in range(self.limits.num_pages)], "every owner is a running sequence"
         for sequence in self.waiting:
             assert sequence.status is Status.WAITING and not sequence.pages and sequence.computed == sequence.placed == 0
-        for queue in (self.waiting, self.running):
-            assert queue == sorted(queue, key=_number)
+        assert self.waiting == sorted(self.waiting, key=_place_in_queue) and self.running == sorted(self.running, key=_number)
         assert len(self.running) <= self.limits.max_batch
+        assert +self._shares == Counter(map(_turn, self.running)), "everybody's share is counted"
 
-    def _in_order(self) -> Iterator[Sequence]:
-        """Whoever may run, by the rules: decoding, then the others that run, then those that can be admitted."""
-        decoding = [s for s in self.running if _is_decoding(s)]
-        for sequence in decoding:
-            if sequence.status is Status.RUNNING and self._place(sequence):
-                yield sequence
-        yield from [s for s in self.running if not s.is_held and not _is_decoding(s)]
-        for sequence in [s for s in self.waiting if not s.is_held]:
-            if not self._admit(sequence):
+    def _admit_in_turn(self, tokens: int) -> None:
+        """Starts waiting sequences until their prompts fill a step of `tokens`, or there is no room for the next one. A caller who has
+        none running is not told to wait because others' prompts fill the step: it is shared."""
+        unread = sum(s.num_pending for s in self.running if not s.is_held and not _is_decoding(s))
+        while (sequence := self._next_in_turn()) is not None:
+            if (unread >= tokens and self._shares[_turn(sequence)]) or not self._admit(sequence):
                 return
-            yield sequence
+            unread += sequence.num_pending
+
+    def _next_in_turn(self) -> Sequence | None:
+        """By rules 4 and 6; None if nobody waits, or it is clear that there is no room for anybody."""
+        shares = self._shares
+        if len(self.running) == self.limits.max_batch and not any(s.is_held or s.is_low for s in self.running) and max(shares.values()) < 2:
+            return None
+        best, fewest = None, 0
+        for sequence in self.waiting:
+            if sequence.is_held:
+                continue
+            if best is not None and sequence.is_low and not best.is_low:
+                break
+            share = shares.get(_turn(sequence), 0)
+            if best is None or share < fewest:
+                best, fewest = sequence, share
+                if share == 0:
+                    break
+        return best
 
     def _place(self, sequence: Sequence) -> bool:
-        """Pages for all tokens of a running sequence, if need be from somebody younger; False if it had to give way itself."""
+        """Pages for all tokens of a running sequence, if need be from somebody else; False if it had to give way itself."""
         while len(sequence.pages) < self.limits.pages_for(sequence.length):
             page = self.pages.take()
             if page is not None:
                 sequence.pages.append(page)
                 continue
-            victim = next((s for s in self.running if s.is_held), self.running[-1])
+            victim = self._first_to_give_way()
             self._preempt(victim)
             if victim is sequence:
                 return False
         sequence.placed = sequence.length
         return True
+
+    def _first_to_give_way(self) -> Sequence:
+        """Of all that run, by rules 5 and 6."""
+        held = next((s for s in self.running if s.is_held), None)
+        return held or self._youngest_of_most(is_low=any(s.is_low for s in self.running))
+
+    def _youngest_of_most(self, *, is_low: bool) -> Sequence:
+        most = max(count for (low, _), count in self._shares.items() if low == is_low)
+        return next(s for s in reversed(self.running) if s.is_low == is_low and self._shares[_turn(s)] == most)
 
     def _room(self, sequence: Sequence, count: int) -> int:
         """Gives a sequence that has its place pages for up to `count` tokens more; the last token of an answer is never computed."""
@@ -212,10 +253,10 @@ class Scheduler:
             available = self.pages.num_available - sum(1 for page in reused if self.pages.owners(page) == 0)
             if needed <= available and len(self.running) < self.limits.max_batch:
                 break
-            held = next((s for s in self.running if s.is_held), None)
-            if held is None:
+            victim = self._gives_way_to(sequence, needed - available)
+            if victim is None:
                 return False
-            self._preempt(held)
+            self._preempt(victim)
         for page in shared:
             self.pages.share(page)
         for page in tail:
@@ -227,9 +268,26 @@ class Scheduler:
         sequence.status = Status.RUNNING
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_number)
+        self._shares[_turn(sequence)] += 1
         placed = self._place(sequence)
         assert placed, "there were enough pages"
         return True
+
+    def _gives_way_to(self, sequence: Sequence, missing: int) -> Sequence | None:
+        """Who is preempted for a waiting sequence that lacks pages or a place in the batch; None if it has to wait. Nobody is if all
+        that may be asked to give way do not have the pages that are missing."""
+        held = next((s for s in self.running if s.is_held), None)
+        if held is not None:
+            return held
+        is_low = sequence.is_low
+        if not is_low and any(s.is_low for s in self.running):
+            return self._youngest_of_most(is_low=True)
+        rivals = [s for s in self.running if s.is_low == is_low]
+        if self._shares[_turn(sequence)] or all(self._shares[_turn(s)] < 2 for s in rivals):
+            return None
+        oldest = {_turn(s): s for s in reversed(rivals)}
+        could_come = sum(1 for s in rivals if oldest[_turn(s)] is not s for page in s.pages if self.pages.owners(page) == 1)
+        return self._youngest_of_most(is_low=is_low) if missing <= could_come else None
 
     def _reusable(self, sequence: Sequence) -> tuple[list[int], list[int], int]:
         """Cached full pages, a partly filled one after them (or none), and how many tokens they cover together."""
@@ -243,10 +301,17 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preempted += 1
-        self.running.remove(sequence)
-        self._give_back(sequence, keep=True)
+        self._stop(sequence, keep=True)
         sequence.status = Status.WAITING
-        insort(self.waiting, sequence, key=_number)
+        insort(self.waiting, sequence, key=_place_in_queue)
+
+    def _stop(self, sequence: Sequence, keep: bool) -> None:
+        self.running.remove(sequence)
+        turn = _turn(sequence)
+        self._shares[turn] -= 1
+        if not self._shares[turn]:
+            del self._shares[turn]
+        self._give_back(sequence, keep)
 
     def _give_back(self, sequence: Sequence, keep: bool) -> None:
         """Returns pages from the last to the first, so that the cache loses ends before beginnings."""
@@ -273,8 +338,39 @@ class Scheduler:
         return keys[index]
 
 
+def shared_out(prompts: List[Sequence], tokens: int) -> list[tuple[Sequence, int]]:
+    """How many tokens each of these may have in a step with room for so many: those of low priority what the others leave; callers
+    equal parts, and what one does not need goes to the others; of one caller's the oldest first. Nobody who has none is listed. Where
+    there are fewer tokens than callers, those with the oldest prompts have one each."""
+    found: list[tuple[Sequence, int]] = []
+    for is_low in (False, True):
+        of_caller: dict[str, list[Sequence]] = {}
+        for sequence in prompts:
+            if sequence.is_low == is_low:
+                of_caller.setdefault(sequence.caller, []).append(sequence)
+        groups = [(sum(s.num_pending for s in group), group) for group in of_caller.values()][: max(tokens, 0)]
+        for index, (wanted, group) in enumerate(sorted(groups, key=lambda each: each[0])):
+            part = min(wanted, tokens // (len(groups) - index))
+            tokens -= part
+            for sequence in group:
+                most = min(part, sequence.num_pending)
+                if most:
+                    found.append((sequence, most))
+                    part -= most
+    return found
+
+
 def _number(sequence: Sequence) -> int:
     return sequence.number
+
+
+def _place_in_queue(sequence: Sequence) -> tuple[bool, int]:
+    return sequence.is_low, sequence.number
+
+
+def _turn(sequence: Sequence) -> tuple[bool, str]:
+    """Whose turn it is when it is this sequence's."""
+    return sequence.is_low, sequence.caller
 
 
 def _is_decoding(sequence: Sequence) -> bool:

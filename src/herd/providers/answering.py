@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, final
 
 from herd.engine.request import Progress, Request
-from herd.providers.base import Called, Event, Failed, Finished, Prompted, Text, TokenLogprob, Usage
+from herd.providers.base import Called, Calling, Event, Failed, Finished, Prompted, Text, TokenLogprob, Usage
 from herd.records import dataclass
 from herd.sampling.stop import StopReason, StopTexts
 
@@ -54,11 +54,18 @@ class Answering:
         stop: Sequence[str] = (),
         parsed_by: ChatFormat | None = None,
         tools: Sequence[Tool | BuiltIn] = (),
+        is_held: bool = False,
+        most_calls: int | None = None,
     ) -> None:
-        """parsed_by: the format whose parser looks for calls of `tools`. `UsageError` for impossible stop texts."""
+        """parsed_by: the format whose parser looks for calls of `tools`. is_held: an answer that begins with a call is held to the
+        format's grammar of calls, so that its arguments can be told while they arrive. most_calls: the answer ends with so many.
+        `UsageError` for impossible stop texts."""
         shown = frozenset() if parsed_by is None else parsed_by.mark_ids
         self._spelling = _Spelling(tokenizer, StopTexts(stop), shown)
-        self._calls = None if parsed_by is None else _Calls(parsed_by.parser(tools))
+        self._calls = None
+        if parsed_by is not None:
+            heads = parsed_by.call_heads(tools) if is_held else {}
+            self._calls = _Calls(parsed_by.parser(tools, heads=heads), most_calls)
         self._times = _Times(clock)
         self._prompt_tokens = prompt_tokens
         self.is_over = False
@@ -83,6 +90,10 @@ class Answering:
         if progress.stop_reason is not None or progress.error is not None or self._spelling.matched is not None:
             self.is_over = True
             events += self._last(progress)
+
+        elif self._calls is not None and self._calls.is_full:
+            self.is_over = True
+            events.append(self._finished(progress, StopReason.END))
         return events
 
     def _last(self, progress: Progress) -> Iterator[Event]:
@@ -96,10 +107,14 @@ class Answering:
         if progress.error is not None:
             yield Failed(progress.error)
             return
-        matched, sequence = self._spelling.matched, progress.sequence
-        reason = progress.stop_reason if matched is None else StopReason.STOP_TEXT
+        reason = progress.stop_reason if self._spelling.matched is None else StopReason.STOP_TEXT
         assert reason is not None
-        yield Finished(reason, self._times.usage(self._prompt_tokens, sequence.cached_tokens or 0), sequence.seed, matched)
+        yield self._finished(progress, reason)
+
+    def _finished(self, progress: Progress, reason: StopReason) -> Finished:
+        sequence = progress.sequence
+        usage = self._times.usage(self._prompt_tokens, sequence.cached_tokens or 0)
+        return Finished(reason, usage, sequence.seed, self._spelling.matched)
 
 
 @final
@@ -171,9 +186,17 @@ class _Spelling:
 class _Calls:
     """Finds calls in text, and keeps the tokens of what it holds back."""
 
-    def __init__(self, parser: StreamParser) -> None:
+    def __init__(self, parser: StreamParser, most: int | None) -> None:
+        """most: calls; what comes after them is dropped."""
         self._parser = parser
+        self._most = most
         self._tokens: list[TokenLogprob] = []
+        self._num_called = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return self._most is not None and self._num_called >= self._most
 
     def push(self, text: Text) -> Iterator[Event]:
         self._tokens.extend(text.tokens)
@@ -186,9 +209,15 @@ class _Calls:
 
     def _read(self, pieces: list[Piece]) -> Iterator[Event]:
         for piece in pieces:
+            if self.is_full:
+                return
             if piece.text:
                 yield Text(piece.text, self._taken())
-            yield from map(Called, piece.calls)
+            if piece.begun is not None:
+                yield Calling(self._num_called, piece.begun.name, piece.begun.call_id, piece.begun.arguments)
+            for call in piece.calls[: None if self._most is None else self._most - self._num_called]:
+                self._num_called += 1
+                yield Called(call)
 
     def _taken(self) -> tuple[TokenLogprob, ...]:
         tokens, self._tokens = tuple(self._tokens), []

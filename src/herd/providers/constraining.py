@@ -2,8 +2,13 @@
 
     response_format, regex, grammar    the answer's text, from its first token to its last
     tool_choice required, named        the answer is calls, in the format's own notation, with arguments as the tools' schemas say
-    tools that may be called (auto)    the answer is free; beside a constraint it is either a text of it, or calls
+    tools that may be called (auto)    the answer is free, but a call that it begins with is held to be one to its end; beside a
+                                       constraint it is either a text of it, or calls
     tool_choice none                   no tools are offered, and nothing is read as a call
+
+A call begins, in an answer that is free, with what its format writes before the arguments, name and all: only then is it surely one. An
+answer that calls in other words, or after a text, is free, and is read as the format's parser reads it. Tools whose schemas cannot be
+held to are called freely too, unless one of them is `strict`: then that is an error.
 
 A tool's arguments are held to its schema wherever calls are held to a grammar; `strict` only decides what happens to keywords that a
 grammar cannot express: they are refused, or let be. The rules are those of `text.formats.languages`.
@@ -15,9 +20,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
-from herd.errors import UsageError, did_you_mean
+from herd.errors import CapacityError, UsageError, did_you_mean
 from herd.providers.base import ChatRequest, CompletionRequest, ToolUse
 from herd.sampling.constraint import Constraint, ConstraintKind
+from herd.text.formats.languages import is_strict
 from herd.text.tools import BuiltIn, Tool
 
 if TYPE_CHECKING:
@@ -41,6 +47,8 @@ class Constraining:
 
     def chat(self, request: ChatRequest, chat_format: ChatFormat, stop_ids: Collection[int]) -> Matcher | None:
         """Who follows the answer to a chat; None if it is free. `UsageError` for what cannot be demanded."""
+        if request.constraint is None and request.tool_choice.use is ToolUse.AUTO:
+            return self._once_begun(request, chat_format, stop_ids) if request.tools else None
         constraint, calls = request.constraint, self._calls(request, chat_format)
         if calls is not None and request.tool_choice.use is not ToolUse.AUTO:
             what = "the schemas of the tools"
@@ -56,14 +64,27 @@ class Constraining:
     def _calls(self, request: ChatRequest, chat_format: ChatFormat) -> str | None:
         """The grammar of the calls that may be, or must be, the answer."""
         choice = request.tool_choice
-        if choice.use is ToolUse.AUTO and (request.constraint is None or not request.tools):
-            return None
         if not request.tools:
             return None
         tools: Sequence[Tool | BuiltIn] = request.tools
         if choice.use is ToolUse.NAMED:
             tools = [tool for tool in tools if _name(tool) == choice.name]
         return chat_format.call_grammar(tools, parallel=choice.parallel and choice.use is not ToolUse.NAMED)
+
+    def _once_begun(self, request: ChatRequest, chat_format: ChatFormat, stop_ids: Collection[int]) -> Matcher | None:
+        """Who follows an answer that may call; None where calls cannot be held to a grammar and none of the tools is strict."""
+        from herd.sampling.beginning import OnceBegun
+
+        beginnings = [text.encode() for text in chat_format.call_heads(request.tools)]
+        assert self._tokenizer is not None, "a chat has a tokenizer"
+        try:
+            grammar = Constraint(ConstraintKind.GRAMMAR, chat_format.call_grammar(request.tools, parallel=request.tool_choice.parallel))
+            inner = self._ready().matcher(grammar, stop_ids, param="tools", what="the schemas of the tools")
+        except (UsageError, CapacityError):
+            if any(isinstance(tool, Tool) and is_strict(tool) for tool in request.tools):
+                raise
+            return None
+        return OnceBegun(inner, beginnings, self._tokenizer.token_bytes)
 
     def _ready(self) -> Grammars:
         tokenizer = self._tokenizer
@@ -88,6 +109,11 @@ def as_chosen(request: ChatRequest) -> ChatRequest:
     if choice.use is ToolUse.NAMED and choice.name not in names:
         raise UsageError(f"tool_choice names the tool {choice.name!r:.80}{did_you_mean(choice.name, names)}", param="tool_choice")
     return request
+
+
+def is_call_or_free(request: ChatRequest) -> bool:
+    """Whether an answer that begins as a call can be nothing else: not if it may be a text of a constraint too."""
+    return request.constraint is None or request.tool_choice.use is not ToolUse.AUTO
 
 
 def spelling(tokenizer: Tokenizer, vocab_size: int) -> Spelling:

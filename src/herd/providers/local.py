@@ -7,8 +7,9 @@ The engine knows ids only; `answering` knows what they spell. This file makes id
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -18,17 +19,20 @@ from herd.engine.request import Request
 from herd.errors import FileProblem, UsageError
 from herd.providers.answering import Answering, Asked, PromptScores
 from herd.providers.base import Caller, ChatRequest, CompletionRequest, Event, Failed, ModelFacts, Priority
-from herd.providers.constraining import Constraining, as_chosen
+from herd.providers.constraining import Constraining, as_chosen, is_call_or_free
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from herd.backends.base import Picture, Placed
+    from herd.models.weights import Update
     from herd.text.formats import ChatFormat, Formats
     from herd.text.formats.parts import Grid
     from herd.text.tokenizer import Tokenizer
-    from herd.text.tools import BuiltIn, Tool
+
+
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 
 
 class Eyes(Protocol):
@@ -64,14 +68,16 @@ class LocalProvider:
         meta_format: ChatFormat | None = None,
         find_formats: Callable[[], Formats] | None = None,
         eyes: Eyes | None = None,
+        read_adapter: Callable[[str], Mapping[str, Update]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """meta_format: for requests with `format="meta"`. find_formats: gives both formats instead, when one is first asked for. eyes:
-        of a model that looks at pictures."""
+        of a model that looks at pictures. read_adapter: opens the folder of a LoRA adapter for this model."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._find_formats = find_formats or (lambda: (chat_format, meta_format))
         self._eyes = eyes
+        self._read_adapter = read_adapter
         self._facts = facts
         self._constraining = Constraining(tokenizer, engine.backend.vocab_size)
         self._clock = clock
@@ -104,20 +110,32 @@ class LocalProvider:
         """How the model reads conversations, as published with it."""
         return self._chat_format
 
+    def add_adapter(self, name: str, path: str) -> None:
+        """Gives requests the LoRA adapter of a folder to name. `UsageError` for a name that cannot be or is taken, and for an adapter
+        of another model; `FileProblem` for the folder."""
+        if not ADAPTER_NAME.fullmatch(name):
+            raise UsageError(f"An adapter cannot be named {name!r:.80}; names have letters, digits, and . _ - between them.", param="name")
+        if self._read_adapter is None:
+            raise UsageError(f"{self._facts.name} takes no adapters.")
+        self._engine.add_adapter(name, self._read_adapter(path))
+
+    def remove_adapter(self, name: str) -> None:
+        """Requests that have it finish; new ones are refused. `UsageError` for one that is not there."""
+        self._engine.remove_adapter(name)
+
     def chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Iterator[Event]:
         """As `Provider.chat`. chat_format: in place of the model's own. `UsageError` for a model without a chat format."""
         return self._events(self.asked_chat(request, chat_format))
 
     def asked_chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Asked:
         """What a chat asks of the engine, all of it checked. Errors as `chat`."""
-        _refuse_unbuilt(request)
         request = as_chosen(request)
         chat_format = chat_format or self._format(request)
         ids, pictures = self.prompt(request, chat_format)
         stop_ids = frozenset() if request.ignore_end else frozenset(chat_format.stop_ids) | self._stop_ids()
         asked = self._request(request, ids, stop_ids, pictures)
         asked = replace(asked, matcher=self._constraining.chat(request, chat_format, stop_ids))
-        return Asked(asked, self._answering(asked, request.stop, chat_format if request.tools else None, request.tools))
+        return Asked(asked, self._chat_answering(request, asked, chat_format))
 
     def prompt(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> tuple[list[int], tuple[Placed, ...]]:
         """The token ids that a chat becomes, and its pictures with their places there. `UsageError` as `chat`."""
@@ -157,14 +175,14 @@ class LocalProvider:
 
     def asked_completion(self, request: CompletionRequest) -> Asked:
         """What a completion asks of the engine, all of it checked. Errors as `complete`."""
-        _refuse_unbuilt(request)
         ids, stop_ids = self._completed(request)
         own = frozenset() if request.ignore_end else self._stop_ids() | stop_ids
         own |= frozenset(request.stop_ids)
         asked = self._request(request, ids, own)
         asked = replace(asked, matcher=self._constraining.completion(request, own))
         scores = PromptScores(self._tokenizer, ids, request.sampling.logprobs) if request.score_prompt else None
-        return Asked(asked, self._answering(asked, request.stop), scores)
+        self._refuse_stop_texts(request.stop)
+        return Asked(asked, Answering(self._tokenizer, len(ids), self._clock, stop=request.stop), scores)
 
     def _completed(self, request: CompletionRequest) -> tuple[Sequence[int], frozenset[int]]:
         """A completion's prompt, and ids that end its answer because a suffix follows. `UsageError` for a suffix that cannot be."""
@@ -208,22 +226,33 @@ class LocalProvider:
             caller=caller.name,
             is_low=caller.priority is Priority.LOW,
             deadline_s=asked.deadline_s,
+            adapter=asked.adapter,
         )
         self._engine.validate(request)
         return request
 
-    def _answering(
-        self, request: Request, stop: Sequence[str], parsed_by: ChatFormat | None = None, tools: Sequence[Tool | BuiltIn] = ()
-    ) -> Answering:
+    def _refuse_stop_texts(self, stop: Sequence[str]) -> None:
         if stop and self._tokenizer is None:
             raise UsageError(f"{self._facts.name} has no tokenizer, so stop texts cannot be found. Use stop token ids, or max_tokens.")
-        return Answering(self._tokenizer, len(request.tokens), self._clock, stop=stop, parsed_by=parsed_by, tools=tools)
+
+    def _chat_answering(self, request: ChatRequest, asked: Request, chat_format: ChatFormat) -> Answering:
+        self._refuse_stop_texts(request.stop)
+        return Answering(
+            self._tokenizer,
+            len(asked.tokens),
+            self._clock,
+            stop=request.stop,
+            parsed_by=chat_format if request.tools else None,
+            tools=request.tools,
+            is_held=asked.matcher is not None and is_call_or_free(request),
+            most_calls=None if request.tool_choice.parallel else 1,
+        )
 
     def _events(self, asked: Asked) -> Iterator[Event]:
         """The events of one request. Whichever way it ends, the engine has its pages back before the last event."""
         answering, request = asked.answering, asked.request
         if asked.prompt_scores is not None:
-            for rows in self._engine.score(request.tokens, salt=request.salt):
+            for rows in self._engine.score(request.tokens, salt=request.salt, adapter=request.adapter):
                 asked.prompt_scores.push(rows)
             yield asked.prompt_scores.event
         answering.start()
@@ -248,12 +277,6 @@ class LocalProvider:
             f"{self._facts.name} came without a tokenizer, so text cannot be read; give token ids, "
             "or put the model's tokenizer files beside its weights."
         )
-
-
-def _refuse_unbuilt(request: ChatRequest | CompletionRequest) -> None:
-    """`UsageError` for what no engine of herd can do yet."""
-    if request.adapter is not None:
-        raise UsageError(f"This model has no adapter {request.adapter!r:.80}.", param="adapter")
 
 
 def _raised(events: Iterable[Event], said_something: bool) -> Iterator[Event]:

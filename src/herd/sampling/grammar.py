@@ -184,6 +184,21 @@ class GrammarMatcher:
         self._say(token)
         self._num_said += 1
 
+    def takes(self, token: int) -> bool:
+        """Whether the answer is still in the language with one more token; however its text would be cut."""
+        return self.problem is None and self._matcher.validate_tokens([token]) == 1
+
+    def follow(self, token: int) -> None:
+        """As `advance`, until `unfollow`."""
+        self._say(token)
+
+    def unfollow(self, count: int) -> None:
+        """The last `count` tokens that were followed were not said."""
+        if count:
+            self._matcher.rollback(count)
+            self._forced.clear()
+            self.problem = None
+
     def _say(self, token: int) -> None:
         if self._forced and self._forced[0] == token:
             self._forced.popleft()

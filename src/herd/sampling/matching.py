@@ -33,9 +33,10 @@ class Matcher(Protocol):
         """The tokens that come next, where the language leaves no choice of text; empty where it does, or where that is not known."""
         ...
 
-    def allowed(self, drafted: Sequence[int] = ()) -> list[NDArray[np.uint32]]:
+    def allowed(self, drafted: Sequence[int] = ()) -> Sequence[NDArray[np.uint32] | None]:
         """Masks [V / 32], rounded up, of what may come next: first of all, and after each token of `drafted` as far as these may be
-        said. So there are `n` masks, and the first `n - 1` drafted tokens are in the language. Empty if there is a `problem`."""
+        said. So there are `n` masks, and the first `n - 1` drafted tokens are in the language. None: all may. Empty if there is a
+        `problem`."""
         ...
 
     def advance(self, token: int) -> None:

@@ -35,7 +35,17 @@ Found = tuple[ToolCall, ...] | None
 
 def make_call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
     """A call with an id of its own."""
-    return ToolCall(f"call_{os.urandom(12).hex()}", name, arguments)
+    return ToolCall(new_call_id(), name, arguments)
+
+
+def new_call_id() -> str:
+    """An id that no other call has."""
+    return f"call_{os.urandom(12).hex()}"
+
+
+def read_arguments(text: str) -> dict[str, Any] | None:
+    """The arguments of a call, from their JSON text."""
+    return _object(text)
 
 
 def read_json(text: str) -> Found:

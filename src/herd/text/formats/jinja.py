@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
 from herd.text.formats import languages
+from herd.text.formats.begun import Head
 from herd.text.formats.llama3 import DATE
 from herd.text.formats.llama4 import expand_images, expand_llama4
 from herd.text.formats.parsing import Marks
@@ -73,24 +74,45 @@ class Jinja(ChatFormat):
     def marks(self) -> Marks:  # type: ignore[override]
         return next((marks for marks in _MARKS if marks.begin in self.tokenizer.special_ids), Marks())
 
+    @property
+    def _notation(self) -> str:
+        """How the template shows that calls are written."""
+        shown = {"<tool_call>": "hermes", "<function=": "tagged", "func_name1(": "python"}
+        return next((name for sign, name in shown.items() if sign in self.source), "json")
+
+    @property
+    def _key(self) -> str:
+        """What the template calls arguments, where they are JSON."""
+        return "arguments" if '"arguments"' in self.source and '"parameters"' not in self.source else "parameters"
+
     def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
         """In the notation that the template shows: tagged, in Python's, else JSON."""
-        grammar, source = languages.Grammar(), self.source
+        grammar, functions = languages.Grammar(), [tool for tool in tools if isinstance(tool, Tool)]
         calls = languages.built_in_calls(grammar, tools, self.mark(self.marks.begin)) if self.marks.begin else []
-        key = "arguments" if '"arguments"' in source and '"parameters"' not in source else "parameters"
-        functions = [tool for tool in tools if isinstance(tool, Tool)]
-        if functions and "<tool_call>" in source:
-            begin, end = self.mark("<tool_call>"), self.mark("</tool_call>")
+        if functions and self._notation == "hermes":
             named = " | ".join(languages.json_calls(grammar, functions, key="arguments"))
-            one = f'{begin} "\\n" ({named}) "\\n" {end}'
+            one = f'{self.mark("<tool_call>")} "\\n" ({named}) "\\n" {self.mark("</tool_call>")}'
             calls.append(languages.several(one, '"\\n"', parallel=parallel))
-        elif functions and "<function=" in source:
+        elif functions and self._notation == "tagged":
             calls += languages.tagged_calls(grammar, functions)
-        elif functions and "func_name1(" in source:
+        elif functions and self._notation == "python":
             calls.append(languages.python_calls(grammar, functions, parallel=parallel))
         elif functions:
-            calls += languages.json_calls(grammar, functions, key=key)
+            calls += languages.json_calls(grammar, functions, key=self._key)
         return grammar.text(" | ".join(calls)) if calls else super().call_grammar(tools)
+
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        heads: dict[str, Head] = languages.built_in_heads(tools, self.marks.begin) if self.marks.begin else {}
+        if self._notation == "hermes":
+            # Control tokens are no part of the text that is parsed.
+            begin, end = ("" if name in self.tokenizer.special_ids else name for name in ("<tool_call>", "</tool_call>"))
+            lead = f"{begin}\n" if begin else ""
+            return heads | languages.json_heads(tools, key="arguments", begin=lead + "{", end="}\n" + end)
+        if self._notation == "tagged":
+            return heads | languages.tagged_heads(tools)
+        if self._notation == "python":
+            return heads | languages.python_heads(tools)
+        return heads | languages.json_heads(tools, key=self._key)
 
     @property
     def label(self) -> str:

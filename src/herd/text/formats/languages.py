@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from herd.errors import UsageError
+from herd.text.formats.begun import Head
 from herd.text.tools import BuiltIn, Tool
 
 CALLS_MAX = 32
@@ -82,11 +83,22 @@ def json_calls(
     rules = []
     for tool in tools:
         if isinstance(tool, Tool):
-            kind = '"type": "function", ' if typed else ""
-            head = f'{begin}{kind}"name": {json.dumps(tool.name)}, "{key}": '
+            head = _json_head(tool, key, typed, begin)
             arguments = grammar.json(arguments_schema(tool), is_strict=is_strict(tool))
             rules.append(grammar.rule(f"call_{tool_rule(tool.name)}", f"{literal(head)} {arguments} {literal(end)}"))
     return rules
+
+
+def json_heads(
+    tools: Iterable[Tool | BuiltIn], *, key: str = "parameters", typed: bool = False, begin: str = "{", end: str = "}"
+) -> dict[str, Head]:
+    """How the calls of `json_calls` begin."""
+    return {_json_head(tool, key, typed, begin): Head(tool.name, end) for tool in tools if isinstance(tool, Tool)}
+
+
+def _json_head(tool: Tool, key: str, typed: bool, begin: str) -> str:
+    kind = '"type": "function", ' if typed else ""
+    return f'{begin}{kind}"name": {json.dumps(tool.name)}, "{key}": '
 
 
 def tagged_calls(grammar: Grammar, tools: Iterable[Tool | BuiltIn]) -> list[str]:
@@ -98,6 +110,25 @@ def tagged_calls(grammar: Grammar, tools: Iterable[Tool | BuiltIn]) -> list[str]
             body = f"{literal(f'<function={tool.name}>')} {arguments} {literal('</function>')}"
             rules.append(grammar.rule(f"call_{tool_rule(tool.name)}", body))
     return rules
+
+
+def tagged_heads(tools: Iterable[Tool | BuiltIn]) -> dict[str, Head]:
+    """How the calls of `tagged_calls` begin."""
+    return {f"<function={tool.name}>": Head(tool.name, "</function>") for tool in tools if isinstance(tool, Tool)}
+
+
+def python_heads(tools: Iterable[Tool | BuiltIn]) -> dict[str, Head]:
+    """How the calls of `python_calls` begin."""
+    functions = [tool for tool in tools if isinstance(tool, Tool)]
+    able = {f"[{tool.name}(": Head(tool.name, is_json=False) for tool in functions if _is_python(tool)}
+    return able | json_heads(tool for tool in functions if not _is_python(tool))
+
+
+def built_in_heads(tools: Iterable[Tool | BuiltIn], tag: str) -> dict[str, Head]:
+    """How the calls of `built_in_calls` begin."""
+    found = [tool for tool in tools if isinstance(tool, BuiltIn)]
+    texts = {tool: "" if tool is BuiltIn.CODE_INTERPRETER else f'{tool.value}.call(query="' for tool in found}
+    return {tag + text: Head(tool.value, is_json=False) for tool, text in texts.items()}
 
 
 def python_calls(grammar: Grammar, tools: Sequence[Tool | BuiltIn], *, parallel: bool) -> str:

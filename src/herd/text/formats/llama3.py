@@ -14,12 +14,13 @@ is the whole of an assistant's message (text beside it is not written, as in the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 from herd.errors import UsageError
 from herd.records import dataclass
 from herd.text.formats import languages, prompts
+from herd.text.formats.begun import Head
 from herd.text.formats.calls import write_built_in, write_json
 from herd.text.formats.parsing import Marks
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, only_call, refuse_tools
@@ -62,6 +63,9 @@ class Llama3(ChatFormat):
         grammar = languages.Grammar()
         calls = languages.json_calls(grammar, tools) + languages.built_in_calls(grammar, tools, self.mark(_PYTHON.name))
         return grammar.text(" | ".join(calls))
+
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        return languages.json_heads(tools) | languages.built_in_heads(tools, _PYTHON.name)
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The date is `26 Jul 2024` if none is given; Llama 3 of April 2024 is told none at all."""

@@ -18,12 +18,13 @@ Muse-Glimmer's own template is not public; it has the same frame, and pictures a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 from herd.errors import UsageError
 from herd.records import dataclass
 from herd.text.formats import languages, prompts
+from herd.text.formats.begun import Head
 from herd.text.formats.calls import write_json
 from herd.text.formats.parsing import Marks
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, control_id
@@ -103,6 +104,9 @@ class Llama4(ChatFormat):
         """Calls as JSON, one after another."""
         return llama4_calls(tools, parallel=parallel)
 
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        return languages.json_heads(tools)
+
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The format has no date, so one changes nothing."""
         yield from llama4_parts(self, conversation)
@@ -130,6 +134,9 @@ class MuseGlimmer(ChatFormat):
     def call_grammar(self, tools: Sequence[Tool | BuiltIn], *, parallel: bool = True) -> str:
         """As Llama 4's."""
         return llama4_calls(tools, parallel=parallel)
+
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        return languages.json_heads(tools)
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
         """The format has no date, so one changes nothing."""

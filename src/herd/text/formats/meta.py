@@ -18,6 +18,7 @@ from typing import Any, final
 from herd.errors import UsageError
 from herd.records import dataclass
 from herd.text.formats import languages, prompts
+from herd.text.formats.begun import Head
 from herd.text.formats.llama3 import DATE, Llama3
 from herd.text.formats.llama4 import Llama4, expand_llama4
 from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, to_ids
@@ -88,6 +89,10 @@ class MetaLlama3(_Meta):
             calls += languages.json_calls(grammar, functions, typed=True)
         return grammar.text(" | ".join(calls))
 
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        heads = languages.python_heads(tools) if self.pythonic else languages.json_heads(tools, typed=True)
+        return heads | languages.built_in_heads(tools, "<|python_tag|>")
+
     def _message(self, message: Message) -> Iterator[Piece]:
         yield _header3("ipython" if message.role is Role.TOOL else message.role.value)
         if message.tool_calls and message.tool_calls[0].name == BuiltIn.CODE_INTERPRETER.value:
@@ -140,6 +145,9 @@ class MetaLlama4(_Meta):
         if self.pythonic:
             return grammar.text(languages.python_calls(grammar, tools, parallel=parallel))
         return grammar.text(" | ".join(languages.json_calls(grammar, tools, typed=True)))
+
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        return languages.python_heads(tools) if self.pythonic else languages.json_heads(tools, typed=True)
 
     def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         return expand_llama4(self.tokenizer, ids, grids)

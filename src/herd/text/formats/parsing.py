@@ -10,6 +10,10 @@ Nothing is lost: the `raw` of all pieces, joined, is all that was pushed. Nothin
 call is looked for where models write calls: at the beginning of an answer, after another call, in a block that a control token
 opens, or in a `<function=...>` tag; and at the beginning of any line if it names a tool that was offered.
 
+An answer whose calls are held to a grammar (`ChatFormat.call_grammar`) is known to be a call once it begins as one: then its arguments
+are given out while they arrive, as pieces of JSON text. What they spell is what the call has that comes after them. If the answer is cut
+off in the middle of a call, that call does not come, and is no text either.
+
 The work is linear in the answer: a candidate's characters are looked at once, candidates have a longest size, and an answer in
 which `FAILURES_MAX` of them turned out to be text is text from there on.
 """
@@ -18,12 +22,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import final
 
 from herd.records import dataclass
 from herd.text.formats import calls as notation
+from herd.text.formats.begun import Begun, Head, OpenCall
 from herd.text.formats.calls import Found
 from herd.text.stream import StreamDecoder
 from herd.text.tools import BuiltIn, ToolCall
@@ -62,11 +67,12 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text, or calls. `raw` is what the model wrote for it, control tokens by their names."""
+    """Text, or calls, or a piece of one. `raw` is what the model wrote for it, control tokens by their names."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     raw: str = ""
+    begun: Begun | None = None
 
 
 @dataclass(slots=True)
@@ -91,8 +97,15 @@ _MORE, _NO = -1, -2
 class StreamParser:
     """Made by `ChatFormat.parser`. Push texts or token ids, then finish once."""
 
-    def __init__(self, marks: Marks, names: frozenset[str] | None, decoder: StreamDecoder | None = None) -> None:
-        """names: of the tools that were offered; None if that is not known."""
+    def __init__(
+        self,
+        marks: Marks,
+        names: frozenset[str] | None,
+        decoder: StreamDecoder | None = None,
+        heads: Mapping[str, Head] | None = None,
+    ) -> None:
+        """names: of the tools that were offered; None if that is not known. heads: the beginnings of calls, in an answer that is held
+        to a grammar from such a beginning on."""
         self._marks, self._names, self._decoder = marks, names, decoder
         literals = [*marks.names, *_TAGS]
         self._literals = re.compile("|".join(map(re.escape, literals)))
@@ -105,6 +118,8 @@ class StreamParser:
         self._pieces: list[Piece] = []
         self._code: list[Piece] = []
         self._finished = False
+        self._heads = {text: head for text, head in (heads or {}).items() if head.is_json}
+        self._open: OpenCall | None = None
 
     def push(self, piece: str | int | Iterable[int]) -> list[Piece]:
         """More of the answer, as text or as token ids; what became certain by it."""
@@ -138,6 +153,8 @@ class StreamParser:
         """One thing that became certain; False when more must arrive first."""
         if self._candidate is not None:
             return self._go_on(self._candidate)
+        if self._open is not None:
+            return self._give_out(self._open)
         if not self._held:
             return False
         return self._look_inside() if self._lead is None else self._look_for_beginning(self._lead)
@@ -147,6 +164,14 @@ class StreamParser:
         match = lead.match(self._held)
         size = match.end() if match else 0
         rest = self._held[size : size + LEAD_MAX]
+        if self._heads and size <= LEAD_MAX:
+            found = next((text for text in self._heads if rest.startswith(text)), None)
+            if found is not None:
+                begin = size + len(found)
+                self._open = OpenCall(self._heads[found], notation.new_call_id(), begin, begin)
+                return True
+            if not self._finished and any(text.startswith(rest) for text in self._heads):
+                return False
         if size <= LEAD_MAX and not self._finished and (not rest or any(text.startswith(rest) for text in _BUILT_INS)):
             return False
         if rest and rest[0] in "{[" and size <= LEAD_MAX and self._failures < FAILURES_MAX:
@@ -157,8 +182,27 @@ class StreamParser:
             self._lead = None
         return True
 
+    def _give_out(self, call: OpenCall) -> bool:
+        """More of the arguments of a call; the call itself, once what follows them is there."""
+        stop = call.end or call.scan(self._held)
+        if stop > call.sent:
+            piece = Begun(call.call_id, call.head.name, self._held[call.sent : stop])
+            call.sent = stop
+            self._pieces.append(Piece(begun=piece))
+        tail = self._held[call.end : call.end + len(call.head.tail)] if call.end else ""
+        if not self._finished and (not call.end or (tail != call.head.tail and call.head.tail.startswith(tail))):
+            return False
+        size = len(self._held) if not call.end else call.end + (len(tail) if tail == call.head.tail else 0)
+        arguments = notation.read_arguments(self._held[call.begin : call.end]) if call.end else None
+        calls = () if arguments is None else (ToolCall(call.call_id, call.head.name, arguments),)
+        self._open = None
+        self._emit(Piece(calls=calls, raw=self._held[:size]))
+        self._lead = _AFTER_CALL
+        return True
+
     def _look_inside(self) -> bool:
         """In the middle of text: a tag, or a line that begins with a bracket."""
+        self._heads = {}
         if self._failures >= FAILURES_MAX:
             tag = re.search("|".join(map(re.escape, self._marks.names)), self._held) if self._marks.names else None
         else:
@@ -340,7 +384,7 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
     """Neighbouring texts as one piece."""
     merged: list[Piece] = []
     for piece in pieces:
-        if merged and not piece.calls and not merged[-1].calls:
+        if merged and not piece.calls and not merged[-1].calls and piece.begun is None and merged[-1].begun is None:
             last = merged.pop()
             piece = Piece(last.text + piece.text, (), last.raw + piece.raw)
         merged.append(piece)

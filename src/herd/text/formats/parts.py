@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
 from herd.text.formats import languages
+from herd.text.formats.begun import Head
 from herd.text.formats.parsing import Marks, StreamParser
 from herd.text.messages import Image, Message, Role, Text, read_messages
 from herd.text.tokenizer import Tokenizer
@@ -160,15 +161,20 @@ class ChatFormat(ABC):
         llguidance's variant of Lark. parallel: several calls, where the format has several in one answer. `UsageError` if it has none."""
         raise UsageError(f"a call of a tool is demanded; the chat format {self.name} defines none.")
 
+    def call_heads(self, tools: Sequence[Tool | BuiltIn]) -> Mapping[str, Head]:
+        """The texts with which the answers of `call_grammar` begin, up to the arguments: from there on an answer is surely a call."""
+        return {}
+
     def mark(self, name: str) -> str:
         """A control token as `call_grammar` writes it; as text, if the vocabulary does not have it."""
         found = self.tokenizer.special_ids.get(name)
         return languages.literal(name) if found is None else languages.token(found)
 
-    def parser(self, tools: Iterable[Tool | BuiltIn] | None = None) -> StreamParser:
-        """Reads an answer as it arrives. tools: what was offered; None: any well-formed call counts."""
+    def parser(self, tools: Iterable[Tool | BuiltIn] | None = None, *, heads: Mapping[str, Head] | None = None) -> StreamParser:
+        """Reads an answer as it arrives. tools: what was offered; None: any well-formed call counts. heads: `call_heads`, for an answer
+        that is held to `call_grammar` once it begins with one of them."""
         names = None if tools is None else frozenset(tool.name if isinstance(tool, Tool) else tool.value for tool in tools)
-        return StreamParser(self.marks, names, self.tokenizer.stream(keep=self.mark_ids))
+        return StreamParser(self.marks, names, self.tokenizer.stream(keep=self.mark_ids), heads)
 
     def parse(self, ids: Iterable[int]) -> Message:
         """The assistant's message that an answer is: its text, and the calls in it. Never fails for ids of the model.
