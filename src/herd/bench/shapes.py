@@ -171,7 +171,7 @@ def _vocabulary(size: int) -> dict[str, Any]:
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [1] * size,
+        "tokenizer.ggml.token_type": [1] * (size - 2) + [3, 3],  # OpenVINO GenAI wants a control token
         "tokenizer.ggml.merges": [f"{letters[0]} {letters[1]}"],
         "tokenizer.ggml.bos_token_id": size - 2,
         "tokenizer.ggml.eos_token_id": size - 1,

@@ -138,7 +138,7 @@ def match(
     quantised = Quantised(folder, values, shards)
     gather = Gather(shards, HARMLESS.__contains__)
     if cfg.tied_embeddings:
-        gather.used.add(names.META["head"])
+        gather.used |= {names.META["head"], _scales(names.META["head"])}
     sources: dict[str, Source] = {}
     for spec in specs:
         axis, copies = _cut(spec, cfg, shards)
@@ -165,8 +165,19 @@ def _cut(spec: TensorSpec, cfg: llama.LlamaConfig, shards: Shards) -> tuple[int 
 
 def _is_tied(shards: Shards) -> bool:
     """Whether the head is the embedding: both names stand for the same bytes of the file."""
-    pairs = [(shard.get(names.META["embed"]), shard.get(names.META["head"])) for shard in shards]
-    return all(one is not None and two is not None and (one.offset, one.shape) == (two.offset, two.shape) for one, two in pairs)
+
+    def is_same(one: StoredTensor | None, two: StoredTensor | None) -> bool:
+        return one is not None and two is not None and (one.offset, one.shape) == (two.offset, two.shape)
+
+    embed, head = names.META["embed"], names.META["head"]
+    are_scaled = any(_scales(name) in shard for name in (embed, head) for shard in shards)
+    pairs = [(embed, head), *([(_scales(embed), _scales(head))] if are_scaled else [])]
+    return all(is_same(shard.get(one), shard.get(two)) for one, two in pairs for shard in shards)
+
+
+def _scales(name: str) -> str:
+    """Where the scales of a quantised weight are."""
+    return name.removesuffix("weight") + "scales"
 
 
 def _note(facts: dict[str, Fact], files: Sequence[PthFile]) -> None:

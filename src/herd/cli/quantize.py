@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     herd quantize ./Llama-3.2-1B llama-q4.gguf --format q4_k                       a format for all matrices
     herd quantize ./Llama-3.2-1B llama-q4.gguf --format q4_k --importance text.txt   errors weighed by a text
     herd quantize ./Llama-3.2-1B llama.gguf --bits 4.25 --importance text.txt      the best formats for a size
+    herd quantize ./Llama-3.2-1B ./Llama-3.2-1B-int4 --format int4                 as Meta's own int4 releases, a folder
     herd quantize ./Llama-3.2-1B llama-q4.gguf --format q4_k --report book.txt --plot cost.svg
     """,
 )
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--format", "format_name", metavar="NAME", help="q4_0, q4_1, q5_0, q5_1, q8_0, q2_k to q6_k, iq4_nl or iq4_xs.")
+@click.option("--format", "format_name", metavar="NAME", help="q4_0, q4_1, q5_0, q5_1, q8_0, q2_k to q6_k, iq4_nl, iq4_xs, or Meta's int4.")
 @click.option("--bits", type=float, metavar="X", help="Instead of a format: bits per weight of the file. Needs --importance.")
 @click.option("--head", metavar="NAME", help="Format of the output matrix.  [default: q6_k, or the nearest that fits]")
 @click.option("--importance", type=click.Path(path_type=Path), metavar="FILE", help="A text of the kind that the model is for.")
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @offline_option
 def quantize(source: str, destination: Path, **options: Any) -> None:
-    """Write the model SOURCE to the GGUF file DESTINATION with its matrices in blocks of few bits.
+    """Write the model SOURCE to the GGUF file DESTINATION with its matrices in blocks of few bits (for int4: a folder in Meta's layout).
 
     Every scale is searched for. With --importance an error counts by what that text makes it multiply. An interrupted run goes on
     where it was when it is called again; nothing is overwritten. Best from weights of 16 or 32 bits.

@@ -130,13 +130,33 @@ def _to_huggingface(job: _Job, destination: Path, shard_bytes: int) -> Report:
     return _folder(job, destination, "hf", outputs, files, write)
 
 
-def _to_meta(job: _Job, destination: Path) -> Report:
-    params = job.layouts.meta_params(job.config, job.notes)
-    outputs = job.layouts.meta_outputs(job.checkpoint, job.shaping)
+def to_meta(
+    checkpoint: Checkpoint,
+    shaping: Shaping,
+    destination: Path,
+    outputs: list[Output],
+    params_with: Callable[[dict[str, Any]], dict[str, Any]],
+    progress: Progress,
+) -> Report:
+    """A folder in Meta's layout with these tensors, and params.json as `params_with` makes it of what the config says."""
+    return _to_meta(_job(checkpoint, shaping, progress), destination, outputs, params_with)
+
+
+def _to_meta(
+    job: _Job,
+    destination: Path,
+    outputs: list[Output] | None = None,
+    params_with: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Report:
+    params = params_with(job.layouts.meta_params(job.config, job.notes))
+    if outputs is None:
+        outputs = job.layouts.meta_outputs(job.checkpoint, job.shaping)
     files = {"params.json": as_json(params), **folder_files(job.checkpoint, job.vocabulary, "meta", job.notes)}
 
+    tensors = outputs
+
     def write(folder: Path, told: Told) -> list[str]:
-        write_pth(folder / "consolidated.00.pth", outputs, told, "consolidated.00")
+        write_pth(folder / "consolidated.00.pth", tensors, told, "consolidated.00")
         return ["consolidated.00.pth"]
 
     return _folder(job, destination, "meta", outputs, files, write)

@@ -16,7 +16,7 @@ from herd.checkpoints.sources import Source
 from herd.convert.streams import Output
 from herd.convert.writing import Told, write_tensor
 
-STORAGES = {"f32": b"FloatStorage", "f16": b"HalfStorage", "bf16": b"BFloat16Storage"}
+STORAGES = {"f32": b"FloatStorage", "f16": b"HalfStorage", "bf16": b"BFloat16Storage", "i8": b"CharStorage"}
 ALIGNMENT = 64
 WIDE = 0xFFFFFFFF
 

@@ -24,9 +24,10 @@ from herd import dtypes
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.open import open_checkpoint
 from herd.checkpoints.sources import Source, num_rows
+from herd.convert import meta_int4
 from herd.convert.budget import Choice, choices_of, spend
 from herd.convert.calibration import Calibration, calibrate, running, tokens_of, try_errors
-from herd.convert.conversion import gguf_contents
+from herd.convert.conversion import gguf_contents, to_meta
 from herd.convert.fitted import Fitted
 from herd.convert.gguf_file import ALIGNMENT, gguf_head
 from herd.convert.resuming import Work, working
@@ -87,7 +88,8 @@ def quantise(
     """Write the checkpoint at `source` to the GGUF file `destination` in block formats.
 
     source       as for `herd.load`: a name, a file or a folder; best in 16 or 32 bits
-    format       the format of the matrices: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs
+    format       the format of the matrices: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs; or int4, that of
+                 Meta's own int4 releases: then the destination is a folder in Meta's layout
     head         the format of the output matrix (with tied embeddings: the embedding); None: q6_k, q8_0 where rows do not hold
                  its blocks, or `format` where that is larger
     bits         instead of a format: bits per weight of the whole file; each matrix gets the format that serves this best
@@ -101,6 +103,8 @@ def quantise(
     """
     settings = _checked(_Settings(format, head, bits, importance, max_tokens))
     target = Path(destination)
+    if format == meta_int4.NAME:
+        return _quantise_for_meta(source, target, settings, threads, progress)
     if target.suffix != ".gguf":
         raise UsageError(f"{target}: a GGUF file's name ends in .gguf.")
     check_place(target, 0)
@@ -112,10 +116,37 @@ def quantise(
         checkpoint.close()
 
 
+def _quantise_for_meta(
+    source: str | os.PathLike[str], target: Path, settings: _Settings, threads: int | None, progress: Progress
+) -> Quantised:
+    """As `quantise`, in the format of Meta's int4 releases. Begun anew after an interruption."""
+    check_place(target, 0)
+    checkpoint = open_checkpoint(find_model(source, progress=progress).path)
+    try:
+        meta_int4.check_meta_int4(checkpoint)
+        inputs: Mapping[str, NDArray[np.float32]] = {}
+        if settings.text is not None:
+            windows = tokens_of(checkpoint, settings.text, settings.max_tokens)
+            with running(checkpoint) as engine:
+                inputs = calibrate(checkpoint, engine, windows, progress).inputs
+        with ThreadPoolExecutor(threads or _cores()) as pool:
+            shaping = Shaping()
+            outputs = meta_int4.outputs_of(checkpoint, shaping, inputs.get, pool)
+            written = to_meta(checkpoint, shaping, target, outputs, meta_int4.params_with, progress)
+        formats = {spec.name: f"int{bits}" for spec in checkpoint.specs if (bits := meta_int4.bits_of(spec))}
+        notes = (*written.notes, "In the file every integer takes a byte, as in Meta's; programs pack them when they load.")
+        return Quantised(target, written.num_tensors, written.num_bytes, meta_int4.bits_per_weight(checkpoint), formats, notes)
+    finally:
+        checkpoint.close()
+
+
 def _checked(settings: _Settings) -> _Settings:
     if (settings.format is None) == (settings.bits is None):
         raise UsageError("Give either a format (such as q4_k) or bits (such as 4.25), and not both.")
-    format_named(settings.format, "format", dtypes.BLOCK)
+    if settings.format != meta_int4.NAME:
+        format_named(settings.format, "format", dtypes.BLOCK, (meta_int4.NAME,))
+    elif settings.head is not None:
+        raise UsageError("int4 is Meta's format, whose head has 8 bits; leave head out.")
     format_named(settings.head, "head", (*dtypes.BLOCK, *dtypes.PLAIN))
     if settings.bits is not None:
         if not 1 < settings.bits <= 16:

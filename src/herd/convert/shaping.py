@@ -80,12 +80,12 @@ def widened_names(checkpoint: Checkpoint, specs: Sequence[TensorSpec], sources: 
     return found
 
 
-def format_named(name: str | None, option: str, allowed: tuple[DType, ...]) -> DType | None:
-    """The format that a user names. `UsageError` lists the ones there are."""
+def format_named(name: str | None, option: str, allowed: tuple[DType, ...], besides: tuple[str, ...] = ()) -> DType | None:
+    """The format that a user names. `UsageError` lists the ones there are, and those `besides` that somebody else knows."""
     if name is None:
         return None
     aliases = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
     found = dtypes.BY_NAME.get(aliases.get(name.lower(), name.lower()))
     if found not in allowed:
-        raise UsageError(f"{option} is {name!r:.60}; it must be one of {', '.join(dtype.name for dtype in allowed)}.")
+        raise UsageError(f"{option} is {name!r:.60}; it must be one of {', '.join([*(dtype.name for dtype in allowed), *besides])}.")
     return found

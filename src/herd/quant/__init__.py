@@ -7,8 +7,8 @@ search for scales. `quantize_fitted` searches for every format, and counts error
 Names inside: `b` uint8 [blocks, bytes of a block], `q` the small integers of a block, `d` its scale, `m` its offset.
 """
 
-from herd.quant.fitting import quantize_fitted
+from herd.quant.fitting import fit_groups, quantize_fitted
 from herd.quant.reading import IQ4_VALUES, dequantize
 from herd.quant.writing import ACTIVATION_GROUP, quantize, quantize_activations
 
-__all__ = ["ACTIVATION_GROUP", "IQ4_VALUES", "dequantize", "quantize", "quantize_activations", "quantize_fitted"]
+__all__ = ["ACTIVATION_GROUP", "IQ4_VALUES", "dequantize", "fit_groups", "quantize", "quantize_activations", "quantize_fitted"]

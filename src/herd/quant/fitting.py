@@ -11,7 +11,7 @@ Names inside: x, w [..., elements, blocks] (blocks last, so that sums over eleme
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,24 +41,50 @@ def quantize_fitted(dtype: DType, x: Floats, importance: Floats | None = None) -
     """
     rows, columns = x.shape
     row_bytes = dtype.row_bytes(columns)
-    blocks = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, dtype.block)
-    per_column = _column_weights(importance, columns).reshape(-1, dtype.block)
-    if not np.all(np.isfinite(blocks)):
-        raise FileProblem(f"A weight is not a finite number; {dtype.name} cannot store it.")
-    if np.any(np.abs(blocks) > LARGEST):
+    if np.any(np.abs(x) > LARGEST):
         raise FileProblem("A weight is too large for a block format, whose scales are float16; store it as bf16 or f32.")
+    out = np.empty((x.size // dtype.block, dtype.block_bytes), dtype=np.uint8)
+    for at, x_EB, w_EB in _weighted(x, importance, dtype.block, dtype.name):
+        with np.errstate(all="ignore"):
+            out[at : at + x_EB.shape[1]] = _FITTED[dtype.name](x_EB, w_EB)
+    return out.reshape(rows, row_bytes)
+
+
+def fit_groups(x: Floats, bits: int, group: int, importance: Floats | None = None) -> tuple[NDArray[np.int8], Floats]:
+    """Integers int8 [rows, columns] of 4 or 8 bits, and their float32 scales [rows, columns / group], none negative, so that x is
+    about integer * scale. Scales are searched for as in block formats; `importance` as there."""
+    rows, columns = x.shape
+    assert bits in (4, 8) and columns % group == 0
+    q = np.empty((x.size // group, group), np.int8)
+    scales = np.empty(len(q), np.float32)
+    for at, x_EB, w_EB in _weighted(x, importance, group, f"int{bits}"):
+        here = slice(at, at + x_EB.shape[1])
+        with np.errstate(all="ignore"):
+            d_B = np.abs(signed(x_EB, w_EB, _EVEN[bits]))
+            if bits == 4:  # the lowest integer has no counterpart: of use where the search wants a positive scale for it
+                lower = signed(x_EB, w_EB, symmetric(-8, 7))
+                d_B = np.where(lower > 0, lower, d_B)
+            low, high = (-8, 7) if bits == 4 else (-127, 127)
+            q[here] = np.clip(np.rint(x_EB * inverse(d_B)), low, high).T.astype(np.int8)
+        scales[here] = d_B[0]
+    return q.reshape(rows, columns), scales.reshape(rows, columns // group)
+
+
+def _weighted(x: Floats, importance: Floats | None, block: int, name: str) -> Iterator[tuple[int, Floats, Floats]]:
+    """(first block, its values, how much an error in each counts) [elements, blocks], some blocks at a time."""
+    columns = x.shape[1]
+    blocks = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, block)
+    per_column = _column_weights(importance, columns).reshape(-1, block)
+    if not np.all(np.isfinite(blocks)):
+        raise FileProblem(f"A weight is not a finite number; {name} cannot store it.")
     # The mean square of a row says what "small" means in it.
-    spread = np.repeat(np.mean(np.square(x, dtype=np.float32), axis=1), columns // dtype.block)
-    out = np.empty((len(blocks), dtype.block_bytes), dtype=np.uint8)
-    step = max(1, CHUNK_VALUES // dtype.block)
+    spread = np.repeat(np.mean(np.square(x, dtype=np.float32), axis=1), columns // block)
+    step = max(1, CHUNK_VALUES // block)
     for at in range(0, len(blocks), step):
         chunk = blocks[at : at + step]
         columns_here = per_column[np.arange(at, at + len(chunk)) % len(per_column)]
         x_EB = np.ascontiguousarray(chunk.T)
-        w_EB = np.ascontiguousarray(columns_here.T) * np.sqrt(spread[at : at + step] + np.square(x_EB))
-        with np.errstate(all="ignore"):
-            out[at : at + step] = _FITTED[dtype.name](x_EB, w_EB)
-    return out.reshape(rows, row_bytes)
+        yield at, x_EB, np.ascontiguousarray(columns_here.T) * np.sqrt(spread[at : at + step] + np.square(x_EB))
 
 
 def _column_weights(importance: Floats | None, columns: int) -> Floats:
@@ -249,6 +275,7 @@ def _pack_q8_0(d: Floats, q: Bytes) -> Bytes:
     return packing.pack_q8_0(d, (q.astype(np.int16) - 127).astype(np.int8))
 
 
+_EVEN = {4: symmetric(-7, 7), 8: symmetric(-127, 127)}
 _FITTED: dict[str, Callable[[Any, Any], Bytes]] = {
     "q4_0": _single(packing.pack_q4_0, symmetric(-8, 7)),
     "q4_1": _offset(packing.pack_q4_1, 15),
