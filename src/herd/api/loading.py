@@ -8,9 +8,10 @@ from __future__ import annotations
 import gc
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,12 +131,11 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
     config = checkpoint.config
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
-    if choices.device == "cpu":
-        _check_memory(found, checkpoint.num_bytes)
+    is_larger = choices.device == "cpu" and _is_larger_than_memory(found, checkpoint.num_bytes, choices)
     words = _words(found, checkpoint, choices.chat_format)
     context = choices.context or config.context_length
     with ExitStack() as opened:
-        backend = _backend(checkpoint, choices)
+        backend = _backend(checkpoint, choices, partial(progress, f"packing {found.name} on the disk") if is_larger else None)
         opened.callback(backend.close)
         speculation = _speculation(choices, backend, words, context, progress)
         if speculation is not None:
@@ -223,15 +223,20 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _check_memory(found: Found, num_bytes: int) -> None:
-    """`CapacityError`, before anything is allocated, for weights that cannot fit."""
+def _is_larger_than_memory(found: Found, num_bytes: int, choices: _Choices) -> bool:
+    """Whether memory does not hold the weights, and the cpu backend runs them from the disk. `CapacityError`, before anything is
+    allocated, where that cannot be done."""
     from herd.engine.memory import available_bytes
 
     free = available_bytes()
-    if free is not None and num_bytes > free:
-        raise CapacityError(
-            f"The weights of {found.name} take {num_bytes:,} bytes; {free:,} are available. Choose a smaller model or format."
-        )
+    if free is None or num_bytes <= free:
+        return False
+    if choices.backend == "cpu" and choices.adapter is None:
+        return True
+    raise CapacityError(
+        f"The weights of {found.name} take {num_bytes:,} bytes; {free:,} are available. Choose a smaller model or format. "
+        "The cpu backend without an adapter runs a model from the disk where memory does not hold it, at the speed of the disk."
+    )
 
 
 def _stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
@@ -260,7 +265,7 @@ def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None
     return chat_format, None if chat_format is None else meta_format(chat_format, name)
 
 
-def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
+def _backend(checkpoint: Checkpoint, choices: _Choices, larger: Callable[[int, int], None] | None = None) -> Backend:
     from herd.backends.base import BackendOptions
 
     options = BackendOptions(threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device, kv_cache=choices.kv_cache)
@@ -283,7 +288,7 @@ def _backend(checkpoint: Checkpoint, choices: _Choices) -> Backend:
     if choices.adapter is not None:
         return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages)
     origin = Origin(checkpoint.digest(), checkpoint.path)
-    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin, checkpoint=checkpoint)
+    return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin, checkpoint=checkpoint, larger=larger)
 
 
 def _torch_backend() -> type[TorchBackend]:

@@ -5,7 +5,8 @@ Everything here may be deleted at any time. A file is there whole or not at all,
     cache/NAME.kept     head | table (JSON) | zeros | part | zeros | part ...     every part begins at a multiple of 64 bytes
 
 All kept files together take at most HERD_CACHE_BYTES (16 GiB if it is not set; 0 keeps and reads nothing) and what is written
-takes at most a quarter of the free disk. To make room, files that were not used for longest go first.
+takes at most a quarter of the free disk. To make room, files that were not used for longest go first. What cannot be done without
+(`keep_pieces`: weights that memory does not hold) may take the disk but for 1 GiB, and as much as HERD_CACHE_BYTES if that is set.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from herd.errors import FileProblem, HerdError, UsageError
+from herd.errors import CapacityError, FileProblem, HerdError, UsageError
 from herd.files.folders import cache_folder
 from herd.files.mapped import MappedFile
 from herd.files.writing import atomic_write
@@ -32,6 +33,7 @@ _VERSION = 1
 _HEAD = struct.Struct("<8sIIQQ")
 _PIECE_BYTES = 32 << 20
 _ABANDONED_S = 3600.0
+_SPARE_BYTES = 1 << 30
 
 
 class Kept:
@@ -85,7 +87,7 @@ def keep(name: str, about: Mapping[str, Any], parts: Mapping[str, memoryview], i
     A folder that cannot be written, a full disk or a limit that is too low are no errors: then there is no cache. `about` is
     JSON; its key "source" says which file or folder this came from (see `forget`).
     """
-    table, places, total = _layout(about, parts)
+    table, places, total = _layout(about, {part: data.nbytes for part, data in parts.items()})
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,28 @@ def keep(name: str, about: Mapping[str, Any], parts: Mapping[str, memoryview], i
     except (OSError, HerdError, _Cancelled):
         return False
     return True
+
+
+def keep_pieces(name: str, about: Mapping[str, Any], parts: Mapping[str, tuple[int, Iterable[memoryview]]]) -> None:
+    """Writes `parts` under `name`: of each its size in bytes and the pieces that it is made of, one after the other, none of them held for
+    longer than it takes to write it. `CapacityError` where the disk, or the limit that is set, has no room even with all else gone."""
+    table, places, total = _layout(about, {part: size for part, (size, _) in parts.items()})
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise FileProblem(f"{folder}: cannot be made: {problem.strerror}.") from problem
+    _remove_abandoned(folder)
+    _make_much_room(folder, total)
+    with atomic_write(_path(name)) as file:
+        file.write(_HEAD.pack(_MAGIC, _VERSION, zlib.crc32(table), len(table), total) + table)
+        for (_, pieces), (start, size) in zip(parts.values(), places.values(), strict=True):
+            file.write(bytes(start - file.tell()))
+            for piece in pieces:
+                file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())  # so that memory holds little of what the disk has not taken yet
+            assert file.tell() == start + size, "pieces make up their part"
 
 
 def forget(source: Path) -> int:
@@ -131,13 +155,13 @@ def _path(name: str) -> Path:
     return cache_folder() / f"{name}.kept"
 
 
-def _layout(about: Mapping[str, Any], parts: Mapping[str, memoryview]) -> tuple[bytes, dict[str, tuple[int, int]], int]:
+def _layout(about: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[bytes, dict[str, tuple[int, int]], int]:
     """(table, where each part begins and its bytes, bytes of the whole file). Offsets in the table count from the first part."""
     places: dict[str, tuple[int, int]] = {}
     end = 0
-    for name, part in parts.items():
-        places[name] = (end, part.nbytes)
-        end = _aligned(end + part.nbytes)
+    for name, size in sizes.items():
+        places[name] = (end, size)
+        end = _aligned(end + size)
     table = json.dumps({"about": about, "parts": places}).encode()
     start = _aligned(_HEAD.size + len(table))
     last = max((begin + size for begin, size in places.values()), default=0)
@@ -209,6 +233,28 @@ def _make_room(folder: Path, num_bytes: int) -> bool:
         path.unlink(missing_ok=True)
         used -= size
     return True
+
+
+def _make_much_room(folder: Path, num_bytes: int) -> None:
+    """Room for what cannot be done without: other files go, those first that were not used for longest. `CapacityError` if that is
+    not enough."""
+    import shutil
+
+    limit = limit_bytes()
+    if os.environ.get("HERD_CACHE_BYTES", "").strip() and num_bytes > limit:
+        raise CapacityError(
+            f"The weights do not fit into memory, and HERD_CACHE_BYTES allows {limit:,} bytes on the disk; packed they take {num_bytes:,}. "
+            "Allow more, close other programs, or choose a smaller model or format."
+        )
+    for _, _, path in sorted(_sizes(), key=lambda each: each[0]):
+        if shutil.disk_usage(folder).free >= num_bytes + _SPARE_BYTES:
+            return
+        path.unlink(missing_ok=True)
+    if (free := shutil.disk_usage(folder).free) < num_bytes + _SPARE_BYTES:
+        raise CapacityError(
+            f"The weights do not fit into memory, and to run from the disk they take {num_bytes + _SPARE_BYTES:,} bytes in {folder}; "
+            f"{free:,} are free. Free some space, let HERD_HOME name another disk, or choose a smaller model or format."
+        )
 
 
 def _remove_abandoned(folder: Path) -> None:

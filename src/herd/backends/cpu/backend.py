@@ -55,7 +55,8 @@ _RELEASE_BYTES = 256 << 20
 class CpuBackend:
     """A model on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
     holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself. With `origin`, packed weights are
-    kept for the next start. With `checkpoint`, whose weights `leaf` gives, plain matrices are packed after the first answer."""
+    kept for the next start. With `checkpoint`, whose weights `leaf` gives, plain matrices are packed after the first answer. With `larger`
+    as well, memory does not hold the weights: they are packed into the kept file and mapped, and it hears (bytes done, of all)."""
 
     name = "cpu"
 
@@ -69,6 +70,7 @@ class CpuBackend:
         fuse: bool = True,
         origin: Origin | None = None,
         checkpoint: Checkpoint | None = None,
+        larger: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_options(options)
         self._cfg = cfg
@@ -84,7 +86,7 @@ class CpuBackend:
         self._in_place: InPlace | None = None
         self._adapters = Adapters(self._packer, self._specs)
         try:
-            self._packed = self._load_or_pack(leaf, release, checkpoint)
+            self._packed = self._load_or_pack(leaf, release, checkpoint, larger)
             caches = self._model.caches(cfg)
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
@@ -251,8 +253,15 @@ class CpuBackend:
         else:
             self._in_place.start(keep)
 
-    def _load_or_pack(self, leaf: Leaf, release: Callable[[], None], checkpoint: Checkpoint | None) -> dict[str, Packed]:
+    def _load_or_pack(
+        self, leaf: Leaf, release: Callable[[], None], checkpoint: Checkpoint | None, larger: Callable[[int, int], None] | None
+    ) -> dict[str, Packed]:
         packed = None if self._kept is None else self._kept.load(self._specs)
+        if packed is None and larger is not None:
+            from herd.backends.cpu.larger import in_pieces
+
+            assert self._kept is not None and checkpoint is not None, "weights that are packed on the disk have an origin"
+            return self._kept.pack(self._specs, in_pieces(self._specs, leaf, checkpoint, self._packer, larger))
         if packed is None:
             if checkpoint is not None:
                 from herd.backends.cpu.in_place import InPlace

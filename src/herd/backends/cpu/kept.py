@@ -10,15 +10,20 @@ import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from herd import _core
 from herd.backends.base import BackendOptions
 from herd.backends.cpu.packed import Packed, PackedExperts, PackedMatrix, PackedVector
 from herd.dtypes import BY_GGML_ID
-from herd.files.kept import Kept, keep, open_kept
+from herd.errors import FileProblem
+from herd.files.kept import Kept, keep, keep_pieces, open_kept
 from herd.models.weights import TensorSpec
 from herd.records import dataclass
 from herd.version import __version__
+
+if TYPE_CHECKING:
+    from herd.backends.cpu.larger import PackedInPieces
 
 MIN_BYTES = 16 << 20
 """Smaller models pack in a few milliseconds and are not kept."""
@@ -57,6 +62,17 @@ class KeptWeights:
             return {name: self._packed(kept, spec) for name, spec in specs.items()}
         except (LookupError, TypeError, ValueError):
             return None  # not as we write it: packed again, and replaced
+
+    def pack(self, specs: Mapping[str, TensorSpec], pieces: PackedInPieces) -> dict[str, Packed]:
+        """Every weight, packed into the kept file and mapped there, for weights that memory does not hold. `CapacityError` where the disk
+        does not hold them either."""
+        keep_pieces(self._name, {"source": str(self._origin.path.absolute()), **pieces.about}, pieces.parts)
+        packed = self.load(specs)
+        if packed is None:
+            raise FileProblem(
+                f"{self._name}.kept in HERD_HOME/cache: what was packed there a moment ago cannot be read again. Is something deleting it?"
+            )
+        return packed
 
     def keep_later(self, packed: Mapping[str, Packed]) -> None:
         """These weights are to be written when `start` says that nobody waits."""
