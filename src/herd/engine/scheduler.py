@@ -101,12 +101,13 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._shares: Counter[tuple[bool, str]] = Counter()  # running sequences by priority and caller
+        self._queued: Counter[tuple[bool, str]] = Counter()  # waiting ones
         self.num_preempted = 0
 
     def add(self, sequence: Sequence) -> None:
         """Puts a new sequence at the end of the queue. It must fit into all pages together."""
         assert self.limits.pages_for(sequence.max_length) <= self.limits.num_pages
-        insort(self.waiting, sequence, key=_place_in_queue)
+        self._enqueue(sequence)
 
     def plan(self) -> list[Part]:
         """The next step. Empty only if there is nothing that may run."""
@@ -157,7 +158,7 @@ class Scheduler:
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Takes a sequence out, wherever it is; its pages return at once. `keep` leaves their contents in the cache."""
         if sequence.status is Status.WAITING:
-            self.waiting.remove(sequence)
+            self._dequeue(sequence)
         elif sequence.status is Status.RUNNING:
             self._stop(sequence, keep)
         sequence.status = Status.GONE
@@ -180,7 +181,8 @@ class Scheduler:
             assert sequence.status is Status.WAITING and not sequence.pages and sequence.computed == sequence.placed == 0
         assert self.waiting == sorted(self.waiting, key=_place_in_queue) and self.running == sorted(self.running, key=_number)
         assert len(self.running) <= self.limits.max_batch
-        assert +self._shares == Counter(map(_turn, self.running)), "everybody's share is counted"
+        assert self._shares == Counter(map(_turn, self.running)), "everybody's share is counted"
+        assert self._queued == Counter(map(_turn, self.waiting)), "everybody who waits is counted"
 
     def _admit_in_turn(self, tokens: int) -> None:
         """Starts waiting sequences until their prompts fill a step of `tokens`, or there is no room for the next one. A caller who has
@@ -194,7 +196,10 @@ class Scheduler:
     def _next_in_turn(self) -> Sequence | None:
         """By rules 4 and 6; None if nobody waits, or it is clear that there is no room for anybody."""
         shares = self._shares
-        if len(self.running) == self.limits.max_batch and not any(s.is_held or s.is_low for s in self.running) and max(shares.values()) < 2:
+        wanting = [turn for turn in self._queued if not turn[0]] or list(self._queued)
+        least = min((shares.get(turn, 0) for turn in wanting), default=0)
+        is_full = len(self.running) == self.limits.max_batch
+        if is_full and least and not any(s.is_held or s.is_low for s in self.running):
             return None
         best, fewest = None, 0
         for sequence in self.waiting:
@@ -205,7 +210,7 @@ class Scheduler:
             share = shares.get(_turn(sequence), 0)
             if best is None or share < fewest:
                 best, fewest = sequence, share
-                if share == 0:
+                if share == least:
                     break
         return best
 
@@ -266,7 +271,7 @@ class Scheduler:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = computed
         sequence.status = Status.RUNNING
-        self.waiting.remove(sequence)
+        self._dequeue(sequence)
         insort(self.running, sequence, key=_number)
         self._shares[_turn(sequence)] += 1
         placed = self._place(sequence)
@@ -303,15 +308,20 @@ class Scheduler:
         self.num_preempted += 1
         self._stop(sequence, keep=True)
         sequence.status = Status.WAITING
-        insort(self.waiting, sequence, key=_place_in_queue)
+        self._enqueue(sequence)
 
     def _stop(self, sequence: Sequence, keep: bool) -> None:
         self.running.remove(sequence)
-        turn = _turn(sequence)
-        self._shares[turn] -= 1
-        if not self._shares[turn]:
-            del self._shares[turn]
+        _less(self._shares, _turn(sequence))
         self._give_back(sequence, keep)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_place_in_queue)
+        self._queued[_turn(sequence)] += 1
+
+    def _dequeue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        _less(self._queued, _turn(sequence))
 
     def _give_back(self, sequence: Sequence, keep: bool) -> None:
         """Returns pages from the last to the first, so that the cache loses ends before beginnings."""
@@ -362,6 +372,12 @@ def shared_out(prompts: List[Sequence], tokens: int) -> list[tuple[Sequence, int
 
 def _number(sequence: Sequence) -> int:
     return sequence.number
+
+
+def _less(counts: Counter[tuple[bool, str]], turn: tuple[bool, str]) -> None:
+    counts[turn] -= 1
+    if not counts[turn]:
+        del counts[turn]
 
 
 def _place_in_queue(sequence: Sequence) -> tuple[bool, int]:
