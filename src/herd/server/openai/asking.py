@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
@@ -20,9 +20,11 @@ class Chunks(Protocol):
     def push(self, events: Sequence[Event]) -> str: ...
 
 
-async def ask(stack: AsyncExitStack, questions: Sequence[Callable[[], Answer]], param: str) -> list[Answer]:
-    """Asks all questions, and waits until each is accepted. The answers are left when the stack is; raises what is wrong with any. `param`:
-    the field that is meant where an error does not say."""
+async def ask(stack: AsyncExitStack, questions: Sequence[Callable[[], Answer]], params: Mapping[str | None, str]) -> list[Answer]:
+    """Asks all questions, and waits until each is accepted. The answers are left when the stack is; raises what is wrong with any.
+
+    params   what a field is called in this request, by the name that an error gives it, or by None where an error does not say
+    """
     answers: list[Answer] = []
     try:
         for question in questions:
@@ -31,7 +33,7 @@ async def ask(stack: AsyncExitStack, questions: Sequence[Callable[[], Answer]], 
         for answer in answers:
             await answer.accepted()
     except UsageError as problem:
-        problem.param = problem.param or param
+        problem.param = params.get(problem.param, problem.param)
         raise
     return answers
 

@@ -141,7 +141,8 @@ async def create_chat(request: Request) -> Response | EventStream:
         seed = drawn_seed() if body.seed is None else body.seed
         first = chat_request(body, messages, service, seed)
         requests = [replace(first, choice_index=index) for index in range(body.num_choices)]
-        answers = await ask(stack, [_question(service, each) for each in requests], "messages")
+        params = {None: "messages", "response_format": body.constraint_param}
+        answers = await ask(stack, [_question(service, each) for each in requests], params)
         head = {
             "id": new_id("chatcmpl"),
             "object": "chat.completion",

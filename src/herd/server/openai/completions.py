@@ -139,7 +139,8 @@ async def create_completion(request: Request) -> Response | EventStream:
         requests = completion_requests(body, service, seed)
         prompts = len(separate(body.prompt))
         echoes = await _echoes(body, service)
-        answers = await ask(stack, [_question(service, each) for each in requests], "prompt")
+        params = {None: "prompt", "response_format": body.constraint_param}
+        answers = await ask(stack, [_question(service, each) for each in requests], params)
         head = {
             "id": new_id("cmpl"),
             "object": "text_completion",

@@ -109,6 +109,12 @@ class ConstraintFields(Body):
     guided_choice: Choices | None = Field(None, description="The answer is one of these texts.")
     guided_grammar: Source | None = Field(None, description="The same in vLLM's older form.")
 
+    @property
+    def constraint_param(self) -> str:
+        """The field that says what the answer is held to."""
+        found = [*self._from_format(), *self._from_structured(), *self._from_guided()]
+        return found[0][0] if found else "response_format"
+
     def constraint(self) -> Constraint | None:
         """What the answer is held to. `UsageError` for two things at once."""
         found = [*self._from_format(), *self._from_structured(), *self._from_guided()]
