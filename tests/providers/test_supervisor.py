@@ -131,7 +131,7 @@ def test_everything_that_a_service_does(folder: Path, alone: herd.Model) -> None
                 await wrong
         with pytest.raises(UsageError, match="is no guard"):
             await service.moderate([Message(Role.USER, "x")], Caller())
-        with pytest.raises(UsageError, match="Adapters cannot"):
+        with pytest.raises(FileProblem, match="adapter_config"):
             await service.add_adapter("a", "/nowhere")
         await all_back(service)
 

@@ -27,6 +27,7 @@ def chat_request(
     date: str | None,
     tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]],
     format: str,
+    adapter: str | None = None,
 ) -> ChatRequest:
     """A chat as the provider takes it. `UsageError` names what is wrong with messages, tools or stop texts."""
     from herd.providers.base import ChatRequest
@@ -41,6 +42,7 @@ def chat_request(
         date=today() if date == "today" else date,
         tools=read_tools(tools),
         format=format,
+        adapter=adapter,
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from herd.engine.engine import Engine
     from herd.family.finding import Found
     from herd.models.architecture import Config
+    from herd.models.weights import Update
     from herd.providers.base import ChatRequest, Event, ModelFacts
     from herd.providers.local import LocalProvider
     from herd.sampling.params import SamplingParams
@@ -70,7 +71,9 @@ class Model:
         self._adapter = adapter
         self._eyes = Eyes(found.name, checkpoint.config)
         facts = _model_facts(found, checkpoint, engine)
-        self._provider = LocalProvider(engine, words.tokenizer, None, facts, find_formats=lambda: words.formats, eyes=self._eyes)
+        self._provider = LocalProvider(
+            engine, words.tokenizer, None, facts, find_formats=lambda: words.formats, eyes=self._eyes, read_adapter=self._read_adapter
+        )
 
     @property
     def name(self) -> str:
@@ -208,12 +211,41 @@ class Model:
         wanted = [texts] if isinstance(texts, str) else list(texts)
         return embed(self._engine, [self.tokenizer.encode(text) for text in wanted])
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that were added."""
+        return self._engine.adapters
+
+    def add_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Lets answers come from a LoRA adapter (a folder in PEFT's layout) that is chosen by name: `model.generate(..., adapter=name)`.
+
+        Several adapters, and none, run in one step; what is not adapted does not change by a bit. Errors as `load(adapter=...)`.
+        """
+        self._refuse_classifier()
+        self._provider.add_adapter(name, os.fspath(path))
+
+    def remove_adapter(self, name: str) -> None:
+        """Answers that it gives are finished; new ones are refused. `UsageError` for one that is not there."""
+        self._engine.remove_adapter(name)
+
+    def _read_adapter(self, path: str) -> Mapping[str, Update]:
+        from herd.checkpoints.adapter import open_adapter
+
+        return open_adapter(Path(path), self._checkpoint.config).updates
+
     def generate(
-        self, prompt: str | Sequence[int], *, max_tokens: int | None = None, stop: str | Iterable[str] = (), **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Iterable[str] = (),
+        adapter: str | None = None,
+        **sampling: Any,
     ) -> Output:
         """Continues a text or token ids.
 
-        max_tokens None: to the end of the context. `stop` are texts that end the answer. `sampling` are the fields of
+        max_tokens None: to the end of the context. `stop` are texts that end the answer. `adapter`: the name of one that was added.
+        `sampling` are the fields of
         `SamplingParams` (temperature, top_k, top_p, min_p, penalties, logit_bias, seed, logprobs); what is not given comes
         from the model's own recommendation. `temperature=0.0` always takes the likeliest token.
         """
@@ -221,7 +253,9 @@ class Model:
 
         self._refuse_classifier()
         ids = self._prompt_ids(prompt)
-        request = CompletionRequest(prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=asking.stop_texts(stop))
+        request = CompletionRequest(
+            prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=asking.stop_texts(stop), adapter=adapter
+        )
         return self.collect(ids, self._provider.complete(request))
 
     def chat(
@@ -233,6 +267,7 @@ class Model:
         date: str | None = None,
         tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
         format: str = "template",
+        adapter: str | None = None,
         **sampling: Any,
     ) -> Iterator[Event]:
         """Answers a conversation with a stream of events: `text` pieces and tool calls, then `finished` (or `failed`).
@@ -244,7 +279,9 @@ class Model:
 
         Closing the iterator early stops the answer. The rest as in `generate`.
         """
-        asked = self.chat_request(messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format, **sampling)
+        asked = self.chat_request(
+            messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format, adapter=adapter, **sampling
+        )
         return self._provider.chat(asked)
 
     def chat_request(
@@ -256,12 +293,13 @@ class Model:
         date: str | None = None,
         tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
         format: str = "template",
+        adapter: str | None = None,
         **sampling: Any,
     ) -> ChatRequest:
         """What `chat` asks the provider, with this model's defaults filled in."""
         self._refuse_classifier()
         return asking.chat_request(
-            self.sampling(sampling), messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format
+            self.sampling(sampling), messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format, adapter=adapter
         )
 
     def chat_token_ids(self, request: ChatRequest) -> list[int]:

@@ -112,14 +112,20 @@ def _first_frame(connection: socket.socket) -> Begin | None:
 def _load(begin: Begin) -> Model:
     from herd.api.loading import load
 
-    if begin.adapters:
-        raise UsageError(f"Adapters cannot be added to a served model ({', '.join(begin.adapters)}).", param="adapter")
-    return load(begin.model, **begin.options)
+    model = load(begin.model, **begin.options)
+    try:
+        for name, path in begin.adapters.items():
+            model.add_adapter(name, path)
+    except BaseException:
+        model.close()
+        raise
+    return model
 
 
 def _broken(connection: socket.socket, problem: Exception) -> int:
     with suppress(OSError):  # nobody is there to be told
         connection.sendall(to_bytes(Broken(Problem.of(problem))))
+    connection.close()
     return problem.exit_code if isinstance(problem, HerdError) else 1
 
 

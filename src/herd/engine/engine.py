@@ -172,14 +172,14 @@ class Engine:
         return self._follow(lambda news: self._submit(request, news))
 
     def score(
-        self, tokens: List[int], *, salt: bytes = b"", pictures: tuple[Placed, ...] = ()
+        self, tokens: List[int], *, salt: bytes = b"", pictures: tuple[Placed, ...] = (), adapter: str | None = None
     ) -> Generator[NDArray[np.float32], None, None]:
         """Logits rows [R, V] for all positions of `tokens`, in order, at most `max_step_outputs` rows at a time.
 
         Nothing is computed ahead of the reader. Raises what went wrong; closing early gives the pages back.
         """
         ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
-        return self._score(Request(tokens=ids, salt=salt, pictures=pictures), ids)
+        return self._score(self._salted(Request(tokens=ids, salt=salt, pictures=pictures, adapter=adapter)), ids)
 
     def examine(
         self, tokens: List[int], watch: Callable[[range], Watch], *, pictures: tuple[Placed, ...] = (), lets_others: bool = False

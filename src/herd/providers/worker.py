@@ -314,8 +314,12 @@ class Worker:
                     self._send(Done(frame.number, self._decoded(list(ids))))
                 case Embed():
                     self._embed(frame.number, frame.operation)
-                case AddAdapter(name, _) | RemoveAdapter(name):
-                    raise UsageError(f"Adapters cannot be added or removed while {self._facts.name} runs ({name!r:.80}).", param="adapter")
+                case AddAdapter(name, path):
+                    self._provider.add_adapter(name, path)
+                    self._send(Done(frame.number, None))
+                case RemoveAdapter(name):
+                    self._provider.remove_adapter(name)
+                    self._send(Done(frame.number, None))
         except Exception as problem:
             self._send(Refused(frame.number, Problem.of(problem)))
 
