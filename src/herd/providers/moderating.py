@@ -30,6 +30,6 @@ def read_verdict(name: str, guard: Guard, answer: Iterable[TokenLogprob]) -> Ver
     word = next((token for token in tokens if token.data.strip()), None)
     verdict = guard.verdict([token.token for token in tokens], {} if word is None else {**dict(word.top), word.token: word.logprob})
     if verdict is None:
-        said = b"".join(token.data for token in tokens).decode(errors="replace")
+        said = guard.tokenizer.decode([token.token for token in tokens])
         raise UsageError(f"{name} gave no verdict but {said!r:.200}.")
     return verdict
