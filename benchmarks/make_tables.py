@@ -1,6 +1,7 @@
 """Writes the newest results into the pages of docs/ that show figures; `--check` only says whether they are stale.
 
-A page marks where: `<!-- results: versus-llama-cpp -->` ... `<!-- end of results -->`. Nothing between is written by hand.
+A page marks where: `<!-- results: smollm2 -->` ... `<!-- end of results -->`, or `<!-- summary: smollm2 -->` for a line a task with the
+engines side by side. Nothing between is written by hand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- results: (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<kind>results|summary): (?P<name>[a-z0-9._-]+) -->\n).*?(?P<end><!-- end of results -->)", re.DOTALL)
+READABLE = {"bytes/s": ("GB/s", 1e9), "operations/s": ("GOPS", 1e9), "bytes": ("MB", 1e6)}
 
 
 def newest(name: str) -> Path | None:
@@ -21,26 +23,61 @@ def newest(name: str) -> Path | None:
     return max(RESULTS.glob(f"*-{name}.json"), default=None)
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def table(path: Path) -> str:
     """One results file as a table, and under it what was measured on what."""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = lines_of(path)
     rows = ["| figure | engine | value | spread | bound | share of it |", "|---|---|---|---|---|---|"]
     for line in lines:
-        low, high = line["spread"]
-        bound = f"{line['bound']['value']} ({line['bound']['what']})" if "bound" in line else ""
+        unit, scale = readable(line)
+        low, high = (shown(value / scale) for value in line["spread"])
+        bound = f"{shown(line['bound']['value'] / scale)} ({line['bound']['what']})" if "bound" in line else ""
         share = f"{line['share']:.0%}" if "share" in line else ""
-        measured = f"{line['value']} {line['unit']} | {low} to {high}"
-        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {measured} | {bound} | {share} |")
+        value = f"{shown(line['value'] / scale)} {unit}"
+        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {value} | {low} to {high} | {bound} | {share} |")
+    return "\n".join([*rows, "", facts_of(path, lines), ""])
+
+
+def summary(path: Path) -> str:
+    """One line for each task, the engines side by side, and how much of the bound herd reaches."""
+    lines = [line for line in lines_of(path) if line.get("engine") and line["unit"] != "ratio"]
+    engines = list(dict.fromkeys(line["engine"] for line in lines))
+    tasks: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        tasks.setdefault(line["figure"], {})[line["engine"]] = line
+    rows = [f"| | {' | '.join(engines)} | herd's share of the bound |", f"|---|{'---|' * len(engines)}---|"]
+    for task, by_engine in tasks.items():
+        cells = []
+        for engine in engines:
+            line = by_engine.get(engine)
+            cells.append("" if line is None else f"{shown(line['value'] / readable(line)[1])} {readable(line)[0]}")
+        share = f"{by_engine['herd']['share']:.0%}" if "share" in by_engine.get("herd", {}) else ""
+        rows.append(f"| {task} | {' | '.join(cells)} | {share} |")
+    return "\n".join([*rows, "", facts_of(path, lines), ""])
+
+
+def readable(line: dict[str, Any]) -> tuple[str, float]:
+    """The unit that people read a figure in, and how many of the figure's own it is."""
+    unit: str = line["unit"]
+    return ("ms", 1e-3) if unit == "s" and line["value"] < 1 else READABLE.get(unit, (unit, 1))
+
+
+def shown(value: float) -> str:
+    """Four digits, and no power of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
+    """What was measured on what, as a sentence."""
     facts = lines[0]
     versions = ", ".join(f"{engine}: {version}" for engine, version in facts["versions"].items())
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {facts['model']} ({facts['model_mb']} MB, "
-            f"sha256 {facts['model_sha256'][:12]}); commit {facts['commit']}; {versions}. Medians of {facts['rounds'] - 1} or more rounds.",
-            "",
-        ]
+    digest = f", sha256 {facts['model_sha256'][:12]}" if facts.get("model_sha256") else ""
+    return (
+        f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {facts['model']} ({facts['model_mb']} MB{digest}); "
+        f"commit {facts['commit']}; {versions}. Medians of {min(line['rounds'] for line in lines if line['rounds'] > 1)} or more rounds."
     )
 
 
@@ -49,8 +86,9 @@ def renewed(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         path = newest(match["name"])
-        body = table(path) if path is not None else "No results are kept yet; `scripts/bench` makes them.\n"
-        return f"{match[1]}{body}{match[3]}"
+        make = summary if match["kind"] == "summary" else table
+        body = make(path) if path is not None else "No results are kept yet; `scripts/bench` makes them.\n"
+        return f"{match[1]}{body}{match['end']}"
 
     return MARKED.sub(fill, text)
 

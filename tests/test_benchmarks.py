@@ -46,25 +46,11 @@ def test_the_newest_results_fill_the_marked_places(
     tables = script("make_tables")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     for date, value in (("2026-01-01", 1.0), ("2026-02-01", 2.0)):
-        script("record").figure("decode", [value], "tokens/s", FACTS, engine="herd")
+        script("record").figure("decode", [value, value], "tokens/s", FACTS, engine="herd", bound={"value": 4.0, "what": "x"}, share=0.5)
         (tmp_path / f"{date}-versus-llama-cpp.json").write_text(capsys.readouterr().out, encoding="utf-8")
     page = "before\n<!-- results: versus-llama-cpp -->\nold\n<!-- end of results -->\nafter\n"
     filled = tables.renewed(page)
-    assert "| decode | herd | 2.0 tokens/s" in filled and "old" not in filled and "a processor" in filled
+    assert "| decode | herd | 2 tokens/s |" in filled and "old" not in filled and "a processor" in filled
+    side_by_side = tables.renewed(page.replace("results: versus", "summary: versus"))
+    assert "| | herd | herd's share of the bound |" in side_by_side and "| decode | 2 tokens/s | 50% |" in side_by_side
     assert filled.startswith("before\n") and filled.endswith("after\n") and tables.renewed(filled) == filled
-
-
-def test_a_worker_answers_requests_about_its_engine() -> None:
-    class Engine:
-        version = "fake"
-
-        def prompt(self, tokens: list[int]) -> float:
-            return float(len(tokens))
-
-        def decode(self, tokens: list[int], count: int) -> tuple[float, list[int]]:
-            return 1.0, tokens[:count]
-
-    answer = script("workers").answer
-    assert answer(Engine(), {"do": "prompt", "tokens": [1, 2]}) == {"seconds": 2.0}
-    assert answer(Engine(), {"do": "decode", "tokens": [1, 2], "count": 1}) == {"seconds": 1.0, "tokens": [1]}
-    assert answer(Engine(), {"do": "memory"})["bytes"] > 1_000_000

@@ -6,10 +6,7 @@ engine: no text is made of ids, and nothing is printed. Peers are used through t
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.metadata
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -54,6 +51,8 @@ class Engine(Protocol):
 
 def installed_peers() -> tuple[str, ...]:
     """Which other engines this Python has."""
+    import importlib.util
+
     return tuple(name for name, module in PEERS.items() if importlib.util.find_spec(module) is not None)
 
 
@@ -124,17 +123,22 @@ class LlamaCpp:
     abilities = frozenset({"answer", "step", "together"})
 
     def __init__(self, settings: Settings) -> None:
+        import ctypes
+
         llama_cpp: Any = importlib.import_module("llama_cpp")
         self._c = llama_cpp
         self.version = _version("llama.cpp")
         self._settings = settings
-        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
+        # What llama.cpp would print goes nowhere; it keeps the function's address, so we keep the function.
+        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(settings.path.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError("llama.cpp cannot open this file")
         self._context: Any = None
         self._size = (0, 0)
+        self._filled = 0
         self._greedy = llama_cpp.llama_sampler_init_greedy()
 
     def _prepare(self, tokens: int, sequences: int) -> None:
@@ -150,6 +154,7 @@ class LlamaCpp:
                 raise RuntimeError(f"llama.cpp makes no context of {tokens} tokens")
             self._size = (tokens, sequences)
         self._c.llama_memory_clear(self._memory(), True)
+        self._filled = 0
 
     def _memory(self) -> Any:
         return self._c.llama_get_memory(self._context)
@@ -168,9 +173,12 @@ class LlamaCpp:
         return first - before, time.perf_counter() - first
 
     def step(self, context: int, tokens: Sequence[int]) -> float:
-        self._prepare(self._settings.context, 1)
-        self._decode([(token, at, 0) for at, token in enumerate((list(tokens) * context)[:context])], only_last=True)
-        self._choose(-1)
+        if self._filled != context:
+            self._prepare(self._settings.context, 1)
+            self._decode([(token, at, 0) for at, token in enumerate((list(tokens) * context)[:context])], only_last=True)
+            self._choose(-1)
+            self._filled = context
+        self._c.llama_memory_seq_rm(self._memory(), 0, context, -1)
         before = time.perf_counter()
         self._decode([(token, context + at, 0) for at, token in enumerate(tokens)])
         self._c.llama_get_logits(self._context)
@@ -203,10 +211,6 @@ class LlamaCpp:
 
     def _choose(self, row: int) -> int:
         return int(self._c.llama_sampler_sample(self._greedy, self._context, row))
-
-
-# Takes what llama.cpp would print; kept here because llama.cpp keeps its address.
-_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
 
 
 class OpenVino:
@@ -247,5 +251,7 @@ ENGINES: dict[str, Callable[[Settings], Engine]] = {"herd": Herd, "llama.cpp": L
 
 
 def _version(peer: str) -> str:
+    import importlib.metadata
+
     name = _DISTRIBUTIONS[peer]
     return f"{name} {importlib.metadata.version(name)}"

@@ -12,7 +12,7 @@ from html import escape
 from herd.bench.bounds import BANDWIDTH, Bounds
 from herd.bench.report import Figure
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 520, 80, 640, 40, 460
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 520, 80, 640, 56, 460
 COLOURS = {"herd": "#2f6f9f", "llama.cpp": "#c8553d", "openvino": "#588157"}
 MARKS = {"herd": "circle", "llama.cpp": "square", "openvino": "diamond"}
 
@@ -26,16 +26,16 @@ def roofline(title: str, figures: Sequence[Figure], bounds: Bounds, limits: Mapp
     axes = _Axes(first, last, low, high)
     pieces = [*axes.grid(), _line(axes, limits[BANDWIDTH], peak)]
     pieces.append(f'<text x="{LEFT}" y="24" font-size="14">{escape(title)}</text>')
-    pieces.append(f'<text x="{RIGHT + 8}" y="{axes.y(peak) + 4:.1f}">peak, {peak / 1e9:,.0f} GOPS</text>')
+    pieces.append(f'<text x="{RIGHT - 6}" y="{axes.y(peak) - 6:.1f}" text-anchor="end">peak, {peak / 1e9:,.0f} GOPS</text>')
     names: dict[str, int] = {}
     for x, y, name, engine in sorted(points, key=lambda point: point[2]):
         number = names.setdefault(name, len(names) + 1)
         pieces.append(_mark(axes.x(x), axes.y(y), engine))
         pieces.append(f'<text x="{axes.x(x) + 8:.1f}" y="{axes.y(y) + 4:.1f}" font-size="10">{number}</text>')
     legend = [f"{number}  {escape(name)}" for name, number in names.items()]
-    pieces += [f'<text x="{RIGHT + 8}" y="{TOP + 70 + 18 * row}">{line}</text>' for row, line in enumerate(legend)]
+    pieces += [f'<text x="{RIGHT + 8}" y="{TOP + 10 + 18 * row}">{line}</text>' for row, line in enumerate(legend)]
     for row, engine in enumerate(dict.fromkeys(engine for _, _, _, engine in points)):
-        place = TOP + 90 + 18 * (len(legend) + row)
+        place = TOP + 30 + 18 * (len(legend) + row)
         pieces.append(_mark(RIGHT + 14, place - 4, engine) + f'<text x="{RIGHT + 26}" y="{place}">{escape(engine)}</text>')
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">'
     return f'{head}<rect width="100%" height="100%" fill="#fff"/>{"".join(pieces)}</svg>\n'
@@ -82,7 +82,7 @@ class _Axes:
             pieces.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{RIGHT}" y2="{y:.1f}" stroke="#ddd"/>')
             pieces.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0 ** (power - 9):g}</text>')
         pieces.append(f'<text x="{(LEFT + RIGHT) // 2}" y="{BOTTOM + 40}" text-anchor="middle">operations for each byte read</text>')
-        pieces.append(f'<text x="{LEFT}" y="{TOP - 4}">thousand million operations a second</text>')
+        pieces.append(f'<text x="{LEFT}" y="{TOP - 8}">thousand million operations a second</text>')
         return pieces
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from herd.bench.engines import ENGINES, Engine, Settings
 from herd.errors import ProviderError
+
+if TYPE_CHECKING:
+    import subprocess
 
 START_TIMEOUT_S = 600.0
 
@@ -27,8 +28,10 @@ class Worker:
     """A process that holds one engine. `ProviderError` says why it cannot be, or why it ended."""
 
     def __init__(self, engine: str, settings: Settings) -> None:
+        import subprocess
+
         self.engine = engine
-        self._process = subprocess.Popen(
+        self._process: subprocess.Popen[str] = subprocess.Popen(
             _command(engine, settings), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         try:
@@ -57,6 +60,8 @@ class Worker:
         return found
 
     def close(self) -> None:
+        import subprocess
+
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         try:
@@ -85,6 +90,8 @@ class Worker:
 
 def first_token_s(engine: str, settings: Settings, tokens: Sequence[int]) -> float:
     """Seconds from the start of a process to the first token of a prompt, with the file in the system's cache."""
+    import subprocess
+
     before = time.perf_counter()
     command = [*_command(engine, settings), "first", json.dumps(list(tokens))]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -98,6 +105,8 @@ def first_token_s(engine: str, settings: Settings, tokens: Sequence[int]) -> flo
 
 
 def _command(engine: str, settings: Settings) -> list[str]:
+    from dataclasses import asdict
+
     return [sys.executable, "-m", "herd.bench.workers", engine, json.dumps(asdict(settings))]
 
 

@@ -60,7 +60,7 @@ def bench(model: str | None, shape: str | None, **options: Any) -> None:
     if model == LIMITS:
         _tell_limits(options)
         return
-    from herd.bench.report import figures_of, machine
+    from herd.bench.report import commit, figures_of, machine
     from herd.bench.tasks import measure
     from herd.cli.bench_targets import model_target, shape_target
 
@@ -70,7 +70,7 @@ def bench(model: str | None, shape: str | None, **options: Any) -> None:
         with _telling() as told:
             seen = measure(target.engines(options, wanted), wanted, limits, told)
         figures = figures_of(seen, target.bounds if limits is not None else None)
-        facts = {"machine": machine(), "threads": options["threads"] or machine()["cores"], **target.facts, "versions": seen.versions}
+        facts = {"machine": machine(), "threads": options["threads"] or machine()["cores"], "commit": commit(), **target.facts, "versions": seen.versions}
         _keep(options, figures, facts, target.bounds, seen)
     _tell(target.title, figures, facts, seen, options["as_json"])
 
