@@ -167,11 +167,14 @@ class _Spelling:
         is_stop = progress.stop_reason is StopReason.END
         piece = "" if self._stream is None or is_stop else self._stream.push(progress.token)
         self._decoded += len(piece)
-        self._uncovered.append((self._decoded, _scored(self._tokenizer, progress.token, progress.logprob, progress.top)))
+        token = _scored(self._tokenizer, progress.token, progress.logprob, progress.top)
         if self._stream is None:
-            return self._text("", 1)
+            return Text("", (token,))
         certain = self._stop_texts.push(piece)
         self._certain += len(certain)
+        if certain and not self._uncovered and self._certain == self._decoded:
+            return Text(certain, (token,))
+        self._uncovered.append((self._decoded, token))
         return self._text(certain, sum(1 for end, _ in self._uncovered if end <= self._certain)) if certain else None
 
     def finish(self) -> Text | None:

@@ -48,6 +48,8 @@ class StopTexts:
         """Adds a piece; returns the text that can no longer be part of a stop text."""
         if self.matched is not None:
             return ""
+        if not self._texts:
+            return piece
         self._held += piece
         found = [(at, text) for text in self._texts if (at := self._held.find(text)) >= 0]
         if found:

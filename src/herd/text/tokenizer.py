@@ -69,6 +69,8 @@ class Tokenizer:
         self._find_user_defined = _Finder(self._user_defined)
         self.stop_ids = frozenset(self.eos_ids) | {i for text, i in self.special_ids.items() if text in _ENDS}
         self.description = _describe(vocabulary)
+        self._bytes_of: dict[int, bytes] = {}  # of tokens that were asked for: answers ask for each of theirs, again and again
+        self._shown_bytes_of: dict[int, bytes] = {}
 
     def encode(self, text: str, *, bos: bool | None = None, specials: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -120,13 +122,27 @@ class Tokenizer:
     def stream(self, keep: Collection[int] = ()) -> StreamDecoder:
         """A decoder for tokens as they are generated; control tokens give no text, but for those in `keep` their names."""
         shown = frozenset(keep)
-        return StreamDecoder(
-            lambda i: b"" if self.is_special(i) and i not in shown else self.token_bytes(i), drop_leading_space=self._adds_space
-        )
+        if not shown:
+            return StreamDecoder(self._shown_bytes, drop_leading_space=self._adds_space)
+        return StreamDecoder(lambda i: self.token_bytes(i) if i in shown else self._shown_bytes(i), drop_leading_space=self._adds_space)
+
+    def _shown_bytes(self, token: int) -> bytes:
+        """The bytes of a token in a text; control tokens have none."""
+        found = self._shown_bytes_of.get(token) if type(token) is int else None
+        if found is None:
+            found = b"" if self.is_special(token) else self.token_bytes(token)
+            self._shown_bytes_of[int(token)] = found
+        return found
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for: of a control token its name; none of an unused one or one that only the model has."""
-        token = self._checked_id(token, self._num_ids)
+        found = self._bytes_of.get(token) if type(token) is int else None
+        if found is None:
+            token = self._checked_id(token, self._num_ids)
+            found = self._bytes_of[token] = self._spelled(token)
+        return found
+
+    def _spelled(self, token: int) -> bytes:
         if token >= self.vocab_size:
             return b""
         text = self._tokens[token]
