@@ -45,7 +45,11 @@ def new_call_id() -> str:
 
 def read_arguments(text: str) -> dict[str, Any] | None:
     """The arguments of a call, from their JSON text."""
-    return _object(text)
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_json(text: str) -> Found:
