@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from herd.server.keys import Keys
     from herd.server.settings import Settings
 
-LIBRARIES = ("httptools", "msgpack", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
+LIBRARIES = ("h11", "httptools", "msgpack", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
 WEIGHTS = (".bin", ".gguf", ".pth", ".safetensors")
 SHARE_OF_MEMORY = 0.8
 
@@ -57,6 +57,9 @@ def model_options(function: Any) -> Any:
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="[MODEL:]NAME=FOLDER", help="A LoRA adapter that requests may ask for. Can be repeated."
 )
+@click.option(
+    "--adapter-folder", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Adapters that may be loaded while it runs."
+)
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="Web pages that may call this server. Can be repeated.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that this server answers under. Can be repeated.")
 @click.option("--image-host", multiple=True, metavar="NAME", help="A host that pictures may be fetched from. Can be repeated.")
@@ -84,7 +87,7 @@ def serve(
     from herd.server.running import address, listen, raise_file_limit, run
     from herd.server.settings_file import read_settings
 
-    named = {name: options.pop(name) for name in ("host", "port", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")}
+    named = {name: options.pop(name) for name in ("host", "port", "adapter_folder", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")}
     settings, keys = _with_keys(
         read_settings(file, changes, {name: each for name, each in named.items() if each not in (None, ())}), keys_file, named["need_key"]
     )
