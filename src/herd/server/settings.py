@@ -62,6 +62,7 @@ class Settings:
     allow_host            names besides the loopback's own under which a server on loopback answers
     image_host            hosts from which pictures may be fetched; none: pictures come inside the message
     log_prompts           whether prompts and answers are written to the log
+    adapter_folder        folder whose folders may be loaded as LoRA adapters while the server runs; none: that is not possible
     data_folder           where stored answers, files and batches are kept; none: HERD_HOME/server
     keep_days             days after which answers of /v1/responses are deleted; 0: they are not stored at all
     max_kept_bytes        what the stored answers, files and batches of one key may take
@@ -90,6 +91,7 @@ class Settings:
     allow_host: tuple[str, ...] = ()
     image_host: tuple[str, ...] = ()
     log_prompts: bool = False
+    adapter_folder: Path | None = None
     data_folder: Path | None = None
     keep_days: int = 30
     max_kept_bytes: int = 4 << 30

@@ -7,20 +7,31 @@ from starlette.routing import Route
 
 def surfaces() -> list[Route]:
     """Every route; modules are imported when a server is built."""
-    from herd.server import docs_page, health
+    from herd.server import adapters, docs_page, health
     from herd.server.anthropic import messages
     from herd.server.ollama import embedding, generating
     from herd.server.ollama import models as ollama_models
-    from herd.server.openai import chat, completions, embeddings, models, moderations, responses, tokens
+    from herd.server.openai import batches, chat, completions, embeddings, files, models, moderations, responses, tokens
     from herd.server.page import routes
 
-    openai = [*chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES, *moderations.ROUTES, *models.ROUTES, *tokens.ROUTES, *responses.ROUTES]
+    openai = [
+        *chat.ROUTES,
+        *completions.ROUTES,
+        *embeddings.ROUTES,
+        *moderations.ROUTES,
+        *models.ROUTES,
+        *tokens.ROUTES,
+        *responses.ROUTES,
+        *files.ROUTES,
+        *batches.ROUTES,
+    ]
     return [
         *openai,
         *messages.ROUTES,
         *generating.ROUTES,
         *embedding.ROUTES,
         *ollama_models.ROUTES,
+        *adapters.ROUTES,
         *health.ROUTES,
         *docs_page.ROUTES,
         *routes.ROUTES,

@@ -42,7 +42,7 @@ async function loadModels() {
 
 function offerPictures() {
   const model = models.find((each) => each.id === $("model").value);
-  $("picture-label").hidden = !(model && model.sees_pictures);
+  $("picture-label").hidden = !model?.details?.sees_pictures;
 }
 
 function turnElement(role, content) {
