@@ -73,7 +73,7 @@ def _init(cls: type, is_frozen: bool) -> Callable[..., None]:
     names: dict[str, Any] = {"_set": object.__setattr__, "_missing": dataclasses.MISSING}
     positional: list[str] = []
     keywords: list[str] = []
-    lines: list[str] = []
+    values: list[tuple[str, str]] = []
     for field in dataclasses.fields(cls):
         name, parameter, value = field.name, field.name, field.name
         if field.default is not dataclasses.MISSING:
@@ -88,16 +88,27 @@ def _init(cls: type, is_frozen: bool) -> Callable[..., None]:
             continue
         if field.init:
             (keywords if field.kw_only else positional).append(parameter)
-        lines.append(f"_set(self, {name!r}, {value})" if is_frozen else f"self.{name} = {value}")
-    if hasattr(cls, "__post_init__"):
-        lines.append("self.__post_init__()")
+        values.append((name, value))
+    after = ["self.__post_init__()"] if hasattr(cls, "__post_init__") else []
     parameters = ["self", *positional, *(["*", *keywords] if keywords else [])]
+    lines = [*(_frozen_lines(cls, names, values) if is_frozen else [f"self.{name} = {value}" for name, value in values]), *after]
     exec(f"def __init__({', '.join(parameters)}):\n " + "\n ".join(lines or ["pass"]), names)
     written: Callable[..., None] = names["__init__"]
     written.__qualname__ = f"{cls.__qualname__}.__init__"
     written.__module__ = cls.__module__
     written.__annotations__ = {field.name: field.type for field in dataclasses.fields(cls) if field.init} | {"return": None}
     return written
+
+
+def _frozen_lines(cls: type, names: dict[str, Any], values: list[tuple[str, str]]) -> list[str]:
+    """How the fields of an object that does not change are set. `object.__setattr__` takes ten times as long as an assignment; so an
+    object with slots is of a class without refusals, its twin, until it has its fields. Only whoever makes it can see that."""
+    slowly = [f"_set(self, {name!r}, {value})" for name, value in values]
+    if cls.__bases__ != (object,) or "__slots__" not in vars(cls) or not values:
+        return slowly
+    names["_cls"], names["_twin"] = cls, type(cls.__name__, (), {"__slots__": vars(cls)["__slots__"]})
+    quickly = ["_set(self, '__class__', _twin)", *(f"self.{name} = {value}" for name, value in values), "self.__class__ = _cls"]
+    return ["if type(self) is _cls:", *(f" {line}" for line in quickly), "else:", *(f" {line}" for line in slowly)]
 
 
 def _values(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:

@@ -456,7 +456,7 @@ class Engine:
             return [self._commit_rows(sequence, outcome)] if part.num_outputs else []
         assert part.draws == bool(outcome.choices), "the backend drew where it was asked to"
         progress = list(accepted(part, outcome.choices))
-        num_chosen = sum(1 for each in progress if each.token is not None)
+        num_chosen = len(progress) if progress[-1].token is not None else len(progress) - 1
         self._scheduler.commit(sequence, part.end + max(0, num_chosen - 1))
         if sequence.stop_reason is not None:
             self._scheduler.finish(sequence)

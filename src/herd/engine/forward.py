@@ -97,6 +97,9 @@ def _step(backend: Backend, parts: List[Part]) -> list[Outcome]:
 
 def _span(part: Part) -> Span:
     sequence = part.sequence
+    if part.draws and not part.drafted and not part.masks:  # nearly all of them
+        tokens, draws = sequence.tokens[part.start : part.end], (draw_after(sequence, ()),)
+        return Span(part.start, tokens, sequence.pages, part.num_outputs, draws, sequence.pictures, sequence.adapter)
     return Span(
         start=part.start,
         tokens=[*sequence.tokens[part.start : part.end], *part.drafted],
