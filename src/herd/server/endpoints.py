@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,7 +18,8 @@ INTRODUCTION = """# Endpoints
 Every route of `herd serve`. `GET /openapi.json` has the same for programs, with the bounds of every number.
 
 A field is honoured, or it is on the list of those that may be ignored because that changes nothing, or it is refused with its name in
-`error.param`; nothing else is accepted. Errors: [errors](errors.md). Limits: [settings](settings.md).
+`error.param`; nothing else is accepted. Fields without a default may be left out, or be null, which is the same.
+Errors: [errors](errors.md). Limits: [settings](settings.md).
 """
 
 
@@ -58,10 +60,12 @@ def _section(each: Described) -> Iterator[str]:
 
 
 def _fields(model: type[Body]) -> Iterator[str]:
-    rows = list(_rows(model, ""))
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for name, taken, default in _rows(model, ""):
+        rows.setdefault((name, default), {})[taken] = None
     yield "Honoured:\n"
     yield "| field | takes | default |\n|---|---|---|"
-    yield "\n".join(f"| `{name}` | {_cell(takes)} | {_cell(default)} |" for name, takes, default in rows) + "\n"
+    yield "\n".join(f"| `{name}` | {_cell(' or '.join(found))} | {_cell(default)} |" for (name, default), found in rows.items()) + "\n"
     for attribute, heading in HEADINGS:
         found = [(prefix + name, why) for prefix, each in _models(model, "", ()) for name, why in getattr(each, attribute).items()]
         if found:
@@ -103,11 +107,12 @@ def _bodies(annotation: Any, is_list: bool) -> Iterator[tuple[type[Body], bool]]
 def takes(schema: dict[str, Any]) -> str:
     """What values a field takes, in words."""
     if "const" in schema:
-        return f"`{schema['const']}`"
+        return _shown(schema["const"])
     if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+        return ", ".join(map(_shown, schema["enum"]))
     if "anyOf" in schema or "oneOf" in schema:
-        return " or ".join(dict.fromkeys(takes(each) for each in schema.get("anyOf", schema.get("oneOf", []))))
+        kinds = [each for each in schema.get("anyOf", schema.get("oneOf", [])) if each.get("type") != "null"]
+        return " or ".join(dict.fromkeys(map(takes, kinds)))
     if "$ref" in schema or "allOf" in schema:
         return "an object"
     kind = str(schema.get("type", "any value"))
@@ -144,10 +149,8 @@ def _number(value: float) -> str:
 
 
 def _shown(value: object) -> str:
-    """A default as it is written in JSON."""
-    import json
-
-    return "" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+    """A value as it is written in JSON; a text without its quotes."""
+    return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}`"
 
 
 def _cell(text: str) -> str:

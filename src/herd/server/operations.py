@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,7 +76,7 @@ class Described:
 def described(routes: Sequence[Route]) -> list[Described]:
     """All operations, in the order of their routes."""
     return [
-        Described(method, route.path, operation_of(route), (route.endpoint.__doc__ or "").strip())
+        Described(method, route.path, operation_of(route), inspect.getdoc(route.endpoint) or "")
         for route in routes
         for method in sorted((route.methods or {"GET"}) - {"HEAD"})
     ]
