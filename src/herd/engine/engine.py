@@ -456,7 +456,7 @@ class Engine:
             return [self._commit_rows(sequence, outcome)] if part.num_outputs else []
         assert part.draws == bool(outcome.choices), "the backend drew where it was asked to"
         progress = list(accepted(part, outcome.choices))
-        num_chosen = len(progress) if progress[-1].token is not None else len(progress) - 1
+        num_chosen = len(progress) - (1 if progress and progress[-1].token is None else 0)
         self._scheduler.commit(sequence, part.end + max(0, num_chosen - 1))
         if sequence.stop_reason is not None:
             self._scheduler.finish(sequence)
