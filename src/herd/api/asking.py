@@ -28,8 +28,12 @@ def chat_request(
     tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]],
     format: str,
     adapter: str | None = None,
+    response_format: object = None,
+    tool_choice: object = "auto",
+    parallel_tool_calls: bool = True,
 ) -> ChatRequest:
     """A chat as the provider takes it. `UsageError` names what is wrong with messages, tools or stop texts."""
+    from herd.api.holding import read_response_format, read_tool_choice
     from herd.providers.base import ChatRequest
     from herd.text.formats.parts import today
     from herd.text.messages import read_messages, read_tools
@@ -43,6 +47,8 @@ def chat_request(
         tools=read_tools(tools),
         format=format,
         adapter=adapter,
+        tool_choice=read_tool_choice(tool_choice, parallel_tool_calls),
+        constraint=read_response_format(response_format),
     )
 
 

@@ -240,6 +240,7 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Iterable[str] = (),
         adapter: str | None = None,
+        response_format: object = None,
         **sampling: Any,
     ) -> Output:
         """Continues a text or token ids.
@@ -248,13 +249,22 @@ class Model:
         `sampling` are the fields of
         `SamplingParams` (temperature, top_k, top_p, min_p, penalties, logit_bias, seed, logprobs); what is not given comes
         from the model's own recommendation. `temperature=0.0` always takes the likeliest token.
+
+        response_format holds the answer to a language: a JSON schema (also as OpenAI's clients write it, or a pydantic model),
+        `{"type": "json_object"}`, `{"type": "regex", "regex": "[0-9]+"}` or `{"type": "grammar", "grammar": "start: ..."}`.
         """
+        from herd.api.holding import read_response_format
         from herd.providers.base import CompletionRequest
 
         self._refuse_classifier()
         ids = self._prompt_ids(prompt)
         request = CompletionRequest(
-            prompt=ids, sampling=self.sampling(sampling), max_tokens=max_tokens, stop=asking.stop_texts(stop), adapter=adapter
+            prompt=ids,
+            sampling=self.sampling(sampling),
+            max_tokens=max_tokens,
+            stop=asking.stop_texts(stop),
+            adapter=adapter,
+            constraint=read_response_format(response_format),
         )
         return self.collect(ids, self._provider.complete(request))
 
@@ -266,6 +276,9 @@ class Model:
         stop: str | Iterable[str] = (),
         date: str | None = None,
         tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
+        tool_choice: object = "auto",
+        parallel_tool_calls: bool = True,
+        response_format: object = None,
         format: str = "template",
         adapter: str | None = None,
         **sampling: Any,
@@ -276,11 +289,23 @@ class Model:
         date      for formats that tell the model what day it is: a text, or "today"; None: the published fixed one
         tools     functions in OpenAI's shape, or names of built-in tools
         format    "template": as published with the model; "meta": as Meta's own code writes conversations
+        tool_choice            "auto", "none", "required" (a call, of any tool), or {"type": "function", "function": {"name": ...}}
+        parallel_tool_calls    False: one call at most
 
         Closing the iterator early stops the answer. The rest as in `generate`.
         """
         asked = self.chat_request(
-            messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format, adapter=adapter, **sampling
+            messages,
+            max_tokens=max_tokens,
+            stop=stop,
+            date=date,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            format=format,
+            adapter=adapter,
+            **sampling,
         )
         return self._provider.chat(asked)
 
@@ -292,6 +317,9 @@ class Model:
         stop: str | Iterable[str] = (),
         date: str | None = None,
         tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
+        tool_choice: object = "auto",
+        parallel_tool_calls: bool = True,
+        response_format: object = None,
         format: str = "template",
         adapter: str | None = None,
         **sampling: Any,
@@ -299,7 +327,17 @@ class Model:
         """What `chat` asks the provider, with this model's defaults filled in."""
         self._refuse_classifier()
         return asking.chat_request(
-            self.sampling(sampling), messages, max_tokens=max_tokens, stop=stop, date=date, tools=tools, format=format, adapter=adapter
+            self.sampling(sampling),
+            messages,
+            max_tokens=max_tokens,
+            stop=stop,
+            date=date,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            format=format,
+            adapter=adapter,
         )
 
     def chat_token_ids(self, request: ChatRequest) -> list[int]:

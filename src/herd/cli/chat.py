@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from herd.cli.options import SAMPLING, Examples, given, load_model, loading_options, readable, sampling_options
+from herd.cli.options import SAMPLING, Examples, given, held_to, holding_options, load_model, loading_options, readable, sampling_options
 from herd.cli.sessions import Kept, session_options
 from herd.errors import HerdError, UsageError
 
@@ -40,11 +40,13 @@ HISTORY_LINES = 1000
     herd chat ./model.gguf --temperature 0.2
     printf 'Hello\\nAnd again\\n' | herd chat     one message per line, from a pipe
     herd chat --session friday.herd              goes on where it ended, and is kept there again
+    herd chat --regex "(yes|no)"                 every answer is one of the two
     """,
 )
 @click.argument("model", required=False)
 @click.option("--system", metavar="TEXT", help="Who the model should be.")
 @session_options
+@holding_options
 @sampling_options
 @loading_options
 def chat(model: str | None, system: str | None, **options: Any) -> None:
@@ -59,6 +61,7 @@ def chat(model: str | None, system: str | None, **options: Any) -> None:
         kept.open(loaded)
         kept.check_conversation(system)
         request = {**given(options, SAMPLING), "max_tokens": options["max_tokens"], "stop": options["stop"]}
+        request["response_format"] = held_to(options)
         conversation = Conversation(loaded, None if system is None else readable(system, "--system"), request, is_person=is_person)
         conversation.go_on(kept.messages)
         conversation.check()

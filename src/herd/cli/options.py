@@ -101,6 +101,57 @@ sampling_options: Callable[[Any], Any] = _group(
 )
 
 
+holding_options: Callable[[Any], Any] = _group(
+    [
+        click.option("--json-schema", metavar="FILE", help="The answer is JSON of the schema in this file."),
+        click.option("--regex", metavar="PATTERN", help="The whole answer matches this regular expression."),
+        click.option(
+            "--grammar", metavar="FILE", help="The answer is in the language of this file's grammar (Lark, as llguidance reads it)."
+        ),
+    ]
+)
+
+
+def held_to(options: dict[str, Any]) -> dict[str, Any] | None:
+    """What the options of `holding_options` hold answers to. `UsageError` for two at once, and for a file that cannot be read."""
+    from herd.errors import UsageError
+
+    found = {name: options[name] for name in ("json_schema", "regex", "grammar") if options[name] is not None}
+    if len(found) > 1:
+        raise UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in found)} both say what answers are held to; give one.")
+    for name, value in found.items():
+        if name == "regex":
+            return {"type": "regex", "regex": readable(value, "--regex")}
+        text = _text_of(value, f"--{name.replace('_', '-')}")
+        return (
+            {"type": "grammar", "grammar": text} if name == "grammar" else {"type": "json_schema", "json_schema": {"schema": _json(text)}}
+        )
+    return None
+
+
+def _text_of(path: str, option: str) -> str:
+    from pathlib import Path
+
+    from herd.errors import UsageError
+
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"{option}: {path} cannot be read: {reason}.") from None
+
+
+def _json(text: str) -> Any:
+    import json
+
+    from herd.errors import UsageError
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--json-schema: the file is no JSON: {str(error)[:200]}.") from None
+
+
 def given(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Those of the named options that the user gave."""
     return {name: options[name] for name in names if options.get(name) is not None}

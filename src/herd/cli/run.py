@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from herd.cli.options import SAMPLING, Examples, given, load_model, loading_options, readable, sampling_options
+from herd.cli.options import SAMPLING, Examples, given, held_to, holding_options, load_model, loading_options, readable, sampling_options
 from herd.cli.sessions import Kept, session_options
 from herd.errors import UsageError
 
@@ -31,6 +31,7 @@ MAX_PROMPT_BYTES = 64 << 20
     herd run ./model.gguf "2 + 2 =" -t 0 --json                ids, log-probabilities and times as JSON
     herd run ./model.bin --tokens 1,403,407 --json             token ids in, for models without a tokenizer
     herd run ./model.gguf --session s.herd "Once upon" -n 9    kept in a file; call it again to go on from there
+    herd run ./model.gguf --chat "Alice is 7" --json-schema person.json     an answer that is JSON of a schema
     """,
 )
 @click.argument("model")
@@ -41,6 +42,7 @@ MAX_PROMPT_BYTES = 64 << 20
 @click.option("--logprobs", type=int, metavar="N", help="With --json: N alternatives for each token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @session_options
+@holding_options
 @sampling_options
 @loading_options
 def run(model: str, prompt: str | None, as_chat: bool, system: str | None, tokens: str | None, as_json: bool, **options: Any) -> None:
@@ -105,18 +107,21 @@ def _ask(
     loaded: Model, asked: str | list[int], as_chat: bool, system: str | None, options: dict[str, Any], kept: Kept
 ) -> tuple[list[int], Iterator[Event]]:
     """The prompt's ids, and the answer as it comes."""
+    from herd.api.holding import read_response_format
     from herd.providers.base import CompletionRequest
 
-    sampling = given(options, (*SAMPLING, "logprobs"))
+    sampling, held = given(options, (*SAMPLING, "logprobs")), held_to(options)
     if as_chat:
         assert isinstance(asked, str)
         messages = kept.asked(asked, None if system is None else readable(system, "--system"))
-        request = loaded.chat_request(messages, max_tokens=options["max_tokens"], stop=options["stop"], **sampling)
+        request = loaded.chat_request(messages, max_tokens=options["max_tokens"], stop=options["stop"], response_format=held, **sampling)
         return loaded.chat_token_ids(request), loaded.provider.chat(request)
     ids = kept.before(loaded, asked)
     params = loaded.sampling(sampling)
     return ids, loaded.provider.complete(
-        CompletionRequest(prompt=ids, sampling=params, max_tokens=options["max_tokens"], stop=options["stop"])
+        CompletionRequest(
+            prompt=ids, sampling=params, max_tokens=options["max_tokens"], stop=options["stop"], constraint=read_response_format(held)
+        )
     )
 
 
