@@ -4,6 +4,6 @@ from herd.files.folders import home, models_folder
 from herd.files.json import read_json
 from herd.files.mapped import MappedFile
 from herd.files.reader import BoundedReader
-from herd.files.writing import atomic_write, file_lock
+from herd.files.writing import atomic_write, file_lock, take_lock
 
-__all__ = ["BoundedReader", "MappedFile", "atomic_write", "file_lock", "home", "models_folder", "read_json"]
+__all__ = ["BoundedReader", "MappedFile", "atomic_write", "file_lock", "home", "models_folder", "read_json", "take_lock"]

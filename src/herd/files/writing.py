@@ -84,6 +84,19 @@ def file_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
         os.close(descriptor)
 
 
+def take_lock(path: Path) -> int | None:
+    """An exclusive lock between processes on the file `path`, held until the descriptor that is returned is closed; None where another
+    process has it."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as problem:
+        raise cannot_write(path, problem) from problem
+    if _try_lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
 def _try_lock(descriptor: int) -> bool:
     if sys.platform == "win32":
         import msvcrt

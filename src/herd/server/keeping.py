@@ -1,22 +1,23 @@
 """What outlives a request: the storage, work that goes on without its client, and the sweep of what is over.
 
 The storage is opened when something is first kept, or at the start if there is something from before: then batches go on where they
-were. One server at a time works on the batches of a folder; a second one on the same folder keeps and finds, and leaves them alone
-until the first has gone.
+were. One server at a time works on the batches of a folder: the one that holds its lock. Another one on the same folder keeps and finds,
+and leaves the work alone until the first has gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herd.errors import CapacityError, HerdError
-from herd.files import home
+from herd.files import home, take_lock
 from herd.server.errors import ApiError
 from herd.server.stored import Store
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from herd.server.settings import Settings
 
 SWEEP_EVERY_S = 600.0
+LOOK_EVERY_S = 5.0
 FILE_NAME = "kept.sqlite3"
 DAY_S = 86_400
 _LOG = logging.getLogger("herd.server")
@@ -36,8 +38,10 @@ class Keeping:
         self._settings = settings
         self._store: Store | None = None
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._sweeping: asyncio.Task[None] | None = None
-        self._on_open: Callable[[], Awaitable[None]] | None = None
+        self._reserved: set[tuple[str, str]] = set()
+        self._beside: list[asyncio.Task[None]] = []
+        self._lock: int | None = None
+        self.batch_places = asyncio.Semaphore(settings.max_batch_lines)
 
     @property
     def path(self) -> Path:
@@ -59,25 +63,29 @@ class Keeping:
         """When what is kept now goes, in seconds since 1970; by default as answers do."""
         return int(time.time()) + (self._settings.keep_days if days is None else days) * DAY_S
 
-    async def start(self, resume: Callable[[], Awaitable[None]]) -> None:
-        """Sweeps from now on. `resume` is called at once if something was kept before."""
-        self._sweeping = asyncio.create_task(self._sweep())
-        if self.path.exists():
-            try:
-                self.store  # noqa: B018  (opens it)
-                await resume()
-            except (HerdError, ApiError) as problem:
-                _LOG.error("what was kept before cannot be gone on with: %s", problem)
+    @property
+    def is_owner(self) -> bool:
+        """Whether this server is the one that works on what the folder has to be worked on."""
+        if self._lock is None and self._store is not None:
+            self._lock = take_lock(self.path.with_name("working"))
+        return self._lock is not None
+
+    def start(self, resume: Callable[[], Awaitable[None]]) -> None:
+        """Sweeps from now on, and calls `resume` every few seconds while this server is the folder's owner, the first time at once."""
+        self._beside = [asyncio.create_task(self._sweep()), asyncio.create_task(self._look_for_work(resume))]
 
     async def stop(self) -> None:
         """Ends the tasks, and the storage when what waits is written."""
-        tasks = [*self._tasks.values(), *([self._sweeping] if self._sweeping is not None else [])]
+        tasks = [*self._tasks.values(), *self._beside]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
             self._store = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def spawn(self, owner: str, key: str, work: Coroutine[Any, Any, None]) -> None:
         """Work that goes on without its client. `Keeping` holds it until it is done; a failure of it is logged."""
@@ -95,14 +103,34 @@ class Keeping:
             await asyncio.wait([task])
         return True
 
+    @contextmanager
+    def reserved(self, owner: str, key: str) -> Iterator[None]:
+        """Counts as running for the length of the block, in which the work is begun."""
+        self._reserved.add((owner, key))
+        try:
+            yield
+        finally:
+            self._reserved.discard((owner, key))
+
     def is_running(self, owner: str, key: str) -> bool:
-        return (owner, key) in self._tasks
+        return (owner, key) in self._tasks or (owner, key) in self._reserved
 
     def _forget(self, owner: str, key: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get((owner, key)) is task:
             del self._tasks[(owner, key)]
         if not task.cancelled() and (problem := task.exception()) is not None:
             _LOG.error("work in the background failed", exc_info=problem)
+
+    async def _look_for_work(self, resume: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                if self._store is not None or self.path.exists():
+                    self.store  # noqa: B018  (opens it)
+                    if self.is_owner:
+                        await resume()
+            except (HerdError, ApiError) as problem:
+                _LOG.error("what was kept before cannot be gone on with: %s", problem)
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _sweep(self) -> None:
         while True:

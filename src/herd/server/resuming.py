@@ -1,4 +1,4 @@
-"""What a server does first with what another run of it left behind."""
+"""What a server does with what another run of it, or another server on the same folder, left to be done."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 async def resume(house: House) -> None:
     """Background answers that nobody works on any more have failed; batches go on."""
-    from herd.server.openai import background
+    from herd.server.openai import background, batch_work
 
     await background.resume(house)
+    await batch_work.resume(house)

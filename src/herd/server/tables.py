@@ -76,16 +76,27 @@ class Tables:
         self._clock = clock
         self._owner_bytes = owner_bytes
 
-    def put(self, owner: str, kind: str, key: str, body: dict[str, Any], *, expires: int | None = None, displaces: bool = False) -> None:
-        """A new object. `StorageFull` if the owner may not take more; `displaces`: the owner's oldest of the kind make room."""
+    def put(
+        self,
+        owner: str,
+        kind: str,
+        key: str,
+        body: dict[str, Any],
+        *,
+        expires: int | None = None,
+        displaces: bool = False,
+        checked: bool = True,
+    ) -> None:
+        """A new object. `StorageFull` if the owner may not take more, unless `checked` is False; `displaces`: the owner's oldest of the
+        kind make room."""
         text = _written(body)
         if displaces:
-            self.remove_oldest(owner, kind, len(text))
+            self.remove_oldest(owner, kind, _bytes(text))
         self._sql.execute("UPDATE counters SET value = value + 1 WHERE name = 'object'")
         (number,) = self._sql.execute("SELECT value FROM counters WHERE name = 'object'").fetchone()
-        row = (owner, kind, key, number, expires, len(text), text)
+        row = (owner, kind, key, number, expires, _bytes(text), text)
         self._sql.execute("INSERT INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        self._take(owner, len(text))
+        self._take(owner, _bytes(text), checked)
 
     def find(self, owner: str, kind: str, key: str) -> Kept | None:
         query = f"SELECT number, expires, body FROM objects WHERE {_IS_THERE}"
@@ -106,11 +117,12 @@ class Tables:
         if row is None:
             raise not_there(kind, key)
         update = "UPDATE objects SET body = ?, size = ?, expires = COALESCE(?, expires) WHERE owner = ? AND kind = ? AND id = ?"
-        self._sql.execute(update, (text, len(text), expires, owner, kind, key))
-        self._take(owner, len(text) - row[0], checked=False)
+        self._sql.execute(update, (text, _bytes(text), expires, owner, kind, key))
+        self._take(owner, _bytes(text) - row[0], checked=False)
 
-    def page(self, owner: str, kind: str, *, after: str | None, limit: int, newest_first: bool) -> list[Kept]:
-        """Up to `limit` objects in the order in which they came, those behind `after`. `NotThere` if that one is not there."""
+    def page(self, owner: str, kind: str, *, after: str | None, limit: int, newest_first: bool, purpose: str | None = None) -> list[Kept]:
+        """Up to `limit` objects in the order in which they came, those behind `after`. `NotThere` if that one is not there. `purpose`: only
+        objects whose body says so."""
         edge = 0
         if after is not None:
             found = self.find(owner, kind, after)
@@ -120,9 +132,9 @@ class Tables:
         compare, order = ("<", "DESC") if newest_first else (">", "ASC")
         query = (
             "SELECT id, number, expires, body FROM objects WHERE owner = ? AND kind = ? AND (expires IS NULL OR expires > ?)"
-            f" AND (? = 0 OR number {compare} ?) ORDER BY number {order} LIMIT ?"
+            f" AND (? = 0 OR number {compare} ?) AND (? IS NULL OR json_extract(body, '$.purpose') = ?) ORDER BY number {order} LIMIT ?"
         )
-        rows = self._sql.execute(query, (owner, kind, self._now(), edge, edge, limit)).fetchall()
+        rows = self._sql.execute(query, (owner, kind, self._now(), edge, edge, purpose, purpose, limit)).fetchall()
         return [Kept(owner, row[0], row[1], row[2], json.loads(row[3])) for row in rows]
 
     def of_everybody(self, kind: str) -> list[Kept]:
@@ -162,16 +174,16 @@ class Tables:
         self._sql.execute("DELETE FROM owners")
         self._sql.execute(
             "INSERT INTO owners SELECT owner, SUM(size + COALESCE((SELECT SUM(length(data)) FROM pieces WHERE pieces.id = objects.id), 0)"
-            " + COALESCE((SELECT SUM(length(text)) FROM lines WHERE lines.id = objects.id), 0)) FROM objects GROUP BY owner"
+            " + COALESCE((SELECT SUM(length(CAST(text AS BLOB))) FROM lines WHERE lines.id = objects.id), 0)) FROM objects GROUP BY owner"
         )
 
-    def append(self, owner: str, key: str, data: bytes) -> None:
-        """The next bytes of an object; they may come before the object does."""
+    def append(self, owner: str, key: str, data: bytes, *, checked: bool = True) -> None:
+        """The next bytes of an object; they may come before the object does. `checked` False: also above the owner's share."""
         for start in range(0, len(data), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             query = "INSERT INTO pieces SELECT ?, COALESCE(MAX(number), -1) + 1, ? FROM pieces WHERE id = ?"
             self._sql.execute(query, (key, piece, key))
-        self._take(owner, len(data))
+        self._take(owner, len(data), checked)
 
     def drop_pieces(self, owner: str, key: str) -> None:
         """The bytes of an upload that broke off."""
@@ -182,11 +194,11 @@ class Tables:
         query = "SELECT data FROM pieces WHERE id = ? AND number >= ? ORDER BY number LIMIT ?"
         return [row[0] for row in self._sql.execute(query, (key, first, count)).fetchall()]
 
-    def add_line(self, owner: str, key: str, number: int, failed: bool, text: str) -> bool:
-        """What became of a batch's line; False if that was known before, which then stays."""
+    def add_line(self, owner: str, key: str, number: int, failed: bool, text: str, *, checked: bool = True) -> bool:
+        """What became of a batch's line; False if that was known before, which then stays. `StorageFull` unless `checked` is False."""
         done = self._sql.execute("INSERT OR IGNORE INTO lines VALUES (?, ?, ?, ?)", (key, number, failed, text)).rowcount
         if done:
-            self._take(owner, len(text), checked=False)
+            self._take(owner, _bytes(text), checked)
         return bool(done)
 
     def done_lines(self, key: str) -> dict[int, bool]:
@@ -194,13 +206,19 @@ class Tables:
         rows = self._sql.execute("SELECT number, failed FROM lines WHERE id = ?", (key,)).fetchall()
         return {number: bool(failed) for number, failed in rows}
 
+    def count_lines(self, key: str) -> tuple[int, int]:
+        """How many of a batch's lines are done well, and how many failed."""
+        query = "SELECT COALESCE(SUM(1 - failed), 0), COALESCE(SUM(failed), 0) FROM lines WHERE id = ?"
+        good, bad = self._sql.execute(query, (key,)).fetchone()
+        return int(good), int(bad)
+
     def line_texts(self, key: str, failed: bool) -> Iterator[str]:
         """The texts of those that did, or did not, fail, in the order of the input."""
         cursor = self._sql.execute("SELECT text FROM lines WHERE id = ? AND failed = ? ORDER BY number", (key, failed))
         return (row[0] for row in cursor)
 
     def drop_lines(self, owner: str, key: str) -> None:
-        self._take(owner, -self._drop("lines", "text", key))
+        self._take(owner, -self._drop("lines", "CAST(text AS BLOB)", key))
 
     def used(self, owner: str) -> int:
         """Bytes that an owner's objects take."""
@@ -211,7 +229,7 @@ class Tables:
         where = (owner, kind, key)
         (size,) = self._sql.execute("SELECT size FROM objects WHERE owner = ? AND kind = ? AND id = ?", where).fetchone()
         self._sql.execute("DELETE FROM objects WHERE owner = ? AND kind = ? AND id = ?", where)
-        self._take(owner, -size - self._drop("pieces", "data", key) - self._drop("lines", "text", key))
+        self._take(owner, -size - self._drop("pieces", "data", key) - self._drop("lines", "CAST(text AS BLOB)", key))
 
     def _drop(self, table: str, column: str, key: str) -> int:
         """Deletes an id's rows; returns how many bytes they had."""
@@ -234,6 +252,10 @@ class Tables:
 def not_there(kind: str, key: str) -> NotThere:
     """The same words whether there never was such an object or it is somebody else's."""
     return NotThere(f"There is no {kind} {key!r:.80} here.")
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _written(body: dict[str, Any]) -> str:

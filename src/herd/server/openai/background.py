@@ -53,15 +53,17 @@ class Kept:
 
 async def begin(kept: Kept, answer: Answer, building: Building, held: AsyncExitStack) -> dict[str, Any]:
     """Goes on with an answer after its request has ended; returns the response as it is now. `held` is left when it is over."""
-    try:
-        building.begin()
-        await kept.put()
-        first = copy.deepcopy(kept.value)
-    except BaseException:
-        await held.aclose()
-        raise
-    kept.house.keeping.spawn(kept.owner, kept.value["id"], _go_on(kept, answer, building, held))
-    return first
+    keeping, key = kept.house.keeping, kept.value["id"]
+    async with held:
+        keeping.store  # noqa: B018  (opens it)
+        if not keeping.is_owner:
+            raise ApiError(503, "Another server works on what is kept in this folder; ask it, or without background.", retry_after_s=10.0)
+        with keeping.reserved(kept.owner, key):
+            building.begin()
+            await kept.put()
+            first = copy.deepcopy(kept.value)
+            keeping.spawn(kept.owner, key, _go_on(kept, answer, building, held.pop_all()))
+        return first
 
 
 async def _go_on(kept: Kept, answer: Answer, building: Building, held: AsyncExitStack) -> None:
@@ -77,10 +79,14 @@ async def _go_on(kept: Kept, answer: Answer, building: Building, held: AsyncExit
 
 
 async def resume(house: House) -> None:
-    """Answers that were being made when the server ended have failed; they say so from now on."""
+    """Answers that were being made when a server ended have failed; they say so from now on."""
+    if not await house.keeping.store.read(lambda tables: tables.of_everybody(OPEN)):
+        return
 
     def end(tables: Tables) -> None:
         for each in tables.of_everybody(OPEN):
+            if house.keeping.is_running(each.owner, each.id):
+                continue
             tables.remove(each.owner, OPEN, each.id)
             found = tables.find(each.owner, KIND, each.id)
             if found is not None and found.body["response"]["status"] in UNFINISHED:
