@@ -21,6 +21,7 @@ PADDED_BYTES = 64
 """Padded chunks have a multiple of this many bytes."""
 
 _FILLER = "x" * PADDED_BYTES
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 class Frame:
@@ -34,7 +35,7 @@ class Frame:
 
     def __init__(self, head: dict[str, Any], seed: int, *, has_usage: bool = False, is_padded: bool = False) -> None:
         self.seed = f',"seed":{seed}'
-        self._begin = "data: " + json.dumps(head, ensure_ascii=False, separators=(",", ":"))[:-1] + ',"choices":['
+        self._begin = "data: " + _json(head)[:-1] + ',"choices":['
         self._end = "}\n\n" if not has_usage else ',"usage":null}\n\n'
         self._is_padded = is_padded
 
@@ -71,6 +72,8 @@ class ChatChunks:
 
     def push(self, events: Sequence[Event]) -> str:
         """All that these events say. Raises what made the answer fail."""
+        if len(events) == 1 and self._has_begun and type(first := events[0]) is Text and self._num_top is None:
+            return self._frame.chunk(f"{self._text_open}{_json(first.text)}{self._close}") if first.text else ""
         made: list[str] = []
         if not self._has_begun:
             self._has_begun = True
@@ -197,7 +200,3 @@ def closing(frame: Frame, usages: Sequence[Usage], *, has_usage: bool, prompts: 
     """The end of a stream."""
     counted = frame.last(usage_value(usages, prompts)).encode("utf-8", "replace") if has_usage else b""
     return counted + DONE
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
