@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final, get_args
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 
 from herd import errors
 from herd.errors import Busy, HerdError, UsageError

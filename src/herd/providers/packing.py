@@ -17,7 +17,6 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from functools import cache
 from typing import Any, get_args, get_origin
 
 from herd.errors import HerdError, UsageError
@@ -51,9 +50,18 @@ class Packer:
             raise BadFrame(f"{at} is not what it has to be: {problem!s:.200}.") from problem
 
 
-@cache
 def packer_of(kind: Any) -> Packer:
-    """The packer of a type: a scalar, an enum, a dataclass, a sequence, mapping or union of such."""
+    """The packer of a type: a scalar, an enum, a dataclass, a sequence, mapping or union of such. Each is made once."""
+    found = _MADE.get(kind)
+    if found is None:
+        found = _MADE[kind] = _made(kind)
+    return found
+
+
+_MADE: dict[Any, Packer] = {}
+
+
+def _made(kind: Any) -> Packer:
     if kind in SCALARS:
         return _scalar(kind)
     if kind is float:

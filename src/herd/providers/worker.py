@@ -15,14 +15,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, final
 
 from herd.engine.request import Progress, Request, Sequence
 from herd.errors import HerdError, UsageError
 from herd.providers.answering import Asked
-from herd.providers.base import ChatRequest, Event, Failed, Gauges, ModelFacts, Text
+from herd.providers.base import ChatRequest, Event, Failed, Finished, Gauges, ModelFacts, Text
 from herd.providers.embedding import Embeddings
 from herd.providers.frames import (
     AddAdapter,
@@ -57,6 +57,7 @@ PREPARERS = 2
 BEAT_S = 0.25
 IDLE_S = 0.05
 RECEIVED_BYTES = 1 << 20
+Tasks = queue.SimpleQueue["Callable[[], None] | None"]
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +73,15 @@ class _Open:
     judge: Callable[[list[Event]], None] | None = None
     events: list[Event] = field(default_factory=list)
 
+    def was_left(self) -> bool:
+        """Whether it was cancelled by now; another thread may do that at any time."""
+        return self.is_cancelled
+
+    def announce(self) -> bool:
+        """Whether it still had to be announced; by the thread that writes."""
+        was_announced, self.is_announced = self.is_announced, True
+        return not was_announced
+
 
 @final
 class Worker:
@@ -84,7 +94,8 @@ class Worker:
         self._connection = connection
         self._writing = threading.Lock()
         self._open: dict[int, _Open] = {}
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tasks: Tasks = queue.SimpleQueue()
+        self._held_tasks: Tasks = queue.SimpleQueue()  # whose grammars are compiled first: they wait for each other, and nobody for them
         self._embeddings = Embeddings(self._engine)
         self._is_closed = False
         self._gauges = Gauges()
@@ -97,7 +108,8 @@ class Worker:
         self._engine.on_start = self._started
         self._send(Ready(self._facts))
         threads = [threading.Thread(target=self._read, daemon=True), threading.Thread(target=self._beat, daemon=True)]
-        threads += [threading.Thread(target=self._prepare, daemon=True) for _ in range(PREPARERS)]
+        threads += [threading.Thread(target=self._prepare, args=(self._tasks,), daemon=True) for _ in range(PREPARERS)]
+        threads.append(threading.Thread(target=self._prepare, args=(self._held_tasks,), daemon=True))
         for thread in threads:
             thread.start()
         try:
@@ -110,6 +122,7 @@ class Worker:
         self._is_closed = True
         for _ in range(PREPARERS):
             self._tasks.put(None)
+        self._held_tasks.put(None)
         self._embeddings.close()
 
     # the step thread
@@ -163,7 +176,7 @@ class Worker:
                 self._cached_tokens += sequence.cached_tokens or 0
             self._answer_tokens += 1
         events = answering.push(progress)
-        if answering.is_over:
+        if events and isinstance(events[-1], Finished | Failed):
             if not progress.is_last:
                 self._engine.cancel(sequence)
             self._forget(opened)
@@ -196,7 +209,7 @@ class Worker:
         except HerdError as problem:
             self._send(Refused(opened.number, Problem.of(problem)))
 
-    def _started(self, sequences: list[Sequence]) -> None:
+    def _started(self, sequences: Iterable[Sequence]) -> None:
         numbers = [each.owner.number for each in sequences if isinstance(each.owner, _Open)]
         if numbers:
             self._send(Started(numbers))
@@ -238,20 +251,21 @@ class Worker:
                 self._cancel(opened)
             self._embeddings.cancel(frame.number)
         elif isinstance(frame, Ask):
-            self._take_request(_Open(frame.number, time.monotonic()), lambda: self._asked(frame))
+            tasks = self._held_tasks if self._provider.may_be_held(frame.request) else self._tasks
+            self._take_request(_Open(frame.number, time.monotonic()), lambda: self._asked(frame), tasks)
         elif isinstance(frame, Call) and isinstance(frame.operation, Moderate):
-            self._take_request(self._judged(frame.number), lambda: self._verdict_asked(frame))
+            self._take_request(self._judged(frame.number), lambda: self._verdict_asked(frame), self._tasks)
         elif isinstance(frame, Call):
             self._tasks.put(lambda: self._carry_out(frame))
         else:
             raise UsageError(f"A frame of kind {type(frame).__name__} goes the other way.")
 
-    def _take_request(self, opened: _Open, ask: Callable[[], Asked]) -> None:
+    def _take_request(self, opened: _Open, ask: Callable[[], Asked], tasks: Tasks) -> None:
         self._open[opened.number] = opened
-        self._tasks.put(lambda: self._queue(opened, ask))
+        tasks.put(lambda: self._queue(opened, ask))
 
-    def _prepare(self) -> None:
-        while (task := self._tasks.get()) is not None and not self._is_closed:
+    def _prepare(self, tasks: Tasks) -> None:
+        while (task := tasks.get()) is not None and not self._is_closed:
             task()
 
     def _queue(self, opened: _Open, ask: Callable[[], Asked]) -> None:
@@ -268,7 +282,7 @@ class Worker:
             self._send(Refused(opened.number, Problem.of(problem)))
             return
         opened.sequence = sequence
-        if opened.is_cancelled:
+        if opened.was_left():
             self._engine.cancel(sequence)
             return
         self._announce(opened, sequence)
@@ -352,10 +366,8 @@ class Worker:
         if opened.is_announced or opened.judge is not None:
             return
         with self._writing:
-            if opened.is_announced:
-                return
-            opened.is_announced = True
-            self._write(Queued(opened.number, sequence.num_prompt, sequence.seed))
+            if opened.announce():
+                self._write(Queued(opened.number, sequence.num_prompt, sequence.seed))
 
     def _send(self, frame: Frame) -> None:
         with self._writing:
