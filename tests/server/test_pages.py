@@ -49,14 +49,14 @@ def test_the_choices_are_the_catalogue(server: Running) -> None:
 
 def test_a_plan_is_the_one_of_herd_plan(server: Running) -> None:
     query = {"model": "llama-3.1-8b-instruct", "quant": "q4_0", "context": "32768", "users": "10", "device": "h100-sxm"}
-    answer = httpx.get(server.url + "/plan/answer", params=query)
+    answer = httpx.get(server.url + "/plan/answer", params=query, timeout=60)
     assert answer.status_code == 200 and "<svg" in answer.text
     assert "Plan for llama-3.1-8b-instruct" in answer.text and "10 users" in answer.text and "32,768" in answer.text
     assert "<script" not in answer.text and " style=" not in answer.text
 
 
 def test_every_model_that_is_offered_has_a_plan(server: Running) -> None:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         for each in client.get("/plan/choices").json()["models"]:
             query = {"model": each["name"], "context": "512", "prompt_tokens": "64", "device": "h100-sxm"}
             answer = client.get("/plan/answer", params=query)

@@ -60,7 +60,7 @@ async def home(request: Request) -> Response:
     return _page("index.html")
 
 
-@operation("A page to plan with", media="text/html", is_open=True, tag="Pages")
+@operation("A page to plan with", media="text/html", query=_QUERY, is_open=True, tag="Pages")
 async def plan_page(request: Request) -> Response:
     """What a model takes, where it fits, how fast it answers there and what that costs, with sliders."""
     return _page("plan.html")
