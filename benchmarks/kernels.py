@@ -40,7 +40,7 @@ from herd.models.architecture import Config, architecture_of
 from herd.models.weights import Kind, stored_bytes
 
 WORKERS = Path(__file__).with_name("step_workers.py")
-DEPTH = 64
+DEPTH, SHORT = 64, 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def questions(chosen: list[str], prompt_tokens: int) -> list[Question]:
         "decode": [one],
         "prompt": [Question(f"prompt of {prompt_tokens}", 1, prompt_tokens, 0, False, 1)],
         "drafts": [one, *(Question(f"step of {count} tokens", 1, count, DEPTH, True, 5) for count in (2, 4, 8))],
-        "together": [Question(f"{count} sequences", count, 1, DEPTH, True, 3) for count in (8, 16, 32)],
+        "together": [Question(f"{count} sequences", count, 1, SHORT, True, 3) for count in (8, 16, 32)],
     }
     if unknown := set(chosen) - set(groups):
         raise SystemExit(f"unknown questions: {', '.join(sorted(unknown))}; there are {', '.join(groups)}")

@@ -240,11 +240,12 @@ void bind_program(nb::module_& m) {
                  return self.program.add_expert_room(gate, up, down, experts, chosen);
              },
              "gate"_a, "up"_a, "down"_a, "num_experts"_a, "num_chosen"_a, "Where experts of these shapes and forms compute. Returns its number.")
-        .def("experts", [](BoundProgram& self, int x, int scores, const Matrices& gates, const Matrices& ups, const Matrices& downs, int room, int out) {
+        .def("experts", [](BoundProgram& self, int x, int scores, const Matrices& gates, const Matrices& ups, const Matrices& downs, int room, int out, const std::shared_ptr<Matrix>& router) {
                  const auto constant = [](const Matrices& matrices) { return std::vector<MatrixPtr>(matrices.begin(), matrices.end()); };
-                 self.program.experts(x, scores, constant(gates), constant(ups), constant(downs), room, out);
+                 self.program.experts(x, scores, constant(gates), constant(ups), constant(downs), router, room, out);
              },
-             "x"_a, "scores"_a, "gates"_a, "ups"_a, "downs"_a, "room"_a, "out"_a, "out = the sum of each row's chosen experts.")
+             "x"_a, "scores"_a, "gates"_a, "ups"_a, "downs"_a, "room"_a, "out"_a, "router"_a.none() = nb::none(),
+             "out = the sum of each row's chosen experts. `router`: what made the scores, for `read_ahead` to guess by.")
         .def("only_if_seen", [](BoundProgram& self, bool on) { self.program.only_if_seen(on); }, "on"_a,
              "Whether the instructions that follow are left out of steps in which no token sees a picture.")
         .def("silu_gate", [](BoundProgram& self, int gate, int up, int out) { self.program.silu_gate(gate, up, out); }, "gate"_a, "up"_a, "out"_a, "out = silu(gate) * up.")
@@ -253,6 +254,11 @@ void bind_program(nb::module_& m) {
         .def("check_finite", [](BoundProgram& self, int x) { self.program.check_finite(x); }, "logits"_a, "Looks for NaN and infinities in rows of logits.")
         .def("finish", [](BoundProgram& self, int logits) { self.program.finish(logits); }, "logits"_a, "Says which buffer holds the logits.")
         .def("cache_changed", [](BoundProgram& self) { self.program.cache_changed(); }, "To be called after the cache was given other pages.")
+        .def("read_ahead", [](BoundProgram& self, int64_t keep, int64_t window) {
+                 if (keep < 0 || window < 0) throw std::invalid_argument("keep and window must be at least 0");
+                 self.program.read_ahead(keep, window);
+             },
+             "keep"_a, "window"_a, "Weights are mapped and memory does not hold them: they are asked for `window` bytes ahead of their use, and `keep` bytes of them stay.")
         .def("step", &step, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
              "adapters"_a = std::vector<int64_t>{},
              "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. Rows `placeholders` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "

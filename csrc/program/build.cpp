@@ -129,6 +129,7 @@ void Program::product(std::vector<Term> terms, After after, AttentionInputs inpu
         if (expect(inputs.rotary, -1, false, "rotary").width > head_width) refuse("rotary is wider than a head");
         if (inputs.layer < 0 || inputs.layer >= cache_->layers()) refuse("the cache has no layer " + std::to_string(inputs.layer));
     }
+    for (const Term& term : terms) ahead_.add(instructions_.size(), *term.matrix);
     append<Product>(label, std::move(terms), std::move(prepares), after, inputs);
 }
 
@@ -258,7 +259,8 @@ int Program::add_expert_room(const Matrix& gate, const Matrix& up, const Matrix&
     return static_cast<int>(rooms_.size()) - 1;
 }
 
-void Program::experts(int x, int scores, std::vector<MatrixPtr> gates, std::vector<MatrixPtr> ups, std::vector<MatrixPtr> downs, int room_number, int out) {
+void Program::experts(int x, int scores, std::vector<MatrixPtr> gates, std::vector<MatrixPtr> ups, std::vector<MatrixPtr> downs, MatrixPtr router, int room_number,
+                      int out) {
     if (room_number < 0 || static_cast<size_t>(room_number) >= rooms_.size()) refuse("there is no room " + std::to_string(room_number) + " for experts");
     ExpertRoom& room = *rooms_[static_cast<size_t>(room_number)];
     if (expect_pair(x, out) != room.width) refuse("x is not as wide as the experts");
@@ -274,7 +276,13 @@ void Program::experts(int x, int scores, std::vector<MatrixPtr> gates, std::vect
     check(gates, room.ffn_width, room.width, room.gate_form, "gates");
     check(ups, room.ffn_width, room.width, room.up_form, "ups");
     check(downs, room.width, room.ffn_width, room.down_form, "downs");
-    append<Route>(scores, room);
+    if (router && (router->rows != room.num_experts || router->columns != room.width)) refuse("the router is of another shape than the room");
+    Route& route = append<Route>(x, scores, room, Route::Weights{gates, ups, downs});
+    if (router) {
+        need_scratch(Route::scratch_bytes(machine_->linear, *router));
+        if (last_route_ != nullptr) last_route_->guess(route, std::move(router));
+    }
+    last_route_ = &route;
     append<PrepareEntries>(x, room);
     append<ExpertProduct>(std::move(gates), std::move(ups), room);
     append<PrepareHidden>(room);

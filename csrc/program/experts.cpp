@@ -9,6 +9,7 @@ namespace herd {
 namespace {
 
 constexpr int64_t kRowBlock = 256;  // rows of one product
+constexpr int64_t kGuessedRows = 8;  // more rows need most experts anyway
 
 // Pieces [begin, end) of `count` things, at most eight pieces per worker.
 int64_t few_pieces(const Context& context, int64_t count) { return std::min<int64_t>(count, 8 * context.machine.pool.workers()); }
@@ -57,6 +58,33 @@ void Route::run(const Context& context, int64_t) const {
     }
     for (auto at = static_cast<size_t>(room_.num_experts); at > 0; --at) room_.starts[at] = room_.starts[at - 1];
     room_.starts[0] = 0;
+    if (!context.ahead.is_on()) return;
+    for (int32_t expert : room_.active) ask_for_expert(expert);
+    if (next_ != nullptr && rows <= kGuessedRows) ask_for_next(context);
+}
+
+void Route::ask_for_expert(int32_t expert) const {
+    const auto at = static_cast<size_t>(expert);
+    for (const auto* matrices : {&weights_.gates, &weights_.ups, &weights_.downs}) ask_for(*(*matrices)[at]);
+}
+
+// A prepared row, its scores, the chosen experts (fewer than scores), and what the product needs.
+int64_t Route::scratch_bytes(const LinearKernels& linear, const Matrix& router) {
+    return linear.prepared_bytes(linear.form(router), router.columns) + 2 * round_up(router.rows * 4, 64) + linear.scratch_bytes(router, 1);
+}
+
+void Route::ask_for_next(const Context& context) const {
+    const LinearKernels& linear = context.machine.linear;
+    const Form form = linear.form(*next_router_);
+    const int64_t stride = linear.prepared_bytes(form, next_router_->columns), room = round_up(next_router_->rows * 4, 64);
+    auto* scores = reinterpret_cast<float*>(context.scratch + stride);
+    auto* chosen = reinterpret_cast<int32_t*>(context.scratch + stride + room);
+    for (int64_t row = 0; row < context.rows(scores_); ++row) {
+        linear.prepare(form, context.floats(x_, row), next_router_->columns, context.scratch);
+        linear.linear(*next_router_, context.scratch, stride, 1, nullptr, false, scores, next_router_->rows, 0, next_router_->panels, context.scratch + stride + 2 * room);
+        next_->choose(scores, chosen);
+        for (int64_t x = 0; x < next_->room_.num_chosen; ++x) next_->ask_for_expert(chosen[x]);
+    }
 }
 
 int64_t EntryInstruction::pieces(const Context& context) const { return few_pieces(context, num_entries(context)); }

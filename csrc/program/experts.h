@@ -38,17 +38,33 @@ struct ExpertRoom {
     int64_t num_bytes() const;
 };
 
+// Where memory does not hold the weights it also has the chosen experts read from their file, and, while they compute, those
+// that the next layer's router would choose for the same rows: x changes little from one layer to the next, so most of them are right.
 class Route final : public Instruction {
   public:
-    Route(int scores, ExpertRoom& room) : Instruction("route"), scores_(scores), room_(room) {}
+    struct Weights {
+        std::vector<MatrixPtr> gates, ups, downs;
+    };
+    Route(int x, int scores, ExpertRoom& room, Weights weights) : Instruction("route"), x_(x), scores_(scores), room_(room), weights_(std::move(weights)) {}
     int64_t pieces(const Context&) const override { return 1; }
     void run(const Context& context, int64_t piece) const override;
+    // The next layer with experts and its router.
+    void guess(const Route& next, MatrixPtr router) {
+        next_ = &next;
+        next_router_ = std::move(router);
+    }
+    static int64_t scratch_bytes(const LinearKernels& linear, const Matrix& router);
 
   private:
     void choose(const float* scores, int32_t* chosen) const;
+    void ask_for_expert(int32_t expert) const;
+    void ask_for_next(const Context& context) const;
 
-    int scores_;
+    int x_, scores_;
     ExpertRoom& room_;
+    Weights weights_;
+    const Route* next_ = nullptr;
+    MatrixPtr next_router_;
 };
 
 // Instructions over entries.

@@ -46,7 +46,7 @@ void Program::cache_changed() {
 }
 
 Context Program::context(int worker) {
-    return {*machine_, step_, buffers_, *cache_, scratch_.data() + worker * scratch_bytes_, partials_.data(), arrived_.get(), not_finite_.get(), worker};
+    return {*machine_, step_, buffers_, *cache_, scratch_.data() + worker * scratch_bytes_, partials_.data(), arrived_.get(), not_finite_.get(), worker, ahead_};
 }
 
 void Program::begin(std::span<const Span> spans, const Pictures& pictures) {
@@ -105,6 +105,7 @@ void Program::work(int worker, size_t first, size_t end) {
         if (instruction.only_if_seen && !step_.any_seen) continue;
         const int64_t pieces = instruction.pieces(own);
         if (pieces == 0) continue;
+        if (worker == 0) ahead_.before(i);
         int64_t mine = 0;
         while (true) {
             const int64_t piece = machine_->pool.next_piece(static_cast<int>(i), worker, pieces);

@@ -21,6 +21,7 @@
 #include "base/pool.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix.h"
+#include "program/ahead.h"
 #include "program/cache.h"
 #include "program/step.h"
 
@@ -53,6 +54,7 @@ struct Buffer {
 
 class Prepare;
 struct ExpertRoom;
+class Route;
 
 // What an instruction sees of the running step.
 struct Context {
@@ -65,6 +67,7 @@ struct Context {
     std::atomic<int32_t>* arrived;      // splits of each such tile that are done
     std::atomic<bool>* not_finite;      // per row of logits
     int worker;
+    const Ahead& ahead;
 
     const Buffer& buffer(int number) const { return buffers[static_cast<size_t>(number)]; }
     int64_t rows(int number) const { return step.rows(buffer(number).rows); }
@@ -148,7 +151,8 @@ class Program {
     void copy(int x, int out);
     // Where experts of these shapes compute. Returns its number.
     int add_expert_room(const Matrix& gate, const Matrix& up, const Matrix& down, int64_t experts, int64_t chosen);
-    void experts(int x, int scores, std::vector<MatrixPtr> gates, std::vector<MatrixPtr> ups, std::vector<MatrixPtr> downs, int room, int out);
+    void experts(int x, int scores, std::vector<MatrixPtr> gates, std::vector<MatrixPtr> ups, std::vector<MatrixPtr> downs, MatrixPtr router, int room,
+                 int out);
     // Whether the instructions that follow are left out when no token of the step sees a picture.
     void only_if_seen(bool on) { only_if_seen_ = on; }
     void select(int x, int out);
@@ -158,6 +162,8 @@ class Program {
 
     // After the cache was given other pages.
     void cache_changed();
+    // From now on weights, which a mapped file has and memory does not hold, are asked for `window` bytes ahead; `keep` bytes of them stay.
+    void read_ahead(int64_t keep, int64_t window) { ahead_.start(keep, window); }
 
     // Runs a step. Returns the rows of logits that hold something that is not a finite number.
     const std::vector<int32_t>& run(std::span<const Span> spans, const Pictures& pictures = {});
@@ -205,6 +211,8 @@ class Program {
     std::unique_ptr<std::atomic<bool>[]> not_finite_;  // per row of logits
     std::vector<int32_t> bad_rows_;
     std::vector<std::unique_ptr<ExpertRoom>> rooms_;
+    Ahead ahead_;
+    Route* last_route_ = nullptr;
     bool only_if_seen_ = false;
     int64_t overlay_width_ = -1;
     int64_t crossing_heads_ = 0, crossing_width_ = 0, crossing_layers_ = 0;

@@ -75,7 +75,7 @@ struct Model {
         program.prepare(x, false, nullptr, 0.0f, prepared);
         program.product({{router, nullptr, prepared, scores, false}}, After::Nothing, {-1, -1}, "router");
         const int room = program.add_expert_room(*gates[0], *ups[0], *downs[0], kExperts, kChosen);
-        program.experts(x, scores, gates, ups, downs, room, y);
+        program.experts(x, scores, gates, ups, downs, nullptr, room, y);
         program.only_if_seen(true);
         program.cross_attention(x, 1, kHeads, 0.5f, crossed);
         program.only_if_seen(false);

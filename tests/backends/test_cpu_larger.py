@@ -57,7 +57,7 @@ def bits(cfg: Any, told: list[tuple[int, int]] | None, **options: Any) -> bytes:
     more: dict[str, Any] = {}
     if told is not None:
         origin = cpu.Origin(f"digest of {cfg}", Path("model.gguf"))
-        more = {"origin": origin, "checkpoint": leaves, "larger": lambda done, total: told.append((done, total))}
+        more = {"origin": origin, "checkpoint": leaves, "larger": larger.Larger(1 << 20, lambda done, total: told.append((done, total)))}
     backend = cpu.CpuBackend(cfg, leaves.leaves.__getitem__, BackendOptions(threads=2, max_step_tokens=64, **options), lambda: None, **more)
     backend.allocate(2)
     result = backend.step(Plan((Span(0, TOKENS, [1], len(TOKENS)),), want_logits=True))

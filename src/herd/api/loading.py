@@ -131,11 +131,11 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
     config = checkpoint.config
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
-    is_larger = choices.device == "cpu" and _is_larger_than_memory(found, checkpoint.num_bytes, choices)
+    free = _if_larger_than_memory(found, checkpoint.num_bytes, choices) if choices.device == "cpu" else None
     words = _words(found, checkpoint, choices.chat_format)
     context = choices.context or config.context_length
     with ExitStack() as opened:
-        backend = _backend(checkpoint, choices, partial(progress, f"packing {found.name} on the disk") if is_larger else None)
+        backend = _backend(checkpoint, choices, free, partial(progress, f"packing {found.name} on the disk"))
         opened.callback(backend.close)
         speculation = _speculation(choices, backend, words, context, progress)
         if speculation is not None:
@@ -223,16 +223,16 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _is_larger_than_memory(found: Found, num_bytes: int, choices: _Choices) -> bool:
-    """Whether memory does not hold the weights, and the cpu backend runs them from the disk. `CapacityError`, before anything is
-    allocated, where that cannot be done."""
+def _if_larger_than_memory(found: Found, num_bytes: int, choices: _Choices) -> int | None:
+    """The free bytes, if they do not hold the weights and the cpu backend is to run those from the disk. `CapacityError`, before anything
+    is allocated, where that cannot be done."""
     from herd.engine.memory import available_bytes
 
     free = available_bytes()
     if free is None or num_bytes <= free:
-        return False
+        return None
     if choices.backend == "cpu" and choices.adapter is None:
-        return True
+        return free
     raise CapacityError(
         f"The weights of {found.name} take {num_bytes:,} bytes; {free:,} are available. Choose a smaller model or format. "
         "The cpu backend without an adapter runs a model from the disk where memory does not hold it, at the speed of the disk."
@@ -265,10 +265,17 @@ def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None
     return chat_format, None if chat_format is None else meta_format(chat_format, name)
 
 
-def _backend(checkpoint: Checkpoint, choices: _Choices, larger: Callable[[int, int], None] | None = None) -> Backend:
+def _nobody(done_bytes: int, total_bytes: int) -> None:
+    """Hears of what nobody waits for."""
+
+
+def _backend(checkpoint: Checkpoint, choices: _Choices, free: int | None = None, told: Callable[[int, int], None] = _nobody) -> Backend:
+    """`free`: bytes of memory, where they do not hold the weights; `told` then hears of their packing."""
     from herd.backends.base import BackendOptions
 
-    options = BackendOptions(threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device, kv_cache=choices.kv_cache)
+    options = BackendOptions(
+        threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device, kv_cache=choices.kv_cache
+    )
     leaf: Leaf = checkpoint.leaf
     if choices.adapter is not None:
         from herd.checkpoints.adapter import open_adapter
@@ -287,7 +294,11 @@ def _backend(checkpoint: Checkpoint, choices: _Choices, larger: Callable[[int, i
         raise UsageError(f"The native core of herd cannot be loaded here ({error}). {advice}") from error
     if choices.adapter is not None:
         return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages)
-    origin = Origin(checkpoint.digest(), checkpoint.path)
+    origin, larger = Origin(checkpoint.digest(), checkpoint.path), None
+    if free is not None:
+        from herd.backends.cpu.larger import Larger
+
+        larger = Larger(free, told)
     return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin, checkpoint=checkpoint, larger=larger)
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from herd.backends.cpu.in_place import InPlace
+    from herd.backends.cpu.larger import Larger
     from herd.backends.cpu.lower import Mark
     from herd.backends.cpu.pictures import Pictures, StepPictures
     from herd.backends.cpu.watch import WatchedProgram
@@ -56,7 +57,7 @@ class CpuBackend:
     """A model on the processor. A sequence's bits do not depend on threads, on how its prompt was cut or on what else a step
     holds. `release` gives back the pages of the file; `fuse` False runs every operation by itself. With `origin`, packed weights are
     kept for the next start. With `checkpoint`, whose weights `leaf` gives, plain matrices are packed after the first answer. With `larger`
-    as well, memory does not hold the weights: they are packed into the kept file and mapped, and it hears (bytes done, of all)."""
+    as well, memory does not hold the weights: they are packed into the kept file, mapped, and read as they are used."""
 
     name = "cpu"
 
@@ -70,7 +71,7 @@ class CpuBackend:
         fuse: bool = True,
         origin: Origin | None = None,
         checkpoint: Checkpoint | None = None,
-        larger: Callable[[int, int], None] | None = None,
+        larger: Larger | None = None,
     ) -> None:
         _check_options(options)
         self._cfg = cfg
@@ -91,6 +92,7 @@ class CpuBackend:
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
             self._cache = _core.Cache(max(len(caches), 1), self._shape.num_kv_heads, self._shape.head_width, self._cache_form())
+            self._larger = larger
             self._program, self._value_names, _ = self._trace()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
         except MemoryError as problem:
@@ -254,14 +256,14 @@ class CpuBackend:
             self._in_place.start(keep)
 
     def _load_or_pack(
-        self, leaf: Leaf, release: Callable[[], None], checkpoint: Checkpoint | None, larger: Callable[[int, int], None] | None
+        self, leaf: Leaf, release: Callable[[], None], checkpoint: Checkpoint | None, larger: Larger | None
     ) -> dict[str, Packed]:
         packed = None if self._kept is None else self._kept.load(self._specs)
         if packed is None and larger is not None:
             from herd.backends.cpu.larger import in_pieces
 
             assert self._kept is not None and checkpoint is not None, "weights that are packed on the disk have an origin"
-            return self._kept.pack(self._specs, in_pieces(self._specs, leaf, checkpoint, self._packer, larger))
+            return self._kept.pack(self._specs, in_pieces(self._specs, leaf, checkpoint, self._packer, larger.told))
         if packed is None:
             if checkpoint is not None:
                 from herd.backends.cpu.in_place import InPlace
@@ -343,6 +345,8 @@ class CpuBackend:
             seen=SEEN,
         )
         marks = lower(program, ops.nodes, self._model.forward(self._weights(), cfg, step), fuse=self._fuse)
+        if self._larger is not None:
+            self._larger.read_ahead(program)
         return program, tuple(ops.names), marks
 
     def _weights(self) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from herd import _core
 from herd.backends.cpu.packed import PANEL_ROWS, PackedVector, Packer
 from herd.dtypes import DType
 from herd.models.weights import Adapted, Kind, Leaf, TensorSpec, stored
@@ -18,8 +19,22 @@ if TYPE_CHECKING:
     from herd.checkpoints.checkpoint import Checkpoint
 
 PIECE_BYTES = 32 << 20
+WINDOW_BYTES = 64 << 20
+"""Of weights that are read before they are used."""
 Told = Callable[[int, int], None]
 """Hears of bytes that are packed, of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Larger:
+    """Weights are larger than the memory, of which `memory_bytes` are free."""
+
+    memory_bytes: int
+    told: Told
+
+    def read_ahead(self, program: _core.Program) -> None:
+        """Half of the memory is for weights that stay; the rest for the cache, buffers, and weights that come and go."""
+        program.read_ahead(self.memory_bytes // 2, min(WINDOW_BYTES, self.memory_bytes // 8))
 
 
 @dataclass(frozen=True, slots=True)

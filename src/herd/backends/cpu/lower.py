@@ -313,7 +313,8 @@ class _Lowering:
         key = (*forms, node.gate.rows, x.width, len(gates), node.num_chosen)
         if key not in self._rooms:
             self._rooms[key] = self._program.expert_room(gates[0], ups[0], downs[0], len(gates), node.num_chosen)
-        self._program.experts(self._buffers[x], self._buffers[scores], gates, ups, downs, self._rooms[key], self._take(node))
+        router = scores.matrix.native if isinstance(scores, Linear) else None
+        self._program.experts(self._buffers[x], self._buffers[scores], gates, ups, downs, self._rooms[key], self._take(node), router)
         self._done_with(x, scores)
 
     def _add(self, node: Add) -> None:
