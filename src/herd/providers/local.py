@@ -127,6 +127,11 @@ class LocalProvider:
         """As `Provider.chat`. chat_format: in place of the model's own. `UsageError` for a model without a chat format."""
         return self._events(self.asked_chat(request, chat_format))
 
+    @staticmethod
+    def may_be_held(request: ChatRequest | CompletionRequest) -> bool:
+        """Whether `asked_chat` or `asked_completion` may take the time to compile a grammar."""
+        return request.constraint is not None or (isinstance(request, ChatRequest) and bool(request.tools))
+
     def asked_chat(self, request: ChatRequest, chat_format: ChatFormat | None = None) -> Asked:
         """What a chat asks of the engine, all of it checked. Errors as `chat`."""
         request = as_chosen(request)
