@@ -66,8 +66,12 @@ LAW = {
     "providers.base": part(5, f"{BASE} text images sampling", "numpy"),
     "providers.answering": part(5, f"{BASE} text images sampling providers.base engine", "numpy"),
     "providers.constraining": part(5, f"{BASE} text sampling providers.base"),
+    # (models.weights: the type of an adapter's updates, which go through to the backend)
     "providers.local": part(
-        5, f"{BASE} text images sampling providers.base providers.answering providers.constraining engine checkpoints backends.base", "numpy"
+        5,
+        f"{BASE} models.weights text images sampling providers.base providers.answering providers.constraining engine checkpoints"
+        " backends.base",
+        "numpy",
     ),
     # (an engine in a process of its own: frames of msgpack between it and who asks)
     "providers.packing": part(5, f"{BASE} text"),
@@ -95,7 +99,7 @@ LAW = {
     "server": part(
         6,
         f"{BASE} providers.base text images sampling.params sampling.constraint sampling.stop family planner",
-        "starlette pydantic pydantic_core uvicorn httptools h11 prometheus_client python_multipart anyio numpy",
+        "starlette pydantic pydantic_core uvicorn uvloop httptools h11 prometheus_client python_multipart anyio numpy",
     ),
     # level 7 and 8: applications
     "assistant": part(7, f"{BASE} server providers.base text images", "sqlalchemy"),
@@ -317,7 +321,7 @@ def test_the_base_install_is_what_the_package_imports() -> None:
 
 def names_of(requirements: list[str]) -> set[str]:
     """Names of distributions, without versions."""
-    return {requirement.split(">")[0].split("=")[0].split("<")[0].strip() for requirement in requirements}
+    return {requirement.split(";")[0].split(">")[0].split("=")[0].split("<")[0].strip() for requirement in requirements}
 
 
 @pytest.mark.parametrize(

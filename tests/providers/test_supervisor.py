@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,6 +42,7 @@ def alone(folder: Path) -> Iterator[herd.Model]:
 
 def served(folder: Path, use: Callable[[Supervisor], Awaitable[None]], **options: Any) -> None:
     """Runs `use` with a process that serves the model, and sees to it that none stays behind."""
+    seconds = options.pop("seconds", 60)
 
     async def run() -> None:
         supervisor = Supervisor(EngineOptions(model=str(folder), **{"load": CPU, **options}))
@@ -48,7 +50,7 @@ def served(folder: Path, use: Callable[[Supervisor], Awaitable[None]], **options
         process_id = supervisor.process_id
         assert process_id is not None
         try:
-            await asyncio.wait_for(use(supervisor), 60)
+            await asyncio.wait_for(use(supervisor), seconds)
             assert supervisor.is_idle or supervisor.is_up
         finally:
             last = supervisor.process_id
@@ -337,6 +339,61 @@ def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         asyncio.run(start(str(tmp_path / "nothing.gguf")))
     with pytest.raises(UsageError, match="backend"):
         asyncio.run(start(str(tmp_path / "broken.gguf"), backend="abacus"))
+
+
+@pytest.mark.slow
+def test_a_thousand_open_streams_all_complete_with_the_bits_of_their_solo_runs(folder: Path, alone: herd.Model) -> None:
+    def request(index: int) -> CompletionRequest:
+        sampling = SamplingParams(temperature=float(index % 2), seed=index, logprobs=1)
+        return completion(f"stream {index} " * (index % 5 + 1), 4 + index % 13, sampling=sampling, caller=Caller(f"key {index % 7}"))
+
+    async def use(service: Supervisor) -> None:
+        found = await asyncio.gather(*(read(service.complete(request(index))) for index in range(1000)))
+        for index, events in enumerate(found):
+            assert isinstance(events[-1], Finished)
+            assert tokens(events) == tokens(list(alone.provider.complete(request(index))))
+        await all_back(service)
+
+    served(folder, use)
+
+
+@pytest.mark.slow
+def test_cancellations_at_random_phases_leave_nothing_behind(folder: Path) -> None:
+    """Ten thousand here; the engine's own test has the phases one by one."""
+
+    async def use(service: Supervisor) -> None:
+        rng = random.Random(1)
+
+        async def one() -> None:
+            answer = service.complete(completion("x" * rng.randrange(1, 200), rng.randrange(1, 20), ignore_end=True))
+            phase = rng.randrange(5)
+            if phase > 0:
+                await asyncio.sleep(rng.random() * 0.003)
+            if phase > 1:
+                await answer.accepted()
+            if phase > 2:
+                await anext(answer)
+            if phase == 4:
+                await read(answer)
+            await answer.aclose()
+
+        async def storm(count: int) -> None:
+            for _ in range(count):
+                await one()
+
+        async def held() -> tuple[int, int, int, int]:
+            gc.collect()
+            await all_back(service)
+            gauges = service.gauges
+            descriptors = [len(os.listdir(f"/proc/{each}/fd")) for each in (service.process_id, os.getpid())]
+            return (gauges.free_pages + gauges.cached_pages, *descriptors, len(asyncio.all_tasks()))
+
+        await asyncio.gather(*(storm(20) for _ in range(16)))
+        before = await held()
+        await asyncio.gather(*(storm(600) for _ in range(16)))
+        assert await held() == before
+
+    served(folder, use, seconds=300)
 
 
 def test_stop_reasons_and_usage_arrive(folder: Path) -> None:
