@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from starlette.routing import Route
 from herd.server.app import build
 from herd.server.house import House, make_house
 from herd.server.keys import Keys
-from herd.server.running import Front, listen
+from herd.server.running import Front, listen, new_runner
 from herd.server.settings import Settings
 from server.fake_pool import FakePool
 
@@ -34,6 +34,11 @@ class Running:
         return self.house.pool
 
 
+def _run(front: Front, listener: socket.socket) -> None:
+    with new_runner() as runner:
+        runner.run(front.serve(listener))
+
+
 @contextmanager
 def running(
     pool: FakePool | None = None, routes: Sequence[Route] | None = None, keys: Keys | None = None, **settings: Any
@@ -43,7 +48,7 @@ def running(
     house = make_house(pool or FakePool(), chosen, keys)
     listener = listen(chosen)
     front = Front(house, build(house, routes))
-    thread = threading.Thread(target=lambda: asyncio.run(front.serve(listener)), name="server")
+    thread = threading.Thread(target=_run, args=(front, listener), name="server")
     thread.start()
     try:
         front.wait_started(10)
