@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -254,6 +255,18 @@ def test_a_process_that_dies_takes_only_its_grammar_with_it() -> None:
         made.matcher(regex("ab"), {STOP})
         with pytest.raises(UsageError, match="cannot be held to"):
             made.matcher(regex("xyz"), {STOP})
+        made.matcher(regex("abc"), {STOP})
+    finally:
+        made.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process' memory so")
+def test_a_grammar_that_takes_too_much_memory_is_refused() -> None:
+    made = make_grammars(compiler=lambda *given: Compiler(*given, memory_bytes=1 << 22))
+    try:
+        made.matcher(regex("ab"), {STOP})
+        with pytest.raises(UsageError, match="too much memory"):
+            made.matcher(schema({"enum": [f"value {i}" for i in range(40_000)]}), {STOP})
         made.matcher(regex("abc"), {STOP})
     finally:
         made.close()

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +83,7 @@ def test_pieces_spell_the_arguments_of_the_call_that_follows_them(name: str) -> 
 
 def test_arguments_are_told_as_they_arrive() -> None:
     parser = StreamParser(Marks(), NAMES, heads=HEADS)
-    assert parser.push(' {"name": "f", "para') == []
+    assert parser.push('{"name": "f", "para') == []
     assert [piece.begun.arguments for piece in parser.push('meters": {"a": [1, "}') if piece.begun] == ['{"a": [1, "}']
     assert [piece.begun.arguments for piece in parser.push('"') if piece.begun] == ['"']
     (piece,) = parser.push("]}")
@@ -105,9 +106,11 @@ def test_a_call_whose_last_bracket_alone_is_missing_is_complete() -> None:
     assert called(found) == [("g", {"a": 1})]
 
 
-def test_after_a_text_calls_come_whole() -> None:
-    found = read(StreamParser(Marks(), NAMES, heads=HEADS), ["Look:", '\n{"name": "f", ', '"parameters": {"a": 1}}'])
-    assert called(found) == [("f", {"a": 1})] and spelled(found) == {}
+@pytest.mark.parametrize("before", ["Look:\n", "\n", ' {"name": "f", "arguments": {"a": 1}}', "[1]\n"])
+def test_after_anything_else_calls_come_whole(before: str) -> None:
+    """Only an answer that begins as a call is held to be one."""
+    found = read(StreamParser(Marks(), NAMES, heads=HEADS), [before, '{"name": "f", ', '"parameters": {"a": 1}}'])
+    assert called(found)[-1] == ("f", {"a": 1}) and spelled(found) == {}
 
 
 @settings(max_examples=300, deadline=None)

@@ -164,7 +164,7 @@ class StreamParser:
         match = lead.match(self._held)
         size = match.end() if match else 0
         rest = self._held[size : size + LEAD_MAX]
-        if self._heads and size <= LEAD_MAX:
+        if self._heads and (size == 0 or lead is _AFTER_CALL):
             found = next((text for text in self._heads if rest.startswith(text)), None)
             if found is not None:
                 begin = size + len(found)
@@ -172,6 +172,7 @@ class StreamParser:
                 return True
             if not self._finished and any(text.startswith(rest) for text in self._heads):
                 return False
+        self._heads = {}  # the answer did not begin so, or went on otherwise: nothing holds it from here on
         if size <= LEAD_MAX and not self._finished and (not rest or any(text.startswith(rest) for text in _BUILT_INS)):
             return False
         if rest and rest[0] in "{[" and size <= LEAD_MAX and self._failures < FAILURES_MAX:
