@@ -174,7 +174,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(serve: Serve) -> None:
 def test_what_a_batch_could_not_answer_in_time_has_expired(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     from herd.server.openai import batches
 
-    monkeypatch.setattr(batches, "WINDOW_S", 1)
+    monkeypatch.setattr(batches, "WINDOW_S", 4)
     server = serve(
         FakePool(FakeService(script=lambda request: [Wait(0 if "question 0" in request.messages[-1].text else 60), *words("a")]))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,11 +128,24 @@ def test_an_upload_that_breaks_off_leaves_nothing(serve: Serve, tmp_path: Path) 
         connection.sendall(head.encode() + PART.format(name="file", more='; filename="a"', value="y" * 3_000_000).encode())
         while not used(server):
             time.sleep(0.02)
-    for _ in range(200):
+    for _ in range(500):
         if not used(server):
             break
         time.sleep(0.02)
     assert used(server) == 0
+
+
+def test_another_server_that_starts_on_the_folder_leaves_uploads_alone(serve: Serve, tmp_path: Path) -> None:
+    first = serve(data_folder=tmp_path)
+
+    def content() -> Iterator[bytes]:
+        yield PART.format(name="file", more='; filename="a"', value="y" * 3_000_000).encode()[:-2]
+        serve(data_folder=tmp_path)
+        yield ("\r\n" + PURPOSE + END).encode()
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    made = httpx.post(f"{first.url}/v1/files", content=content(), headers=headers).json()
+    assert made["bytes"] == 3_000_000 and len(httpx.get(f"{first.url}/v1/files/{made['id']}/content").content) == 3_000_000
 
 
 def used(server: Running) -> int:

@@ -120,6 +120,12 @@ class Tables:
         self._sql.execute(update, (text, _bytes(text), expires, owner, kind, key))
         self._take(owner, _bytes(text) - row[0], checked=False)
 
+    def rename(self, owner: str, kind: str, key: str, new_kind: str, body: dict[str, Any], *, expires: int | None) -> None:
+        """An object becomes one of another kind, with another body and the same bytes."""
+        self.replace(owner, kind, key, body)
+        query = "UPDATE objects SET kind = ?, expires = ? WHERE owner = ? AND kind = ? AND id = ?"
+        self._sql.execute(query, (new_kind, expires, owner, kind, key))
+
     def page(self, owner: str, kind: str, *, after: str | None, limit: int, newest_first: bool, purpose: str | None = None) -> list[Kept]:
         """Up to `limit` objects in the order in which they came, those behind `after`. `NotThere` if that one is not there. `purpose`: only
         objects whose body says so."""
@@ -168,7 +174,7 @@ class Tables:
         return len(rows)
 
     def remove_orphans(self) -> None:
-        """Bytes and lines whose object never came or is gone: uploads that broke off."""
+        """Bytes and lines that belong to no object."""
         for table in ("pieces", "lines"):
             self._sql.execute(f"DELETE FROM {table} WHERE id NOT IN (SELECT id FROM objects)")
         self._sql.execute("DELETE FROM owners")
@@ -178,7 +184,8 @@ class Tables:
         )
 
     def append(self, owner: str, key: str, data: bytes, *, checked: bool = True) -> None:
-        """The next bytes of an object; they may come before the object does. `checked` False: also above the owner's share."""
+        """The next bytes of an object, which is there before them: another server that starts on the same file deletes what belongs to no
+        object. `checked` False: also above the owner's share."""
         for start in range(0, len(data), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             query = "INSERT INTO pieces SELECT ?, COALESCE(MAX(number), -1) + 1, ? FROM pieces WHERE id = ?"

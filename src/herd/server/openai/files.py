@@ -22,6 +22,8 @@ from herd.server.tables import Tables, new_id
 from herd.server.uploading import Form, read_form
 
 KIND = "file"
+UPLOAD = "upload"
+"""A file of which not all has come; one that was cut off by the end of its server goes within a day."""
 BATCH_OPEN = "batch_open"
 """An object beside each batch that is not over; its body names the file that it reads."""
 BATCH_FILE_DAYS = 30
@@ -64,14 +66,15 @@ async def create_file(request: Request) -> Response:
     house, owner = house_of(request), caller(request).name
     key, size, form = new_id("file-"), 0, Form()
     store = house.keeping.store
+    await store.write(lambda tables: tables.put(owner, UPLOAD, key, {}, expires=house.keeping.expires(days=1)))
     try:
         async for form, piece in read_form(request, house.settings.max_upload_bytes):  # noqa: B007
             size += len(piece)
             await store.write(lambda tables, piece=piece: tables.append(owner, key, piece))  # type: ignore[misc]
         value = _file_value(key, form, size)
-        await store.write(lambda tables: tables.put(owner, KIND, key, value, expires=value["expires_at"]))
+        await store.write(lambda tables: tables.rename(owner, UPLOAD, key, KIND, value, expires=value["expires_at"]))
     except BaseException as problem:
-        await store.write(lambda tables: tables.drop_pieces(owner, key), erase=True)
+        await store.write(lambda tables: tables.remove(owner, UPLOAD, key), erase=True)
         if isinstance(problem, ClientDisconnect):
             raise ApiError(499, "The client left.") from None
         raise
