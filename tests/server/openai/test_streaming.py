@@ -62,6 +62,17 @@ def test_usage_comes_last_without_choices_if_it_was_asked_for(client: openai.Ope
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens) == (7, 6, 13)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_each_piece_tells_the_tokens_so_far_if_it_was_asked_to(server: Running, path: str) -> None:
+    asked = {"messages": ASK["messages"]} if "chat" in path else {"prompt": "x"}
+    body = {"model": "fake", "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}, **asked}
+    with httpx.stream("POST", f"{server.url}{path}", json=body) as reply:
+        chunks = [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line.startswith("data: {")]
+    counts = [(chunk["usage"]["prompt_tokens"], chunk["usage"]["completion_tokens"]) for chunk in chunks]
+    assert counts == [*([(7, 0)] if "chat" in path else []), (7, 1), (7, 2), (7, 3), (7, 3), (7, 3)]
+    assert chunks[-1]["choices"] == []
+
+
 def test_several_answers_arrive_side_by_side(serve: Callable[..., Running], connect: Connect) -> None:
     def script(request: ChatRequest) -> list[Any]:
         return [Wait(0.2 * (2 - request.choice_index)), *words(f"answer {request.choice_index}")]

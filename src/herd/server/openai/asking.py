@@ -20,8 +20,11 @@ class Chunks(Protocol):
     def push(self, events: Sequence[Event]) -> str: ...
 
 
-async def ask(stack: AsyncExitStack, questions: Sequence[Callable[[], Answer]], params: Mapping[str | None, str]) -> list[Answer]:
-    """Asks all questions, and waits until each is accepted. The answers are left when the stack is; raises what is wrong with any.
+async def ask(
+    stack: AsyncExitStack, questions: Sequence[Callable[[], Answer]], params: Mapping[str | None, str]
+) -> tuple[list[Answer], list[int]]:
+    """Asks all questions, and waits until each is accepted: the answers, and the tokens of their prompts. The answers are left when the
+    stack is; raises what is wrong with any.
 
     params   what a field is called in this request, by the name that an error gives it, or by None where an error does not say
     """
@@ -30,12 +33,10 @@ async def ask(stack: AsyncExitStack, questions: Sequence[Callable[[], Answer]], 
         for question in questions:
             answers.append(question())
             stack.push_async_callback(answers[-1].aclose)
-        for answer in answers:
-            await answer.accepted()
+        return answers, [(await answer.accepted()).prompt_tokens for answer in answers]
     except UsageError as problem:
         problem.param = params.get(problem.param, problem.param)
         raise
-    return answers
 
 
 async def arriving(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, tuple[Event, ...]]]:

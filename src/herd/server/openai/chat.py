@@ -51,7 +51,7 @@ def _not_stored(value: object) -> object:
     return value
 
 
-class ChatBody(SamplingFields, ToolFields, ConstraintFields):
+class ChatBody(ConstraintFields, ToolFields, SamplingFields):
     """A conversation, and how it is to be answered."""
 
     HARMLESS: ClassVar[Mapping[str, str]] = {
@@ -131,7 +131,9 @@ def fetch_rules(settings: Settings) -> Rules:
 @operation("Answer a conversation", body=ChatBody, reply=ChatCompletion, streams=SSE, generates=True)
 async def create_chat(request: Request) -> Response | EventStream:
     """Messages in, an answer out: text, or calls of the tools that were offered. With `stream`, pieces come as server-sent events that end
-    with `[DONE]`. A prompt that does not fit the context is refused with both numbers; an answer ends where the context does."""
+    with `[DONE]`. Where a request does not say how to draw (`temperature`, `top_p`, `top_k` and the like), what the model's publisher
+    recommends is followed. A prompt that does not fit the context is refused with both numbers; an answer ends where the context does.
+    """
     body = await read_body(request, ChatBody)
     body.check()
     house = house_of(request)
@@ -142,7 +144,7 @@ async def create_chat(request: Request) -> Response | EventStream:
         first = chat_request(body, messages, service, seed)
         requests = [replace(first, choice_index=index) for index in range(body.num_choices)]
         params = {None: "messages", "response_format": body.constraint_param}
-        answers = await ask(stack, [_question(service, each) for each in requests], params)
+        answers, prompts = await ask(stack, [_question(service, each) for each in requests], params)
         head = {
             "id": new_id("chatcmpl"),
             "object": "chat.completion",
@@ -152,8 +154,8 @@ async def create_chat(request: Request) -> Response | EventStream:
             "service_tier": "default",
         }
         if body.stream:
-            frame = Frame({**head, "object": "chat.completion.chunk"}, seed, has_usage=body.include_usage, is_padded=body.is_padded)
-            chunks = [_chunks(body, frame, index) for index in range(body.num_choices)]
+            frame = body.frame({**head, "object": "chat.completion.chunk"}, seed)
+            chunks = [_chunks(body, frame, index, count) for index, count in enumerate(prompts)]
             pieces = streamed(answers, chunks, frame, has_usage=body.include_usage)
             return EventStream(pieces, held=stack.pop_all(), ping_s=house.settings.ping_s)
         collected = [ChatAnswer() for _ in answers]
@@ -167,8 +169,8 @@ def _question(service: Service, request: ChatRequest) -> Callable[[], Answer]:
     return lambda: service.chat(request)
 
 
-def _chunks(body: ChatBody, frame: Frame, index: int) -> ChatChunks:
-    return ChatChunks(frame, index, num_top=body.num_top, is_deprecated=body.is_deprecated_form)
+def _chunks(body: ChatBody, frame: Frame, index: int, prompt_tokens: int) -> ChatChunks:
+    return ChatChunks(frame, index, prompt_tokens, num_top=body.num_top, is_deprecated=body.is_deprecated_form)
 
 
 class ChatAnswer:

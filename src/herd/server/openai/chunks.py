@@ -30,13 +30,17 @@ class Frame:
     head        id, object, created, model and fingerprint
     seed        what the answers are drawn with; the first chunk of each tells it
     has_usage   whether each chunk says that usage is still to come
+    is_counted  whether each chunk tells the tokens of its answer so far instead
     is_padded   whether each chunk gets an `obfuscation` of such a length that its size tells little of its text
     """
 
-    def __init__(self, head: dict[str, Any], seed: int, *, has_usage: bool = False, is_padded: bool = False) -> None:
+    def __init__(
+        self, head: dict[str, Any], seed: int, *, has_usage: bool = False, is_counted: bool = False, is_padded: bool = False
+    ) -> None:
         self.seed = f',"seed":{seed}'
+        self.is_counted = is_counted
         self._begin = "data: " + _json(head)[:-1] + ',"choices":['
-        self._end = "}\n\n" if not has_usage else ',"usage":null}\n\n'
+        self._end = ',"usage":null}\n\n' if has_usage and not is_counted else "}\n\n"
         self._is_padded = is_padded
 
     def chunk(self, choice: str, more: str = "") -> str:
@@ -51,6 +55,25 @@ class Frame:
         return f'{self._begin}],"usage":{_json(usage)}}}\n\n'
 
 
+class Thread:
+    """The chunks of one answer within a frame: what the first of them has besides, and what is counted so far."""
+
+    def __init__(self, frame: Frame, prompt_tokens: int) -> None:
+        self.frame = frame
+        self._seed = frame.seed
+        self._prompt_tokens = prompt_tokens
+        self._tokens = 0
+
+    def chunk(self, choice: str, num_tokens: int = 0) -> str:
+        """A chunk with one choice, which is JSON already. num_tokens: how many tokens came with it."""
+        more, self._seed = self._seed, ""
+        if self.frame.is_counted:
+            self._tokens += num_tokens
+            total = self._prompt_tokens + self._tokens
+            more += f',"usage":{{"prompt_tokens":{self._prompt_tokens},"completion_tokens":{self._tokens},"total_tokens":{total}}}'
+        return self.frame.chunk(choice, more)
+
+
 class ChatChunks:
     """The chunks of one answer of a chat.
 
@@ -58,8 +81,11 @@ class ChatChunks:
     is_deprecated  whether a call is told as `function_call`
     """
 
-    def __init__(self, frame: Frame, index: int, *, num_top: int | None = None, is_deprecated: bool = False) -> None:
-        self._frame = frame
+    def __init__(
+        self, frame: Frame, index: int, prompt_tokens: int = 0, *, num_top: int | None = None, is_deprecated: bool = False
+    ) -> None:
+        self._thread = Thread(frame, prompt_tokens)
+        self._plain = frame.chunk if num_top is None and not frame.is_counted else None
         self._num_top = num_top
         self._is_deprecated = is_deprecated
         self._open = f'{{"index":{index},"delta":{{'
@@ -72,27 +98,28 @@ class ChatChunks:
 
     def push(self, events: Sequence[Event]) -> str:
         """All that these events say. Raises what made the answer fail."""
-        if len(events) == 1 and self._has_begun and type(first := events[0]) is Text and self._num_top is None:
-            return self._frame.chunk(f"{self._text_open}{_json(first.text)}{self._close}") if first.text else ""
+        if len(events) == 1 and self._has_begun and type(first := events[0]) is Text and self._plain is not None:
+            return self._plain(f"{self._text_open}{_json(first.text)}{self._close}") if first.text else ""
         made: list[str] = []
         if not self._has_begun:
             self._has_begun = True
-            made.append(self._delta('"role":"assistant","content":"","refusal":null', self._frame.seed))
-        for event in events:
-            if type(event) is Text:
-                if self._num_top is not None:
-                    made.append(self._with_logprobs(event.text, event.tokens, self._num_top))
-                elif event.text:
-                    made.append(self._frame.chunk(f"{self._text_open}{_json(event.text)}{self._close}"))
-            else:
-                made.append(self._other(event))
+            made.append(self._delta('"role":"assistant","content":"","refusal":null'))
+        made.extend(self._text(event) if type(event) is Text else self._other(event) for event in events)
         return "".join(made)
+
+    def _text(self, event: Text) -> str:
+        if self._num_top is not None:
+            return self._with_logprobs(event.text, event.tokens, self._num_top)
+        if not event.text and not (event.tokens and self._thread.frame.is_counted):
+            return ""
+        return self._thread.chunk(f"{self._text_open}{_json(event.text)}{self._close}", len(event.tokens))
 
     def _with_logprobs(self, text: str, tokens: tuple[TokenLogprob, ...], num_top: int) -> str:
         if not text and not tokens:
             return ""
         said = f'"content":{_json(text)}' if text else ""
-        return self._frame.chunk(f'{self._open}{said}}},"logprobs":{_json(chat_logprobs(tokens, num_top))},"finish_reason":null}}')
+        told = _json(chat_logprobs(tokens, num_top))
+        return self._thread.chunk(f'{self._open}{said}}},"logprobs":{told},"finish_reason":null}}', len(tokens))
 
     def _other(self, event: Event) -> str:
         match event:
@@ -135,21 +162,20 @@ class ChatChunks:
     def _finished(self, event: Finished) -> str:
         self.usage = event.usage
         reason = chat_reason(event, self._calls_begun > 0, self._is_deprecated)
-        return self._frame.chunk(f'{self._open}}},"logprobs":null,"finish_reason":"{reason}"}}')
+        return self._thread.chunk(f'{self._open}}},"logprobs":null,"finish_reason":"{reason}"}}')
 
-    def _delta(self, fields: str, more: str = "") -> str:
-        return self._frame.chunk(f"{self._open}{fields}{self._close}", more)
+    def _delta(self, fields: str) -> str:
+        return self._thread.chunk(f"{self._open}{fields}{self._close}")
 
 
 class TextChunks:
     """The chunks of one continued text. echo: the prompt's text, which comes first."""
 
-    def __init__(self, frame: Frame, index: int, *, num_top: int | None = None, echo: str = "") -> None:
-        self._frame = frame
+    def __init__(self, frame: Frame, index: int, prompt_tokens: int = 0, *, num_top: int | None = None, echo: str = "") -> None:
+        self._thread = Thread(frame, prompt_tokens)
         self._logprobs = None if num_top is None else TextLogprobs(num_top)
         self._echo = echo
         self._begin = f'{{"index":{index},"text":'
-        self._seed = frame.seed
         self.usage: Usage | None = None
 
     def push(self, events: Sequence[Event]) -> str:
@@ -159,28 +185,27 @@ class TextChunks:
     def _event(self, event: Event) -> str:
         match event:
             case Text():
-                return self._text(event.text, event.tokens)
+                return self._text(event.text, event.tokens, len(event.tokens))
             case Finished():
                 self.usage = event.usage
-                before = self._text("", ()) if self._echo else ""
-                return before + self._chunk(f'{self._begin}"","logprobs":null,"finish_reason":"{finish_reason(event.stop_reason)}"}}')
+                before = self._text("", (), 0) if self._echo else ""
+                return before + self._thread.chunk(
+                    f'{self._begin}"","logprobs":null,"finish_reason":"{finish_reason(event.stop_reason)}"}}'
+                )
             case Failed():
                 raise event.error
             case Calling() | Called():
                 return ""
             case _:
-                return self._text("", event.tokens)
+                return self._text("", event.tokens, 0)
 
-    def _text(self, text: str, tokens: tuple[TokenLogprob, ...]) -> str:
+    def _text(self, text: str, tokens: tuple[TokenLogprob, ...], num_new: int) -> str:
+        """num_new: how many of the tokens are the answer's."""
         text, self._echo = self._echo + text, ""
         logprobs = "null" if self._logprobs is None or not tokens else _json(self._logprobs.push(tokens))
-        if not text and logprobs == "null":
+        if not text and logprobs == "null" and not (num_new and self._thread.frame.is_counted):
             return ""
-        return self._chunk(f'{self._begin}{_json(text)},"logprobs":{logprobs},"finish_reason":null}}')
-
-    def _chunk(self, choice: str) -> str:
-        more, self._seed = self._seed, ""
-        return self._frame.chunk(choice, more)
+        return self._thread.chunk(f'{self._begin}{_json(text)},"logprobs":{logprobs},"finish_reason":null}}', num_new)
 
 
 def chat_reason(event: Finished, has_calls: bool, is_deprecated: bool) -> str:

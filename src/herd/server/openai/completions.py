@@ -18,7 +18,7 @@ from herd.errors import UsageError
 from herd.providers.base import Answer, CompletionRequest, Event, Failed, Finished, Prompted, Service, Text, TokenLogprob, Usage
 from herd.server.house import house_of
 from herd.server.openai.asking import arriving, ask, streamed
-from herd.server.openai.chunks import Frame, TextChunks
+from herd.server.openai.chunks import TextChunks
 from herd.server.openai.constraints import ConstraintFields
 from herd.server.openai.fields import CALLER_FIELDS, SamplingFields, TokenId
 from herd.server.openai.shapes import Completion
@@ -63,7 +63,7 @@ def separate(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]
     return list(given)  # type: ignore[arg-type]
 
 
-class CompletionBody(SamplingFields, ConstraintFields):
+class CompletionBody(ConstraintFields, SamplingFields):
     """Texts or ids, and how they are continued."""
 
     HARMLESS: ClassVar[Mapping[str, str]] = {**ConstraintFields.HARMLESS, **CALLER_FIELDS}
@@ -140,7 +140,7 @@ async def create_completion(request: Request) -> Response | EventStream:
         prompts = len(separate(body.prompt))
         echoes = await _echoes(body, service)
         params = {None: "prompt", "response_format": body.constraint_param}
-        answers = await ask(stack, [_question(service, each) for each in requests], params)
+        answers, counts = await ask(stack, [_question(service, each) for each in requests], params)
         head = {
             "id": new_id("cmpl"),
             "object": "text_completion",
@@ -149,9 +149,10 @@ async def create_completion(request: Request) -> Response | EventStream:
             "system_fingerprint": service.facts.fingerprint,
         }
         if body.stream:
-            frame = Frame(head, seed, has_usage=body.include_usage, is_padded=body.is_padded)
+            frame = body.frame(head, seed)
             chunks = [
-                TextChunks(frame, index, num_top=body.logprobs, echo=echoes[index // body.num_drawn]) for index in range(len(answers))
+                TextChunks(frame, index, count, num_top=body.logprobs, echo=echoes[index // body.num_drawn])
+                for index, count in enumerate(counts)
             ]
             pieces = streamed(answers, chunks, frame, has_usage=body.include_usage, prompts=prompts)
             return EventStream(pieces, held=stack.pop_all(), ping_s=house.settings.ping_s)

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from herd.errors import UsageError
 from herd.sampling.params import SamplingParams
+from herd.server.openai.chunks import Frame
 from herd.server.reading import Body
 from herd.server.settings import LIMITS
 
@@ -58,6 +59,7 @@ class StreamOptions(Body):
     """How an answer is streamed."""
 
     include_usage: bool | None = Field(None, description="A last piece tells the tokens of prompt and answer.")
+    continuous_usage_stats: bool | None = Field(None, description="Each piece tells the tokens of its answer so far, as vLLM's do.")
     include_obfuscation: bool | None = Field(
         None,
         description="Pieces are padded to sizes that tell nothing of their text, for networks that others can watch. Off unless asked for.",
@@ -108,8 +110,16 @@ class SamplingFields(Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
+    def is_counted(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+    @property
     def is_padded(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_obfuscation)
+
+    def frame(self, head: dict[str, Any], seed: int) -> Frame:
+        """What the chunks of a stream share, as `stream_options` want it."""
+        return Frame(head, seed, has_usage=self.include_usage, is_counted=self.is_counted, is_padded=self.is_padded)
 
     def check_stream(self) -> None:
         if self.stream_options is not None and not self.stream:
