@@ -30,15 +30,25 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def table(path: Path) -> str:
     """One results file as a table, and under it what was measured on what."""
     lines = lines_of(path)
-    rows = ["| figure | engine | value | spread | bound | share of it |", "|---|---|---|---|---|---|"]
+    beside = any("beside" in line for line in lines)
+    more = " beside | times | cost |" if beside else ""
+    rows = [f"| figure | engine | value | spread | bound | share of it |{more}", f"|---|---|---|---|---|---|{'---|' * 3 if beside else ''}"]
     for line in lines:
         unit, scale = readable(line)
         low, high = (shown(value / scale) for value in line["spread"])
         bound = f"{shown(line['bound']['value'] / scale)} ({line['bound']['what']})" if "bound" in line else ""
         share = f"{line['share']:.0%}" if "share" in line else ""
         value = f"{shown(line['value'] / scale)} {unit}"
-        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {value} | {low} to {high} | {bound} | {share} |")
+        cells = beside_of(line) if beside else ""
+        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {value} | {low} to {high} | {bound} | {share} |{cells}")
     return "\n".join([*rows, "", facts_of(path, lines), ""])
+
+
+def beside_of(line: dict[str, Any]) -> str:
+    """What another engine did, how many times that herd does, and what a step costs against one token, here and there."""
+    other = f"{shown(line['beside']['value'])} ({line['beside']['engine']})" if "beside" in line else ""
+    costs = " against ".join(str(line[key]) for key in ("cost", "cost_beside") if key in line)
+    return f" {other} | {line.get('ratio', '')} | {costs} |"
 
 
 def summary(path: Path) -> str:
@@ -75,8 +85,10 @@ def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
     facts = lines[0]
     versions = ", ".join(f"{engine}: {version}" for engine, version in facts["versions"].items())
     digest = f", sha256 {facts['model_sha256'][:12]}" if facts.get("model_sha256") else ""
+    models = "; ".join(dict.fromkeys(line["model"] for line in lines))
+    size = f" ({facts['model_mb']} MB{digest})" if "model_mb" in facts and len({line["model"] for line in lines}) == 1 else ""
     return (
-        f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {facts['model']} ({facts['model_mb']} MB{digest}); "
+        f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; "
         f"commit {facts['commit']}; {versions}. Medians of {min(line['rounds'] for line in lines if line['rounds'] > 1)} or more rounds."
     )
 

@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py [--threads 2] [--rounds 5] [--encoders llama-3.2-vision,llama-4]
 
-Encoders have the widths of the releases, fewer layers, and random bfloat16 weights: Llama 3.2 Vision encodes four tiles of 560 x 560
+Encoders have the widths of the releases, fewer layers, and random bfloat16 weights: Llama 3.2 Vision encodes one tile of 560 x 560
 pixels, Llama 4 two of 336 x 336. Operations are those of products and of attention, a multiply and an add counting as two.
 """
 
@@ -44,7 +44,7 @@ LLAMA_3_2 = Llama3VisionConfig(
     num_layers=2,
     crossing=(1,),
     vision=EncoderConfig(
-        tile=560, patch=14, max_tiles=4, width=1280, num_layers=2, num_global_layers=1, num_heads=16, ffn_width=5120, kept=(1,)
+        tile=560, patch=14, max_tiles=1, width=1280, num_layers=2, num_global_layers=1, num_heads=16, ffn_width=5120, kept=(1,)
     ),
 )
 LLAMA_4 = Llama4Config(
@@ -62,7 +62,7 @@ LLAMA_4 = Llama4Config(
     ),
 )
 ENCODERS: dict[str, tuple[Config, int, int, str]] = {
-    "llama-3.2-vision": (LLAMA_3_2, 4, 560, "3 of 40 layers"),
+    "llama-3.2-vision": (LLAMA_3_2, 1, 560, "3 of 40 layers"),
     "llama-4": (LLAMA_4, 2, 336, "3 of 34 layers"),
 }
 
