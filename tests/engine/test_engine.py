@@ -167,6 +167,37 @@ def test_requests_with_other_salts_share_nothing() -> None:
     assert next(engine.run(Request(tokens=[1] * 200, max_tokens=1, salt=b"a"))).sequence.cached_tokens == 199
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A picture, as far as the engine looks at it."""
+
+    digest: bytes
+    pixels: Any = None
+    rows: int = 1
+    columns: int = 1
+
+
+def test_a_chat_that_gains_a_picture_reuses_what_came_before_it() -> None:
+    engine = make()
+    cat, dog = Seen(b"cat"), Seen(b"dog")
+
+    def cached(length: int, *pictures: tuple[Seen, int, int]) -> int | None:
+        placed = tuple(Placed(picture, range(first, end)) for picture, first, end in pictures)
+        request = Request(tokens=[1] * length, max_tokens=1, pictures=placed)
+        found = next(engine.run(request)).sequence.cached_tokens
+        all_back(engine)
+        return found
+
+    assert cached(100) == 0
+    assert cached(300, (cat, 150, 180)) == 100  # a page and the part of another before the picture
+    assert cached(300, (cat, 150, 180)) == 299
+    assert cached(300, (dog, 150, 180)) == 128  # the picture begins in the third page
+    assert cached(300, (cat, 150, 181)) in range(128, 181)
+    assert cached(300, (cat, 151, 181)) == 128
+    assert cached(320, (cat, 150, 180), (dog, 310, 315)) in range(256, 310)
+    assert cached(320) == 128, "placeholders without a picture are other contents"
+
+
 def test_two_that_run_at_once_share_the_full_pages_of_a_prompt() -> None:
     engine = make()
     list(engine.run(Request(tokens=[1] * 200, max_tokens=1)))

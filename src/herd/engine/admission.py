@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as List
-from hashlib import blake2b
 from numbers import Integral
 from typing import TYPE_CHECKING
 
-from herd.backends.base import Backend, Placed
+from herd.backends.base import Backend
 from herd.engine.request import Progress, Purpose, Request, Sequence
 from herd.errors import CapacityError, ContextExceeded, UsageError
 from herd.sampling.params import SamplingParams
@@ -72,7 +70,7 @@ def new_answer(
         sampling=sampling,
         seed=_drawn_seed() if sampling.seed is None else sampling.seed,
         choice_index=request.choice_index,
-        salt=_salt(request.salt, request.pictures),
+        salt=request.salt,
         pictures=request.pictures,
         caller=request.caller,
         is_low=request.is_low,
@@ -94,7 +92,7 @@ def new_scores(request: Request, tokens: list[int], news: deque[Progress] | None
         stop_ids=frozenset(),
         sampling=SamplingParams(),
         seed=0,
-        salt=_salt(request.salt, request.pictures),
+        salt=request.salt,
         pictures=request.pictures,
         caller=request.caller,
         is_low=request.is_low,
@@ -102,16 +100,6 @@ def new_scores(request: Request, tokens: list[int], news: deque[Progress] | None
         adapter=request.adapter,
         news=news,
     )
-
-
-def _salt(salt: bytes, pictures: tuple[Placed, ...]) -> bytes:
-    """The salt of a sequence with pictures: placeholders look alike, whatever picture they stand for."""
-    if not pictures:
-        return salt
-    mixed = blake2b(salt, digest_size=32)
-    for placed in pictures:
-        mixed.update(placed.picture.digest + array("q", placed.positions).tobytes())
-    return mixed.digest()
 
 
 def _drawn_seed() -> int:

@@ -4,9 +4,10 @@
       ^                                  ^                            |
       +------------- evicted ------------+--------- found ------------+      least recently released first
 
-A full page has a key: a digest of a salt and of *all* tokens from the first to the page's last, so equal keys mean equal
-contents. A partly filled page that a sequence leaves behind is kept under the key of the page before it, together with its
-tokens; because nobody else can own it, the next conversation that begins like this takes it over and writes on.
+A full page has a key: a digest of a salt and of *all* tokens from the first to the page's last, and of the pictures that some of
+them stand for, so equal keys mean equal contents. A partly filled page that a sequence leaves behind is kept under the key of the page
+before it, together with its tokens; because nobody else can own it, the next conversation that begins like this takes it over and
+writes on.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ def first_key(salt: bytes) -> bytes:
     return blake2b(salt, digest_size=KEY_BYTES).digest()
 
 
-def next_key(before: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of a page that holds `tokens` after everything that `before` stands for."""
-    return blake2b(before + array("I", tokens).tobytes(), digest_size=KEY_BYTES).digest()
+Content = int | tuple[int, bytes, int]
+"""A token; one that stands for a picture with the picture's digest and its own place among that picture's tokens."""
+
+
+def next_key(before: bytes, contents: Sequence[Content]) -> bytes:
+    """The key of a page that holds `contents` after everything that `before` stands for."""
+    tokens = array("I", [each if isinstance(each, int) else each[0] for each in contents])
+    mixed = blake2b(before + tokens.tobytes(), digest_size=KEY_BYTES)
+    for index, each in enumerate(contents):
+        if not isinstance(each, int):
+            mixed.update(array("q", [index, each[2], len(each[1])]).tobytes() + each[1])
+    return mixed.digest()
 
 
 class Pages:
@@ -39,7 +49,7 @@ class Pages:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._key_of: dict[int, bytes] = {}
         self._page_of: dict[bytes, int] = {}
-        self._tail_of: dict[bytes, tuple[int, tuple[int, ...]]] = {}
+        self._tail_of: dict[bytes, tuple[int, tuple[Content, ...]]] = {}
         self._before_tail: dict[int, bytes] = {}
 
     @property
@@ -95,7 +105,7 @@ class Pages:
         self._cached.pop(page, None)
         self._owners[page] += 1
 
-    def tail(self, before: bytes, tokens: Sequence[int]) -> tuple[int, int] | None:
+    def tail(self, before: bytes, tokens: Sequence[Content]) -> tuple[int, int] | None:
         """A cached, partly filled page after `before` and how many of `tokens` it begins with, if any."""
         kept = self._tail_of.get(before)
         if kept is None:
@@ -133,7 +143,7 @@ class Pages:
         else:
             self._free.append(page)
 
-    def leave_tail(self, page: int, before: bytes, tokens: Sequence[int]) -> None:
+    def leave_tail(self, page: int, before: bytes, tokens: Sequence[Content]) -> None:
         """As `release`, for a page with a single owner that holds only `tokens` after `before`."""
         assert self._owners[page] == 1 and page not in self._key_of and tokens
         if before in self._tail_of:

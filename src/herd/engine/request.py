@@ -12,6 +12,7 @@ While a step is in progress that tries drafted tokens, `placed` counts those too
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection
 from collections.abc import Sequence as List
@@ -20,6 +21,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from herd.backends.base import Placed
+from herd.engine.pages import Content
 from herd.errors import HerdError
 from herd.records import dataclass
 from herd.sampling.params import SamplingParams
@@ -41,7 +43,7 @@ class Request:
     stop_ids        tokens that end the answer; None: the engine's own
     choice_index    which of several answers to the same prompt and seed this is
     salt            requests share cached pages only with requests of the same salt
-    pictures        where in the prompt which picture is; pages are shared only with requests that have the same ones there
+    pictures        where in the prompt which picture is; pages are shared with requests that have the same ones up to their end
     matcher         says what may come next, for an answer that is held to a language; made for this request alone
     caller          on whose behalf: each name gets an equal share of a full engine
     is_low          runs in what requests without it leave
@@ -136,6 +138,16 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that are known and not yet computed: 1 while decoding."""
         return len(self.tokens) - self.computed
+
+    def contents(self, start: int, end: int) -> List[Content]:
+        """The tokens at positions `start` to `end`, those that stand for a picture with which one: what decides what a page holds."""
+        found: list[Content] = list(self.tokens[start:end])
+        for placed in self.pictures:
+            first, last = bisect_left(placed.positions, start), bisect_left(placed.positions, end)
+            for place in range(first, last):
+                position = placed.positions[place]
+                found[position - start] = (self.tokens[position], placed.picture.digest, place)
+        return found
 
     @property
     def answer(self) -> list[int]:

@@ -301,7 +301,7 @@ class Scheduler:
         size, last = self.limits.page_tokens, sequence.length - 1
         shared = self.pages.find([self._key(sequence, index) for index in range(last // size)])
         start = len(shared) * size
-        tail = self.pages.tail(self._key(sequence, len(shared) - 1), sequence.tokens[start : min(start + size, last)])
+        tail = self.pages.tail(self._key(sequence, len(shared) - 1), sequence.contents(start, min(start + size, last)))
         return (shared, [], start) if tail is None else (shared, [tail[0]], start + tail[1])
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -331,7 +331,7 @@ class Scheduler:
             if not keep and self.pages.owners(page) == 1:
                 self.pages.forget_contents(page)
             if keep and index == full and rest:
-                self.pages.leave_tail(page, self._key(sequence, index - 1), sequence.tokens[sequence.computed - rest : sequence.computed])
+                self.pages.leave_tail(page, self._key(sequence, index - 1), sequence.contents(sequence.computed - rest, sequence.computed))
             else:
                 self.pages.release(page)
         sequence.pages = []
@@ -344,7 +344,7 @@ class Scheduler:
         keys, size = sequence.page_keys, self.limits.page_tokens
         while len(keys) <= index:
             before = keys[-1] if keys else first_key(sequence.salt)
-            keys.append(next_key(before, sequence.tokens[len(keys) * size : (len(keys) + 1) * size]))
+            keys.append(next_key(before, sequence.contents(len(keys) * size, (len(keys) + 1) * size)))
         return keys[index]
 
 
