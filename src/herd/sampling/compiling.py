@@ -61,6 +61,11 @@ class Compiler:
         self._lock = threading.Lock()
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
 
+    def begin(self) -> None:
+        """Starts the process now, so that nobody waits for it later. If that fails, `check` tries again."""
+        with self._lock, contextlib.suppress(CapacityError):
+            self._ready()
+
     def check(self, grammar: str) -> Verdict:
         """What is wrong with a grammar, and how large it is. `CapacityError` if the process cannot be started."""
         key = blake2b(grammar.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -81,14 +86,17 @@ class Compiler:
             self._end()
 
     def _try(self, grammar: str) -> Verdict:
-        if self._child is None:
-            self._child = _Child(self._start)
-            weakref.finalize(self, self._child.kill)
         try:
-            return self._child.ask(grammar, self._seconds)
+            return self._ready().ask(grammar, self._seconds)
         except _TooMuch as problem:
             self._end()
             return Verdict(str(problem), 0)
+
+    def _ready(self) -> _Child:
+        if self._child is None:
+            self._child = _Child(self._start)
+            weakref.finalize(self, self._child.kill)
+        return self._child
 
     def _end(self) -> None:
         if self._child is not None:

@@ -245,8 +245,9 @@ class _Vocabulary:
             tokens[token] = b"<|%d|>" % token
         tokens.append(b"<|end|>")
         special_ids = sorted([*specials, self.num_tokens])
-        self.table: LLTokenizer = LLTokenizer(_Cutting(tokens, special_ids, spelling.encode))  # type: ignore[arg-type]
         self.compiler = make_compiler(tokens, special_ids)
+        threading.Thread(target=self.compiler.begin, daemon=True).start()  # while the table is made
+        self.table: LLTokenizer = LLTokenizer(_Cutting(tokens, special_ids, spelling.encode))  # type: ignore[arg-type]
 
 
 class _Cutting(Words):
