@@ -14,6 +14,8 @@
 // queries are rounded to 16 bits with a scale for each head, and the weights of a page, times the values' scales, with one for each
 // row and group: the sums over a group are then exact integers.
 // Reference: backends/reference/ops.py:attention, backends/reference/integer_cache.py.
+#include <utility>
+
 #include "kernels/attention_products.h"
 #include "kernels/hadamard.h"
 #include "kernels/operations.h"
@@ -26,11 +28,25 @@ constexpr int64_t kTileRows = 60;
 constexpr float kNothing = -__builtin_inff();
 constexpr float kLowest = -3.4028235e38f;
 constexpr float kMost = 32767.0f;  // of 16-bit integers
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 constexpr float kTiny = 1e-30f;     // a row of smaller numbers is rounded to zeros
 
+// 2^x for x <= 0, at most 1e-7 from exact in proportion; 0 below -126; 2^0 is exactly 1; not a number stays so.
+inline Vector power_of_two(Vector x) {
+    const Vector n = round_even(largest(broadcast(-130.0f), x)), f = x - n;
+    Vector p = broadcast(1.326468656770885e-3f);
+    p = fused(p, f, broadcast(9.671512059867382e-3f));
+    p = fused(p, f, broadcast(5.550733953714371e-2f));
+    p = fused(p, f, broadcast(0.24022242426872253f));
+    p = fused(p, f, broadcast(0.6931470036506653f));
+    p = fused(p, f, broadcast(1.0f));
+    return zero_below(times_power_of_two(p, n), x, -126.0f);
+}
+
 // In place: the scores of kRows rows, each times its factor, become weights. All see the keys [first, valid); `width` scores, a multiple
-// of 16, are there, which is at least as many. Several rows at once, as each is a chain of dependent steps.
-template <int kRows>
+// of 16, are there, which is at least as many. Several rows at once, as each is a chain of dependent steps. With kRounded the weights will
+// be rounded to 16 bits: scores are then taken to the base of 2.
+template <int kRows, bool kRounded>
 __attribute__((noinline)) void weigh(float* scores, const float* factors, int64_t first, int64_t valid, int64_t width, float* maxima, float* sums) {
     if (valid <= 0 || first >= width || first >= valid) {
         for (int m = 0; m < kRows; ++m) {
@@ -43,7 +59,7 @@ __attribute__((noinline)) void weigh(float* scores, const float* factors, int64_
     Vector times[kRows], tops[kRows], totals[kRows];
     HERD_UNROLL for (int m = 0; m < kRows; ++m) {
         for (int64_t i = 0; i < first; ++i) scores[m * kPageTokens + i] = kNothing;
-        times[m] = broadcast(factors[m]);
+        times[m] = broadcast(kRounded ? factors[m] * kLog2E : factors[m]);
         tops[m] = broadcast(kNothing);
         totals[m] = broadcast(0.0f);
     }
@@ -56,12 +72,14 @@ __attribute__((noinline)) void weigh(float* scores, const float* factors, int64_
         }
     }
     HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-        maxima[m] = largest(tops[m]);
-        tops[m] = broadcast(maxima[m]);
+        const float top = largest(tops[m]);
+        maxima[m] = kRounded ? top * kLn2 : top;
+        tops[m] = broadcast(top);
     }
     for (int64_t i = 0; i < width; i += kW) {
         HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-            Vector weight = exponential(load(scores + m * kPageTokens + i) - tops[m]);
+            const Vector below = load(scores + m * kPageTokens + i) - tops[m];
+            Vector weight = kRounded ? power_of_two(below) : exponential(below);
             if (valid < width) weight = keep_first(weight, valid - i, 0.0f);
             store(scores + m * kPageTokens + i, weight);
             totals[m] = totals[m] + weight;
@@ -161,8 +179,13 @@ void weigh_rows(const PageView& view, const float* factors, Scratch& scratch) {
     const Partial page(scratch.page, view.rows());
     constexpr float kOnes[4] = {1.0f, 1.0f, 1.0f, 1.0f};
     rows_of_tokens(view, [&]<int kRows>(int64_t t, int64_t r) {
-        weigh<kRows>(scratch.scores + r * kPageTokens, factors != nullptr ? factors + r : kOnes, view.seen_from(t), view.seen_to(t), view.width(), page.largest + r,
-                     page.sums + r);
+        const int64_t from = view.seen_from(t), to = view.seen_to(t), width = view.width();
+        float* scores = scratch.scores + r * kPageTokens;
+        if (factors != nullptr) {
+            weigh<kRows, true>(scores, factors + r, from, to, width, page.largest + r, page.sums + r);
+        } else {
+            weigh<kRows, false>(scores, kOnes, from, to, width, page.largest + r, page.sums + r);
+        }
     });
 }
 
@@ -340,10 +363,11 @@ void attend(const AttentionTile& tile, uint8_t* scratch_bytes, float* partial) {
     take_queries(tile, scratch);
     // Rows that only fill a register: their parts of a partial must be numbers.
     clear(shape, rows, scratch.page);
+    clear(shape, rows, scratch.split);
     clear(shape, rows, partial);
     const int64_t seen_from = tile.sight.first(tile.position), seen_to = tile.sight.end(tile.position + tile.tokens - 1);
     for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
-        clear(shape, rows, scratch.split);
+        bool is_first = true;  // of the split's pages: onto nothing folds what is there already
         for (int64_t first = split * kSplitTokens; first < (split + 1) * kSplitTokens; first += kPageTokens) {
             if (first >= seen_to) break;
             if (first + kPageTokens <= seen_from) continue;
@@ -351,9 +375,14 @@ void attend(const AttentionTile& tile, uint8_t* scratch_bytes, float* partial) {
             const uint8_t* keys = tile.cache + tile.pages[number] * tile.page_stride;
             const uint8_t* next_keys = tile.cache + tile.pages[next] * tile.page_stride;
             read_page({tile, first, shape.key_bytes(), next_keys - keys - shape.key_bytes()}, keys, scratch);
-            fold(shape, rows, scratch.page, scratch.split);
+            if (is_first) {
+                std::swap(scratch.page, scratch.split);
+            } else {
+                fold(shape, rows, scratch.page, scratch.split);
+            }
+            is_first = false;
         }
-        fold(shape, rows, scratch.split, partial);
+        if (!is_first) fold(shape, rows, scratch.split, partial);
     }
 }
 

@@ -47,7 +47,7 @@ class IntegerRows:
         """What they stand for [S, K, H], rotated back."""
         groups = self.codes.reshape(*self.scales.shape, GROUP).astype(dtype) * self.scales.astype(dtype)[..., None]
         x = groups.reshape(self.codes.shape)[..., : self.head_width]
-        return hadamard(x) if self.is_rotated else x
+        return hadamard(x) if self.is_rotated else np.asarray(x)
 
 
 def num_groups(head_width: int) -> int:
@@ -83,7 +83,8 @@ def hadamard(x: Floats) -> Floats:
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         y = np.stack([a + b, a - b], axis=-2).reshape(y.shape)
         half *= 2
-    return y.reshape(x.shape) * x.dtype.type(1 / np.sqrt(np.float32(run)))
+    turned: Floats = y.reshape(x.shape) * x.dtype.type(1 / np.sqrt(np.float32(run)))
+    return turned
 
 
 def attend(

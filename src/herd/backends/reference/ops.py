@@ -176,7 +176,8 @@ class NumpyOps(PlainOps):
     def cross_attention(self, q_TNH: Floats, memory: Memory, scale: float) -> Floats:
         y_TNH = np.zeros_like(q_TNH)
         for rows, keys, values in memory.pieces:
-            if isinstance(keys, list):
+            if isinstance(keys, list) or isinstance(values, list):
+                assert isinstance(keys, list) and isinstance(values, list)
                 y_TNH[rows] = integer_cache.attend(q_TNH[rows], list(zip(keys, values, strict=True)), scale)
                 continue
             q_KGTH = _by_kv_head(q_TNH[rows], keys.shape[1])

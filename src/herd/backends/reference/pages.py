@@ -58,9 +58,10 @@ class IntegerLayerCache:
     def write(self, k_TKH: Floats, v_TKH: Floats) -> None:
         """Stores this step's keys and values at their positions, rounded."""
         keys, values = rounded(k_TKH, self.form), rounded(v_TKH, self.form)
+        parts: tuple[NDArray[Any], ...] = (keys.codes, keys.scales, values.codes, values.scales)
         for place in self.places:
             own = place.slots[place.start :]
-            for stored, made in zip(self.stored, (keys.codes, keys.scales, values.codes, values.scales), strict=True):
+            for stored, made in zip(self.stored, parts, strict=True):
                 stored[own] = made[place.rows]
 
     def rows(self, place: Place) -> tuple[IntegerRows, IntegerRows]:
