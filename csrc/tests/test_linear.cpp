@@ -219,6 +219,10 @@ int main() {
                 check_case(kernels, {storage, arithmetic, 1, block == 1 ? 33 : block}, random, is_fused);
                 check_case(kernels, {storage, arithmetic, 37, block == 256 ? 512 : 160}, random, is_fused);
                 check_case(kernels, {storage, arithmetic, 48, block == 256 ? 768 : 544}, random, is_fused);
+                for (int i = 0; i < 3; ++i) {  // any shape
+                    const int64_t rows = 1 + static_cast<int64_t>(random() % 70), blocks = 1 + static_cast<int64_t>(random() % (block == 256 ? 4 : 12));
+                    check_case(kernels, {storage, arithmetic, rows, block == 1 ? 1 + static_cast<int64_t>(random() % 300) : block * blocks}, random, is_fused);
+                }
             }
         }
         check_prepared(kernels);
