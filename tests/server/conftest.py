@@ -51,11 +51,11 @@ def running(
     thread = threading.Thread(target=_run, args=(front, listener), name="server")
     thread.start()
     try:
-        front.wait_started(10)
+        front.wait_started(60)
         yield Running(house, front, listener.getsockname()[1])
     finally:
         front.stop(at_once=True)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive(), "the server does not end"
 
 

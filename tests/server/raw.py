@@ -24,12 +24,12 @@ class Answered:
 
 
 @contextmanager
-def connection(port: int, timeout_s: float = 10.0) -> Iterator[socket.socket]:
+def connection(port: int, timeout_s: float = 60.0) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", port), timeout_s) as made:
         yield made
 
 
-def ask(port: int, data: bytes, timeout_s: float = 10.0) -> Answered:
+def ask(port: int, data: bytes, timeout_s: float = 60.0) -> Answered:
     """Sends bytes as they are and reads until the server is done with the connection, or a response is complete."""
     with connection(port, timeout_s) as made:
         send_all(made, data)

@@ -35,10 +35,10 @@ def test_an_answer_comes_in_pieces(serve: Serve) -> None:
 
 
 def test_pieces_are_sent_when_they_are_there(serve: Serve) -> None:
-    server = serve(FakePool(FakeService(script=[Text("a"), Wait(0.5), Text("b")])), ROUTES)
+    server = serve(FakePool(FakeService(script=[Text("a"), Wait(20), Text("b")])), ROUTES)
     began = time.monotonic()
     with httpx.stream("POST", f"{server.url}/v1/ask", json=body(stream=True)) as answer:
-        assert "a" in next(answer.iter_text()) and time.monotonic() - began < 0.4
+        assert "a" in next(answer.iter_text()) and time.monotonic() - began < 10
 
 
 def test_a_stream_that_waits_says_that_it_lives(serve: Serve) -> None:
@@ -84,7 +84,7 @@ def test_what_fails_in_the_middle_ends_with_an_error_in_the_shape_of_its_api(ser
 
 
 def test_the_model_is_held_until_the_last_piece(serve: Serve) -> None:
-    server = serve(FakePool(FakeService(script=[Text("a"), Wait(0.3), Text("b")])), ROUTES)
+    server = serve(FakePool(FakeService(script=[Text("a"), Wait(20), Text("b")])), ROUTES)
     with httpx.stream("POST", f"{server.url}/v1/ask", json=body(stream=True)) as answer:
         next(answer.iter_text())
         assert server.pool.used == 1 and server.house.admission.running == 1

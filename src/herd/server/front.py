@@ -10,9 +10,10 @@ refuses never reaches the application:
 
 from __future__ import annotations
 
+import functools
 import http
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -184,6 +185,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
+        cast(dict[str, Any], cycle.scope)["herd.write"] = functools.partial(_write, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _check_head(self) -> None:
@@ -248,6 +250,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.write(_response(refusal, self.server_state.default_headers))
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+
+def _write(cycle: RequestResponseCycle, piece: bytes) -> bool:
+    """Sends a piece of a chunked body now, if nothing stands in its way; what `send` does, without a coroutine for each token."""
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+    return True
 
 
 def _leave(cycle: RequestResponseCycle | None) -> None:

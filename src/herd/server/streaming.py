@@ -2,7 +2,8 @@
 
     pieces (bytes, each a whole event) --EventStream--> chunks of HTTP
 
-A stream is a plain ASGI response: what a token costs here is one `send`. When the client leaves, the request's task is cancelled (see
+A stream is a plain ASGI response. Behind `front.py` a piece is written at once where the client reads as fast as it is told; elsewhere,
+and for all others, it is one `send`. When the client leaves, the request's task is cancelled (see
 `app.py`), and with it the iteration of the pieces. A client that does not read is dropped by `front.py`.
 """
 
@@ -85,11 +86,13 @@ class EventStream:
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         message: dict[str, object] = {"type": "http.response.body", "body": b"", "more_body": True}
+        write = scope.get("herd.write", _cannot)
         try:
             async for piece in self._pieces:
                 self._is_quiet = False
-                message["body"] = piece
-                await send(message)
+                if not write(piece):
+                    message["body"] = piece
+                    await send(message)
         except asyncio.CancelledError:
             # Either nobody listens any more, and this goes nowhere, or the server stops.
             with suppress(TimeoutError):
@@ -114,6 +117,10 @@ class EventStream:
             await asyncio.sleep(self._ping_s)
             if self._is_quiet:
                 await send({"type": "http.response.body", "body": self._ping, "more_body": True})
+
+
+def _cannot(piece: bytes) -> bool:
+    return False
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
