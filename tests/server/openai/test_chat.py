@@ -15,6 +15,7 @@ from herd.providers.base import ChatRequest, Failed, Finished, Text, TokenLogpro
 from herd.sampling.stop import StopReason
 from herd.text.messages import Image, Role
 from server.fake_pool import FakePool, FakeService, Refuse, words
+from server.test_fetching import PICTURE, send, site
 
 if TYPE_CHECKING:
     from server.conftest import Running
@@ -198,6 +199,21 @@ def test_addresses_of_pictures_are_refused_unless_hosts_are_allowed(serve: Calla
     content = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]
     problem = refusal(connect(server), messages=[{"role": "user", "content": content}])
     assert problem.param == "messages.0.content.1.image_url" and "data: URL" in problem.message
+
+
+def test_addresses_of_pictures_are_fetched_from_hosts_that_are_allowed(serve: Callable[..., Running], connect: Connect) -> None:
+    def picture(url: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    with site(b=send(b"another"), gone=send(b"", 404)) as web:
+        server = serve(FakePool(FakeService(facts_given={"sees_pictures": True})), image_host=(f"127.0.0.1:{web.port}",))
+        content = [picture(web.url()), picture(web.url("/b")), picture(PIXEL), {"type": "text", "text": "?"}, picture(web.url())]
+        connect(server).chat.completions.create(model="fake", messages=[{"role": "user", "content": content}])  # type: ignore[list-item]
+        sources = [part.source for part in asked(server).messages[0].parts if isinstance(part, Image)]
+        assert sources == [PICTURE, b"another", PIXEL, PICTURE]
+        assert sorted(path for path, _ in web.asked) == ["/a.png", "/b"], "each once"
+        problem = refusal(connect(server), messages=[{"role": "user", "content": [picture(web.url()), picture(web.url("/gone"))]}])
+        assert problem.param == "messages.0.content.1.image_url" and "could not be fetched" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ Every role has its own shape, so that a field in the wrong place is refused by n
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,6 +21,9 @@ from herd.server.reading import Body
 from herd.server.settings import LIMITS
 from herd.text.messages import Image, Message, Role, Text
 from herd.text.tools import ToolCall, plain_json, tool_name
+
+FETCHES_AT_ONCE = 4
+"""Pictures of one request that are fetched at the same time."""
 
 _NO_NAMES = "the formats of Llama models have no place for names; write the name into the content."
 _CACHE_MARKS: Mapping[str, str] = {"cache_control": CACHE_IS_AUTOMATIC, "prompt_cache_breakpoint": CACHE_IS_AUTOMATIC}
@@ -188,27 +192,47 @@ def read_conversation(given: Sequence[AnyMessage]) -> list[Message]:
 
 
 async def with_pictures(messages: Sequence[Message], rules: Rules) -> list[Message]:
-    """The same messages with the bytes of pictures that are named by address. `UsageError` for what may not or cannot be fetched."""
-    return [message async for message in _fetched(messages, rules)]
+    """The same messages with the bytes of pictures that are named by address. `UsageError` for what may not or cannot be fetched, and for
+    pictures that are together larger than `rules` lets one be, times four."""
+    places = {
+        str(part.source): f"messages.{index}.content.{place}.image_url"
+        for index, message in reversed(list(enumerate(messages)))
+        for place, part in reversed(list(enumerate(message.parts)))
+        if isinstance(part, Image) and _is_address(part)
+    }
+    if not places:
+        return list(messages)
+    found: dict[str, bytes] = {}
+    turns = asyncio.Semaphore(FETCHES_AT_ONCE)
+
+    async def fetch(url: str, at: str) -> None:
+        async with turns:
+            try:
+                found[url] = await fetch_picture(url, rules)
+            except UsageError as problem:
+                raise UsageError(f"{at}: {problem}", param=at) from None
+        if sum(map(len, found.values())) > FETCHES_AT_ONCE * rules.max_bytes:
+            raise UsageError(f"The pictures are larger than {FETCHES_AT_ONCE * rules.max_bytes} bytes together.", param="messages")
+
+    await _together([fetch(url, at) for url, at in places.items()])
+    return [
+        replace(message, content=tuple(_held(part, found) for part in message.parts)) if message.images else message for message in messages
+    ]
 
 
-async def _fetched(messages: Sequence[Message], rules: Rules) -> AsyncIterator[Message]:
-    for index, message in enumerate(messages):
-        if not any(_is_address(image) for image in message.images):
-            yield message
-            continue
-        parts: list[Text | Image] = []
-        for place, part in enumerate(message.parts):
-            parts.append(await _picture(part, rules, f"messages.{index}.content.{place}.image_url") if _is_address(part) else part)
-        yield replace(message, content=tuple(parts))
-
-
-async def _picture(part: Text | Image, rules: Rules, at: str) -> Image:
-    assert isinstance(part, Image)
+async def _together(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Runs all of them; the first that fails ends the others, and is what is raised."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
-        return Image(await fetch_picture(str(part.source), rules))
-    except UsageError as problem:
-        raise UsageError(f"{at}: {problem}", param=at) from None
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _held(part: Text | Image, found: Mapping[str, bytes]) -> Text | Image:
+    return Image(found[str(part.source)]) if isinstance(part, Image) and _is_address(part) else part
 
 
 def _is_address(part: Text | Image) -> bool:
