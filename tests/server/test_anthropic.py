@@ -193,16 +193,20 @@ def test_no_tool_is_told_to_the_model_when_none_may_be_called(server: Running, c
     assert asked(server).tools == ()
 
 
-def test_a_picture_in_the_message_reaches_the_model(server: Running, client: anthropic.Anthropic) -> None:
+def test_a_picture_in_the_message_reaches_a_model_that_sees(serve: Callable[..., Running], client: anthropic.Anthropic) -> None:
     data = base64.b64encode(b"not looked at here").decode()
     source: Any = {"type": "base64", "media_type": "image/png", "data": data}
-    client.messages.create(
-        model="fake",
-        max_tokens=10,
-        messages=[{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]}],
-    )
+    messages: Any = [{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]}]
+    with pytest.raises(anthropic.BadRequestError, match="reads text only"):
+        client.messages.create(model="fake", max_tokens=10, messages=messages)
+    server = serve(FakePool(FakeService(facts_given={"sees_pictures": True})))
+    with client_of(server) as seeing:
+        seeing.messages.create(model="fake", max_tokens=10, messages=messages)
+        with pytest.raises(anthropic.BadRequestError, match="at most 64"):
+            seeing.messages.create(model="fake", max_tokens=10, messages=[{"role": "user", "content": messages[0]["content"] * 65}])
     picture, text = asked(server).messages[0].parts
-    assert isinstance(picture, Image) and picture.source == f"data:image/png;base64,{data}" and text.text == "What is it?"  # type: ignore[union-attr]
+    assert isinstance(picture, Image) and picture.source == f"data:image/png;base64,{data}"
+    assert not isinstance(text, Image) and text.text == "What is it?"
 
 
 def test_a_picture_by_address_is_refused_where_no_host_is_allowed(client: anthropic.Anthropic) -> None:

@@ -224,6 +224,11 @@ def pictures_asked_by_address(body: Asked) -> list[str]:
 def to_chat(body: Asked, facts: ModelFacts, fetched: Mapping[str, bytes] | None = None) -> ChatRequest:
     """The question. `fetched`: the pictures that are named by address. `UsageError` names the field that does not fit."""
     messages = read_turns(body, fetched or {})
+    num_pictures = sum(len(message.images) for message in messages)
+    if num_pictures and not facts.sees_pictures:
+        raise UsageError(f"{body.model} reads text only; the conversation has pictures.", param="messages")
+    if num_pictures > LIMITS.pictures:
+        raise UsageError(f"The conversation has {num_pictures} pictures; at most {LIMITS.pictures} are looked at.", param="messages")
     choice = read_choice(body)
     tools = tools_of(body.tools or ()) if choice.use is not ToolUse.NONE else ()
     if choice.use in (ToolUse.REQUIRED, ToolUse.NAMED) and not tools:

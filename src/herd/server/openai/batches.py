@@ -31,7 +31,7 @@ OPEN_MOST = 100
 
 
 class ExpiresAfter(Body):
-    anchor: Literal["created_at"]
+    anchor: Literal["created_at"] = "created_at"
     seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
 
 
