@@ -15,22 +15,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from collections.abc import Sequence as List
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from herd.backends.base import PAGE_TOKENS, Backend, Placed, Plan, Span, StepResult, Watch
-from herd.engine import contents
-from herd.engine.adapters import Adapters
+from herd.backends.base import PAGE_TOKENS, Backend, Placed
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.constrained import forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
+from herd.engine.driving import Driven, tell
 from herd.engine.forward import Outcome, accepted, forward
 from herd.engine.memory import available_bytes, default_num_pages
-from herd.engine.request import Load, Progress, Purpose, Request, Sequence, Status
-from herd.engine.scheduler import Limits, Part, Scheduler
+from herd.engine.request import Load, Progress, Purpose, Request, Sequence
+from herd.engine.scheduler import Limits, Part
 from herd.errors import Busy, CapacityError, HerdError, UsageError
 from herd.sampling.stop import StopReason
 
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from herd.models.weights import Matrix, Update
 
 
-class Engine:
+class Engine(Driven):
     """Runs requests on one backend, several at a time. Safe to use from several threads."""
 
     def __init__(
@@ -70,31 +68,20 @@ class Engine:
         if not 1 <= max_batch <= min(max_step_tokens, max_step_outputs):
             most = min(max_step_tokens, max_step_outputs)
             raise UsageError(f"max_batch is {max_batch}; it must be from 1 to {most}, as each sequence needs a token and an output.")
-        self.backend = backend
-        self.context_length = context_length
-        self.stop_ids = frozenset(stop_ids)
-        self.page_bytes = backend.page_bytes()
-        context_pages = -(-context_length // PAGE_TOKENS)
-        pages = num_pages or default_num_pages(context_pages, self.page_bytes, available_bytes())
+        pages = num_pages or default_num_pages(-(-context_length // PAGE_TOKENS), backend.page_bytes(), available_bytes())
         backend.allocate(pages)
-        self.limits = Limits(
+        limits = Limits(
             num_pages=pages,
             page_tokens=PAGE_TOKENS,
             max_batch=max_batch,
             max_step_tokens=max_step_tokens,
             max_step_outputs=max_step_outputs,
         )
-        self._scheduler = Scheduler(self.limits)
-        self._adapters = Adapters(backend)
+        super().__init__(backend, limits, context_length)
+        self.stop_ids = frozenset(stop_ids)
+        self.page_bytes = backend.page_bytes()
         self._speculation = speculation
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._orders: deque[Sequence] = deque()
-        self._in_step: frozenset[int] = frozenset()
-        self._driver: int | None = None  # the thread that drives a step
-        self._is_closed = False
         self._next_number = 0
-        self._value_names: tuple[str, ...] | None = None
         self._max_waiting = max_waiting
         self._deadlines, self._pace = Deadlines(clock), Pace(clock)
         self.on_start: Callable[[List[Sequence]], None] | None = None
@@ -137,12 +124,6 @@ class Engine:
         tokens = check_tokens(request.tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
         return self._enter(new_scores(self._salted(request), tokens, None), request.deadline_s)
 
-    def cancel(self, sequence: Sequence) -> None:
-        """Ends a sequence, wherever it is; nothing happens if it has ended. Never waits (see above)."""
-        if sequence.status is not Status.GONE:
-            self._orders.append(sequence)
-            self._settle()
-
     def step(self) -> list[Progress]:
         """Drives one step (after the one in progress, if another thread drives). Empty if nobody chose a token or ended."""
         with self._exclusive():
@@ -181,52 +162,6 @@ class Engine:
         ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
         return self._score(self._salted(Request(tokens=ids, salt=salt, pictures=pictures, adapter=adapter)), ids)
 
-    def examine(
-        self, tokens: List[int], watch: Callable[[range], Watch], *, pictures: tuple[Placed, ...] = (), lets_others: bool = False
-    ) -> Generator[tuple[range, StepResult], None, None]:
-        """Runs a text alone, a few tokens at a time, and gives each step's positions with its logits and what `watch(positions)`
-        asked to read. Nothing is taken from the cache or left in it; other requests wait, until the end or, with `lets_others`, until
-        the reader has the next few tokens. `CapacityError` if too many pages are in use."""
-        ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
-        size = min(self.limits.max_step_tokens, self.limits.max_step_outputs)
-        whole, each = (nullcontext, self._driving) if lets_others else (self._driving, nullcontext)
-        with whole(), self._owned(self.limits.pages_for(len(ids))) as pages:
-            for start in range(0, len(ids), size):
-                positions = range(start, min(start + size, len(ids)))
-                span = Span(start, ids[start : positions.stop], pages, len(positions), pictures=pictures)
-                plan = Plan((span,), want_logits=True, watch=watch(positions))
-                with each():
-                    result = self.backend.step(plan)
-                yield positions, result
-
-    @contextmanager
-    def cached(self, tokens: List[int]) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """How many of `tokens`, from the first on, the cache holds, and the contents of their pages. Other requests wait."""
-        with self._alone(0):
-            with self._exclusive():
-                pages, count = contents.find(self._scheduler.pages, tokens)
-            yield count, map(self.backend.read_page, pages)
-
-    def put_cached(self, tokens: List[int], pages: List[memoryview]) -> None:
-        """Makes the cache hold `tokens`, from contents that `cached` gave. `CapacityError` without room for them. Others wait."""
-        with self._alone(self.limits.pages_for(len(tokens))) as own:
-            contents.put(self.backend, own, pages)
-            with self._exclusive():
-                contents.name(self._scheduler.pages, tokens, own)
-
-    @property
-    def value_names(self) -> tuple[str, ...]:
-        """As `Backend.value_names`, which may run the model: asked once, when nobody else runs it."""
-        if self._value_names is None:
-            with self._alone(0):
-                self._value_names = self.backend.value_names()
-        return self._value_names
-
-    def classify(self, tokens: List[int]) -> NDArray[np.float32]:
-        """What a classifier says of a whole text: one number per label. Other requests wait. `UsageError` for ids that it lacks."""
-        with self._alone(0):
-            return self.backend.classify(tokens)
-
     def update(self, weights: Mapping[str, Matrix]) -> None:
         """Replaces weights by name and forgets what was cached under the old ones. `UsageError` while requests run."""
         with self._exclusive():
@@ -255,15 +190,6 @@ class Engine:
             self._adapters.remove(name)
             if self._driver is None:
                 self._settle_adapters()
-
-    def _settle_adapters(self) -> None:
-        if not self._adapters.is_settled:
-            self._adapters.settle({each.adapter for each in (*self._scheduler.running, *self._scheduler.waiting)})
-
-    def check(self) -> None:
-        """Fails (AssertionError) if the books are wrong. For tests."""
-        with self._exclusive():
-            self._scheduler.check()
 
     def close(self) -> None:
         """Cancels everything and closes the backend. Idempotent."""
@@ -317,48 +243,6 @@ class Engine:
         if waiting >= self._max_waiting:
             raise Busy(f"{waiting} requests are waiting already. Ask again later.", retry_after_s=self._pace.wait_s(waiting))
 
-    @contextmanager
-    def _alone(self, num_pages: int) -> Iterator[list[int]]:
-        """Pages for somebody who drives the backend by hand, while nobody else does."""
-        with self._driving(), self._owned(num_pages) as pages:
-            yield pages
-
-    @contextmanager
-    def _driving(self) -> Iterator[None]:
-        """Nobody else drives the backend meanwhile."""
-        with self._exclusive():
-            while self._driver is not None:
-                self._wait()
-            if self._is_closed:
-                raise UsageError("The engine is closed.")
-            self._driver = threading.get_ident()
-        try:
-            yield
-        finally:
-            with self._exclusive():
-                self._driver = None
-                self._settle_adapters()
-                self._changed.notify_all()
-
-    @contextmanager
-    def _owned(self, num_pages: int) -> Iterator[list[int]]:
-        """Pages of one's own, outside of all sequences. `CapacityError` if there are not so many."""
-        with self._exclusive():
-            if self._is_closed:
-                raise UsageError("The engine is closed.")
-            books = self._scheduler.pages
-            if num_pages > books.num_available:
-                raise CapacityError(
-                    f"{num_pages} pages of cache are needed and {books.num_available} are not in use. Wait until other requests have ended."
-                )
-            pages = [page for _ in range(num_pages) if (page := books.take()) is not None]
-        try:
-            yield pages
-        finally:
-            with self._exclusive():
-                for page in pages:
-                    self._scheduler.pages.release(page)
-
     def _score(self, request: Request, tokens: list[int]) -> Generator[NDArray[np.float32], None, None]:
         for progress in self._follow(lambda news: self._enter(new_scores(request, tokens, news))):
             if progress.error is not None:
@@ -391,12 +275,6 @@ class Engine:
             progress = sequence.news.popleft()
             sequence.is_held = bool(sequence.news) and sequence.purpose is Purpose.SCORES
             return progress
-
-    def _wait(self) -> None:
-        """Waits for news while another thread drives. `UsageError` for the one that does, which would wait for itself."""
-        if self._driver == threading.get_ident():
-            raise UsageError("This model is in the middle of a step, which asks it for something else. Ask before or after the step.")
-        self._changed.wait()
 
     def _advance(self) -> list[Progress] | None:
         """Plans, computes and commits one step; the lock, held on entry and exit, is free while the backend computes.
@@ -461,7 +339,7 @@ class Engine:
         if sequence.stop_reason is not None:
             self._scheduler.finish(sequence)
             self._pace.ended()
-        return [_tell(sequence, each) for each in progress]
+        return [tell(sequence, each) for each in progress]
 
     def _commit_rows(self, sequence: Sequence, outcome: Outcome) -> Progress:
         assert outcome.logits_RV is not None
@@ -470,68 +348,14 @@ class Engine:
             sequence.stop_reason = StopReason.END
             self._scheduler.finish(sequence)
         sequence.is_held = sequence.news is not None
-        return _tell(sequence, Progress(sequence=sequence, logits_RV=outcome.logits_RV, stop_reason=sequence.stop_reason))
+        return tell(sequence, Progress(sequence=sequence, logits_RV=outcome.logits_RV, stop_reason=sequence.stop_reason))
 
     def _fail(self, sequence: Sequence, error: HerdError, *, keep: bool = False) -> Progress:
         """keep: what is in its pages is right, and others may find it."""
         sequence.error = error
         self._scheduler.finish(sequence, keep=keep)
-        return _tell(sequence, Progress(sequence=sequence, error=error))
-
-    def _end(self, sequence: Sequence, reason: StopReason) -> None:
-        if sequence.status is not Status.GONE:
-            sequence.stop_reason = reason
-            self._scheduler.finish(sequence)
-            _tell(sequence, Progress(sequence=sequence, stop_reason=reason))
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Holds the lock. Cancellations that found it taken are carried out before it is given away, or right after."""
-        try:
-            with self._lock:
-                try:
-                    yield
-                finally:
-                    self._carry_out()
-        finally:
-            self._settle()
-
-    def _lock_again(self) -> None:
-        """Takes the lock even if Ctrl-C arrives while waiting for it; the interrupt goes on once it is held."""
-        interrupt: KeyboardInterrupt | None = None
-        while not self._lock.acquire(blocking=False):
-            try:
-                self._lock.acquire()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-    def _settle(self) -> None:
-        """Carries out cancellations unless somebody holds the lock: then they will."""
-        if self._orders and self._lock.acquire(blocking=False):
-            try:
-                self._carry_out()
-            finally:
-                self._lock.release()
-
-    def _carry_out(self) -> None:
-        """Cancels whom it can; those in the step in progress have to wait for its end. Needs the lock."""
-        for _ in range(len(self._orders)):
-            sequence = self._orders.popleft()
-            if sequence.number in self._in_step:
-                self._orders.append(sequence)
-            elif sequence.status is not Status.GONE:
-                self._end(sequence, StopReason.CANCELLED)
-                self._changed.notify_all()
+        return tell(sequence, Progress(sequence=sequence, error=error))
 
 
 def _too_late() -> CapacityError:
     return CapacityError("The time that was given for this answer is over. Allow more time, ask for less, or ask when fewer others do.")
-
-
-def _tell(sequence: Sequence, progress: Progress) -> Progress:
-    if sequence.news is not None:
-        sequence.news.append(progress)
-    return progress
