@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance.running import cpu_is_built, make_backend
+from conformance.running import cpu_is_built, make_backend, torch_is_installed
 from herd.backends.base import Plan, StepResult
 from herd.engine.engine import Engine
 from herd.engine.lookup import LookupDrafter
@@ -161,15 +161,23 @@ def test_held_answers_are_the_same_alone_and_in_company_with_and_without_drafts(
     assert [[t for t, _ in tokens(list(reference.chat(r)))] for r in requests[:4]] == [[t for t, _ in each] for each in alone[:4]]
 
 
-def test_response_format_and_regular_expressions_hold_the_text() -> None:
-    provider = make(FORMATS["llama3.1"][0])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "reference",
+        pytest.param("cpu", marks=pytest.mark.skipif(not cpu_is_built(), reason="the native module is not built")),
+        pytest.param("torch", marks=pytest.mark.skipif(not torch_is_installed(), reason="torch is not installed")),
+    ],
+)
+def test_response_format_and_regular_expressions_hold_the_text(backend: str) -> None:
+    provider = make(FORMATS["llama3.1"][0], make_backend(backend, CFG, LEAVES, activations="float32"))
     schema = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}}, "required": ["n", "ok"]}
     for seed in range(3):
         held = Constraint(ConstraintKind.JSON_SCHEMA, json.dumps({**schema, "additionalProperties": False}))
         value = json.loads(text_of(list(provider.chat(asked(seed, constraint=held)))))
         assert set(value) == {"n", "ok"}
         pattern = Constraint(ConstraintKind.REGEX, "[a-f]{4}-[0-9]{2}")
-        request = CompletionRequest(prompt="hi", sampling=SamplingParams(seed=seed), constraint=pattern)
+        request = CompletionRequest(prompt="hi", sampling=SamplingParams(seed=seed, temperature=float(seed % 2)), constraint=pattern)
         assert re.fullmatch(pattern.text, text_of(list(provider.complete(request))))
 
 
