@@ -56,6 +56,19 @@ def test_a_session_goes_on_with_the_same_bits(backend: str, length: int, tmp_pat
         assert rest.usage.cached_tokens == (length + 5 - 1 if (length + 5) % 64 else length + 5 - 64)
 
 
+@pytest.mark.skipif(not cpu_is_built(), reason="the native core is not built here")
+@pytest.mark.parametrize("kv_cache", ["float16", "int8", "int4"])
+def test_a_cache_of_few_bits_goes_on_with_the_same_bits(kv_cache: str, tmp_path: Path) -> None:
+    with herd.load(STORIES, kv_cache=kv_cache) as first:
+        whole = first.generate(PROMPT, max_tokens=8, temperature=0.0)
+        first.save_session(tmp_path / "s", [*PROMPT, *whole.token_ids[:3]])
+    with herd.load(STORIES, kv_cache=kv_cache) as second:
+        rest = second.generate(second.open_session(tmp_path / "s").token_ids, max_tokens=5, temperature=0.0)
+        assert (rest.token_ids, rest.logprobs) == (whole.token_ids[3:], whole.logprobs[3:])
+    with herd.load(STORIES) as other, pytest.raises(UsageError, match=f"kv-{'f16' if kv_cache == 'float16' else kv_cache}"):
+        other.open_session(tmp_path / "s")
+
+
 def test_the_cache_is_what_was_saved_and_not_computed_again(model: herd.Model, saved: Path) -> None:
     with herd.load(STORIES, backend="reference") as other:
         other.open_session(saved)
