@@ -7,6 +7,8 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -326,6 +328,41 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folder: Path) 
             assert isinstance((await read(answer))[-1], Finished)
 
     served(folder, use, max_waiting=4)
+
+
+def test_the_process_dies_with_whoever_started_it_and_outlives_an_interrupt(folder: Path) -> None:
+    program = f"""
+import asyncio
+from herd.providers.supervisor import EngineOptions, Supervisor
+
+async def main():
+    supervisor = Supervisor(EngineOptions(model={str(folder)!r}, load={CPU!r}))
+    await supervisor.start()
+    print(supervisor.process_id, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        engine = int(parent.stdout.readline())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(engine, number)
+        time.sleep(0.2)
+        os.kill(engine, 0)
+        parent.kill()
+    end = time.monotonic() + 10
+    while _lives(engine):
+        assert time.monotonic() < end, "the engine's process stayed behind"
+        time.sleep(0.02)
+
+
+def _lives(process_id: int) -> bool:
+    """Whether a process runs; one that waits to be buried does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
