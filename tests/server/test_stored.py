@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from herd.errors import CapacityError, FileProblem
@@ -230,3 +232,12 @@ def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
         assert len(kept) - len(said) in (0, 1)
         asyncio.run(store.write(lambda tables, keys=[each.id for each in kept]: [tables.remove("a", "response", key) for key in keys]))
         store.close()
+
+
+def test_a_damaged_file_does_not_keep_a_server_from_answering(serve: Any, tmp_path: Path) -> None:
+    (tmp_path / "kept.sqlite3").write_bytes(b"not a database at all" * 300)
+    server = serve(data_folder=tmp_path)
+    body = {"model": "fake", "input": "Hi"}
+    assert httpx.post(f"{server.url}/v1/responses", json={**body, "store": False}).status_code == 200
+    refused = httpx.post(f"{server.url}/v1/responses", json=body)
+    assert refused.status_code == 503 and "cannot keep" in refused.json()["error"]["message"] and str(tmp_path) not in refused.text

@@ -70,8 +70,12 @@ class Keeping:
             self._lock = take_lock(self.path.with_name("working"))
         return self._lock is not None
 
-    def start(self, resume: Callable[[], Awaitable[None]]) -> None:
-        """Sweeps from now on, and calls `resume` every few seconds while this server is the folder's owner, the first time at once."""
+    async def start(self, resume: Callable[[], Awaitable[None]]) -> None:
+        """Opens what was kept before, which is checked first and may take seconds. From then on sweeps, and calls `resume` every few
+        seconds while this server is the folder's owner."""
+        if self.path.exists():
+            with suppress(ApiError):
+                await asyncio.to_thread(lambda: self.store)
         self._beside = [asyncio.create_task(self._sweep()), asyncio.create_task(self._look_for_work(resume))]
 
     async def stop(self) -> None:

@@ -194,7 +194,7 @@ class Front:
         """Serves until it is told to stop."""
         self._loop = asyncio.get_running_loop()
         beside = [asyncio.create_task(self._tell_started()), asyncio.create_task(self._look_after())]
-        self._house.keeping.start(functools.partial(resume, self._house))
+        await self._house.keeping.start(functools.partial(resume, self._house))
         try:
             await self._server.serve(sockets=[listener])
         finally:

@@ -81,13 +81,15 @@ async def create_response(request: Request) -> Response | EventStream:
     house = house_of(request)
     body.check(house.settings.keep_days)
     owner = caller(request).name
+    is_kept = body.store is not False and house.settings.keep_days > 0
+    if is_kept:
+        house.keeping.store  # noqa: B018  (what cannot be kept is not begun)
     items = listed(body.input or [])
     earlier = await _earlier(house, owner, body.previous_response_id)
     visit = visit_of(request).in_the_background() if body.background else visit_of(request)
     async with AsyncExitStack() as held:
         service = await held.enter_async_context(house.use(visit, body.model))
         question, dropped = await _fitted(house, service, body, [*earlier, *items])
-        is_kept = body.store is not False and house.settings.keep_days > 0
         value = _first_value(body, question, is_kept, dropped)
         kept = Kept(house, owner, value, [stored_value(item) for item in items]) if is_kept else None
         building = Building(value, num_top=body.num_top, is_streamed=bool(body.stream))
