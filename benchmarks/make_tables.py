@@ -58,14 +58,17 @@ def summary(path: Path) -> str:
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
     for line in lines:
         tasks.setdefault(line["figure"], {})[line["engine"]] = line
-    rows = [f"| | {' | '.join(engines)} | herd's share of the bound |", f"|---|{'---|' * len(engines)}---|"]
+    has_bounds = any("share" in line for line in lines)
+    rows = [f"| | {' | '.join(engines)} |", f"|---|{'---|' * len(engines)}"]
+    if has_bounds:
+        rows = [f"{rows[0]} herd's share of the bound |", f"{rows[1]}---|"]
     for task, by_engine in tasks.items():
         cells = []
         for engine in engines:
             line = by_engine.get(engine)
             cells.append("" if line is None else f"{shown(line['value'] / readable(line)[1])} {readable(line)[0]}")
         share = f"{by_engine['herd']['share']:.0%}" if "share" in by_engine.get("herd", {}) else ""
-        rows.append(f"| {task} | {' | '.join(cells)} | {share} |")
+        rows.append(f"| {task} | {' | '.join(cells)} |" + (f" {share} |" if has_bounds else ""))
     return "\n".join([*rows, "", facts_of(path, lines), ""])
 
 
@@ -87,9 +90,11 @@ def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
     digest = f", sha256 {facts['model_sha256'][:12]}" if facts.get("model_sha256") else ""
     models = "; ".join(dict.fromkeys(line["model"] for line in lines))
     size = f" ({facts['model_mb']} MB{digest})" if "model_mb" in facts and len({line["model"] for line in lines}) == 1 else ""
+    rounds = min((line["rounds"] for line in lines if line["rounds"] > 1), default=1)
+    medians = f" Medians of {rounds} or more rounds." if rounds > 1 else ""
     return (
         f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; "
-        f"commit {facts['commit']}; {versions}. Medians of {min(line['rounds'] for line in lines if line['rounds'] > 1)} or more rounds."
+        f"commit {facts['commit']}; {versions}.{medians}"
     )
 
 
