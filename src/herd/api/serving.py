@@ -8,6 +8,7 @@ Ctrl-C or by SIGTERM: those are for its parent, which lets running answers finis
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> int:
         raise
     from herd.providers.worker import Worker
 
+    gc.collect()
+    gc.freeze()  # what was loaded stays: the cycle collector need not walk it again in the middle of answers
     with model:
         Worker(model.provider, served_facts(model), connection).run()
         threading.Timer(LAST_S, os._exit, (0,)).start()
