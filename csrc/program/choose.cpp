@@ -126,13 +126,18 @@ void Chooser::penalise(const Draw& draw) {
 // What is not allowed becomes -inf.
 void Chooser::forbid(std::span<const uint32_t> allowed) {
     constexpr int64_t kBits = 32;
+    constexpr double kNever = -std::numeric_limits<double>::infinity();
     double* adjusted = adjusted_.as<double>();
     for (size_t word = 0; word < allowed.size(); ++word) {
         const uint32_t bits = allowed[word];
         const int64_t begin = static_cast<int64_t>(word) * kBits, size = std::min(kBits, vocabulary_ - begin);
         if (bits == ~uint32_t{0}) continue;
+        if (bits == 0) {
+            std::fill_n(adjusted + begin, size, kNever);
+            continue;
+        }
         for (int64_t i = 0; i < size; ++i) {
-            if ((bits >> i & 1u) == 0) adjusted[begin + i] = -std::numeric_limits<double>::infinity();
+            if ((bits >> i & 1u) == 0) adjusted[begin + i] = kNever;
         }
     }
 }
