@@ -78,6 +78,7 @@ def test_pages_of_others_are_refused(serve: Serve, origin: str) -> None:
 def test_pages_of_the_server_itself_are_answered(serve: Serve) -> None:
     server = serve(routes=ROUTES)
     assert post(server, {"origin": server.url}).status_code == 200
+    assert post(server, {"origin": server.url.replace("http:", "https:")}).status_code == 200, "through a proxy that speaks TLS"
 
 
 def test_pages_of_allowed_origins_may_read_answers_but_send_no_credentials(serve: Serve) -> None:

@@ -113,8 +113,9 @@ class Door:
         return "*" in self._origins or (origin.lower() != "null" and origin.lower() in self._origins)
 
     def _is_own(self, scope: Scope, origin: str) -> bool:
-        """Whether the page came from this server itself."""
-        return origin.lower() == f"{scope.get('scheme', 'http')}://{(_header(scope, b'host') or '').lower()}"
+        """Whether the page came from this server itself, perhaps through a proxy that speaks TLS."""
+        host = (_header(scope, b"host") or "").lower()
+        return bool(host) and origin.lower() in (f"http://{host}", f"https://{host}")
 
     def _check_key(self, scope: Scope, visit: Visit) -> None:
         if not self._house.settings.need_key:
