@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from herd.errors import CapacityError, HerdError
+from herd.errors import CapacityError, FileProblem, HerdError
 from herd.files import home, take_lock
 from herd.server.errors import ApiError
 from herd.server.stored import Store
@@ -53,6 +53,7 @@ class Keeping:
         """The storage. `ApiError` 503 where it cannot be used; the log says why."""
         if self._store is None:
             try:
+                self._try_to_own()
                 self._store = Store(self.path, owner_bytes=self._settings.max_kept_bytes)
             except HerdError as problem:
                 _LOG.error("%s", problem)
@@ -67,8 +68,17 @@ class Keeping:
     def is_owner(self) -> bool:
         """Whether this server is the one that works on what the folder has to be worked on."""
         if self._lock is None and self._store is not None:
-            self._lock = take_lock(self.path.with_name("working"))
+            self._try_to_own()
         return self._lock is not None
+
+    def _try_to_own(self) -> None:
+        """Takes the folder's lock if it is free. It is taken before the file is made, so that who makes the file owns the folder."""
+        if self._lock is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as problem:
+                raise FileProblem(f"{self.path.parent}: cannot be made: {problem.strerror}. Choose another folder.") from None
+            self._lock = take_lock(self.path.with_name("working"))
 
     async def start(self, resume: Callable[[], Awaitable[None]]) -> None:
         """Opens what was kept before, which is checked first and may take seconds. From then on sweeps, and calls `resume` every few
