@@ -21,7 +21,6 @@ from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface import DTYPES
 from herd.checkpoints.safetensors import Entry, read_safetensors
 from herd.checkpoints.sources import Interleaved, StoredTensor
-from herd.errors import FileProblem
 from herd.files import MappedFile, read_json
 from herd.models import llama
 from herd.models.weights import Dense, Kind, Leaf, Matrix, TensorSpec, Update

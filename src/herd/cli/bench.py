@@ -70,7 +70,8 @@ def bench(model: str | None, shape: str | None, **options: Any) -> None:
         with _telling() as told:
             seen = measure(target.engines(options, wanted), wanted, limits, told)
         figures = figures_of(seen, target.bounds if limits is not None else None)
-        facts = {"machine": machine(), "threads": options["threads"] or machine()["cores"], "commit": commit(), **target.facts, "versions": seen.versions}
+        threads = options["threads"] or machine()["cores"]
+        facts = {"machine": machine(), "threads": threads, "commit": commit(), **target.facts, "versions": seen.versions}
         _keep(options, figures, facts, target.bounds, seen)
     _tell(target.title, figures, facts, seen, options["as_json"])
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("h11", "httptools", "msgpack", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
 WEIGHTS = (".bin", ".gguf", ".pth", ".safetensors")
 SHARE_OF_MEMORY = 0.8
+NAMED = ("host", "port", "adapter_folder", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")
+"""Settings of the server that have an option of their own."""
 
 
 def model_options(function: Any) -> Any:
@@ -87,7 +89,7 @@ def serve(
     from herd.server.running import address, listen, raise_file_limit, run
     from herd.server.settings_file import read_settings
 
-    named = {name: options.pop(name) for name in ("host", "port", "adapter_folder", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")}
+    named = {name: options.pop(name) for name in NAMED}
     settings, keys = _with_keys(
         read_settings(file, changes, {name: each for name, each in named.items() if each not in (None, ())}), keys_file, named["need_key"]
     )
