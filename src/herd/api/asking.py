@@ -1,4 +1,4 @@
-"""What `Model` is asked in words: chats, what stands between two texts, and verdicts of a guard."""
+"""What `Model` is asked: sampling parameters, texts to continue, chats, what stands between two texts, and verdicts of a guard."""
 
 from __future__ import annotations
 
@@ -6,16 +6,51 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from herd.errors import UsageError
+from herd.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from herd.api.model import Model
     from herd.api.output import Output
-    from herd.providers.base import ChatRequest, Event, TokenLogprob
+    from herd.providers.base import ChatRequest, CompletionRequest, Event, TokenLogprob
     from herd.sampling.params import SamplingParams
     from herd.text.formats.guard import Category, Verdict
     from herd.text.messages import Message
     from herd.text.tools import BuiltIn, Tool
+
+
+def sampling_params(recommended: Mapping[str, float], given: Mapping[str, Any]) -> SamplingParams:
+    """What is recommended, with what was given put over it. `UsageError` for an unknown name."""
+    from herd.sampling.params import SamplingParams
+
+    known = SamplingParams.names()
+    for name in given:
+        if name not in known:
+            close = did_you_mean(name, (*known, "max_tokens", "stop"))
+            raise UsageError(f"{name!r} is not a sampling parameter{close} Known are {', '.join(known)}.")
+    values = {name: value for name, value in recommended.items() if name in known}
+    return SamplingParams(**{**values, **{name: value for name, value in given.items() if value is not None}})
+
+
+def completion_request(
+    sampling: SamplingParams,
+    prompt: list[int],
+    max_tokens: int | None,
+    stop: str | Iterable[str],
+    adapter: str | None,
+    response_format: object,
+) -> CompletionRequest:
+    """Token ids to continue, as the provider takes them. `UsageError` names what is wrong with stop texts or the format."""
+    from herd.api.holding import read_response_format
+    from herd.providers.base import CompletionRequest
+
+    return CompletionRequest(
+        prompt=prompt,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        stop=stop_texts(stop),
+        adapter=adapter,
+        constraint=read_response_format(response_format),
+    )
 
 
 def chat_request(
@@ -98,6 +133,13 @@ def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
     if not isinstance(stop, Iterable):
         raise UsageError(f"stop is {type(stop).__name__}; expected a text or a list of texts.")
     return tuple(stop)
+
+
+def texts(given: str | Iterable[str]) -> list[str]:
+    """One text or several, as a list."""
+    if not isinstance(given, Iterable):
+        raise UsageError(f"texts is {type(given).__name__}; expected a text or a list of texts.")
+    return [given] if isinstance(given, str) else list(given)
 
 
 def token_ids(tokens: object, name: str) -> list[int]:

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from herd.api.model import Model, Words
+from herd.api.model import Model
+from herd.api.words import Words
 from herd.errors import CapacityError, UsageError, did_you_mean
 from herd.family.progress import Progress, silent
 from herd.records import dataclass

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from herd.api import asking
+from herd.api import asking, facts
 from herd.api.output import Output, collect, no_tokenizer
-from herd.errors import UsageError, did_you_mean
+from herd.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,41 +19,22 @@ if TYPE_CHECKING:
 
     from herd.api.classification import Classification
     from herd.api.research import Change, Trace
-    from herd.api.sessions import Owner, Session
+    from herd.api.sessions import Session
+    from herd.api.words import Words
     from herd.backends.base import MemoryUse, Placed
     from herd.checkpoints.checkpoint import Checkpoint, Fact
     from herd.engine.engine import Engine
     from herd.family.finding import Found
     from herd.models.architecture import Config
     from herd.models.weights import Update
-    from herd.providers.base import ChatRequest, Event, ModelFacts
+    from herd.providers.base import ChatRequest, Event
     from herd.providers.local import LocalProvider
     from herd.sampling.params import SamplingParams
-    from herd.text.formats import ChatFormat, Formats
+    from herd.text.formats import ChatFormat
     from herd.text.formats.guard import Category, Verdict
     from herd.text.messages import Message
     from herd.text.tokenizer import Tokenizer
     from herd.text.tools import BuiltIn, Tool
-
-META_SAMPLING = {"temperature": 0.6, "top_p": 0.9}
-"""What Meta's own programs sample with; used for a model that recommends nothing itself."""
-
-
-class Words:
-    """Tokenizer and chat formats, where the files have them. Which formats is found out when somebody wants to chat: `find_formats`
-    gives the published one and Meta's own."""
-
-    def __init__(self, tokenizer: Tokenizer | None = None, find_formats: Callable[[], Formats] = lambda: (None, None)) -> None:
-        self.tokenizer = tokenizer
-        self._find_formats = find_formats
-
-    @cached_property
-    def formats(self) -> Formats:
-        return self._find_formats()
-
-    @property
-    def chat_format(self) -> ChatFormat | None:
-        return self.formats[0]
 
 
 @final
@@ -70,9 +51,14 @@ class Model:
         self._words = words
         self._adapter = adapter
         self._eyes = Eyes(found.name, checkpoint.config)
-        facts = _model_facts(found, checkpoint, engine)
         self._provider = LocalProvider(
-            engine, words.tokenizer, None, facts, find_formats=lambda: words.formats, eyes=self._eyes, read_adapter=self._read_adapter
+            engine,
+            words.tokenizer,
+            None,
+            facts.model_facts(found, checkpoint, engine),
+            find_formats=lambda: words.formats,
+            eyes=self._eyes,
+            read_adapter=self._read_adapter,
         )
 
     @property
@@ -180,12 +166,7 @@ class Model:
         from herd.api.research import lens
 
         self._refuse_classifier()
-        count = self.config.num_layers
-        chosen = list(range(count)) if layers is None else list(layers)
-        for layer in chosen:
-            if type(layer) is not int or not 0 <= layer < count:
-                raise UsageError(f"There is no layer {layer!r:.40}; {self.name} has layers 0 to {count - 1}.")
-        return lens(self._engine, self._prompt_ids(prompt), chosen, count)
+        return lens(self._engine, self.name, self._prompt_ids(prompt), layers, self.config.num_layers)
 
     def classify(self, text: str, *, temperature: float = 1.0) -> Classification:
         """What a classifier such as Prompt Guard makes of a text: its likeliest label, and the probability of each.
@@ -206,10 +187,7 @@ class Model:
         from herd.api.research import embed
 
         self._refuse_classifier()
-        if not isinstance(texts, Iterable):
-            raise UsageError(f"texts is {type(texts).__name__}; expected a text or a list of texts.")
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        return embed(self._engine, [self.tokenizer.encode(text) for text in wanted])
+        return embed(self._engine, [self.tokenizer.encode(text) for text in asking.texts(texts)])
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -253,19 +231,9 @@ class Model:
         response_format holds the answer to a language: a JSON schema (also as OpenAI's clients write it, or a pydantic model),
         `{"type": "json_object"}`, `{"type": "regex", "regex": "[0-9]+"}` or `{"type": "grammar", "grammar": "start: ..."}`.
         """
-        from herd.api.holding import read_response_format
-        from herd.providers.base import CompletionRequest
-
         self._refuse_classifier()
         ids = self._prompt_ids(prompt)
-        request = CompletionRequest(
-            prompt=ids,
-            sampling=self.sampling(sampling),
-            max_tokens=max_tokens,
-            stop=asking.stop_texts(stop),
-            adapter=adapter,
-            constraint=read_response_format(response_format),
-        )
+        request = asking.completion_request(self.sampling(sampling), ids, max_tokens, stop, adapter, response_format)
         return self.collect(ids, self._provider.complete(request))
 
     def chat(
@@ -361,20 +329,11 @@ class Model:
 
     def sampling(self, given: Mapping[str, Any]) -> SamplingParams:
         """The model's recommended sampling with what was given put over it. `UsageError` for an unknown name."""
-        from herd.sampling.params import SamplingParams
-
-        known = SamplingParams.names()
-        for name in given:
-            if name not in known:
-                close = did_you_mean(name, (*known, "max_tokens", "stop"))
-                raise UsageError(f"{name!r} is not a sampling parameter{close} Known are {', '.join(known)}.")
-        values = {name: value for name, value in self.recommended_sampling().items() if name in known}
-        return SamplingParams(**{**values, **{name: value for name, value in given.items() if value is not None}})
+        return asking.sampling_params(self.recommended_sampling(), given)
 
     def recommended_sampling(self) -> Mapping[str, float]:
         """What the model's files recommend; else its release; else Meta's own values."""
-        release = self._found.release
-        return self._checkpoint.sampling_defaults or (release.sampling if release is not None else None) or META_SAMPLING
+        return facts.recommended_sampling(self._found, self._checkpoint)
 
     def save_session(
         self, path: str | os.PathLike[str], prompt: str | Sequence[int], *, messages: Iterable[Mapping[str, Any]] = ()
@@ -384,12 +343,12 @@ class Model:
         `open_session` goes on from there with the same bits as if nothing had happened between. messages: the conversation that
         the ids are, for whoever opens it. `UsageError` for ids with pictures.
         """
-        from herd.api.sessions import save
+        from herd.api.sessions import owner, save
 
         self._refuse_classifier()
         ids = self._prompt_ids(prompt)
         self._placed(ids, ())
-        return save(Path(path), self._engine, self._owner(), ids, list(messages))
+        return save(Path(path), self._engine, owner(self.name, self._engine, self._checkpoint, self._adapter), ids, list(messages))
 
     def open_session(self, path: str | os.PathLike[str]) -> Session:
         """Brings a saved session back. Prompts that begin with its `token_ids` go on from there: `model.generate([*session.token_ids,
@@ -397,18 +356,10 @@ class Model:
 
         `FileProblem` for a file that is damaged, `UsageError` for a session of another model, or one computed in another way.
         """
-        from herd.api.sessions import read
+        from herd.api.sessions import owner, read
 
         self._refuse_classifier()
-        return read(Path(path), self._engine, self._owner())
-
-    def _owner(self) -> Owner:
-        """Whose a session of this model is. `UsageError` if weights were replaced: no file has those."""
-        from herd.api.sessions import Owner, weights_digest
-
-        if self._engine.is_updated:
-            raise UsageError(f"The weights of {self.name} were changed since they were loaded, so no file says which they are.")
-        return Owner(self.name, weights_digest(self._checkpoint, self._adapter), self.fingerprint)
+        return read(Path(path), self._engine, owner(self.name, self._engine, self._checkpoint, self._adapter))
 
     def memory(self) -> MemoryUse:
         """Bytes that are held, by what for."""
@@ -445,15 +396,3 @@ class Model:
     def collect(self, prompt_token_ids: Sequence[int], events: Iterable[Event]) -> Output:
         """Reads an answer's events to their end. Raises what made it fail."""
         return collect(self.name, prompt_token_ids, events, has_text=self.has_tokenizer)
-
-
-def _model_facts(found: Found, checkpoint: Checkpoint, engine: Engine) -> ModelFacts:
-    from herd.providers.base import ModelFacts
-
-    return ModelFacts(
-        name=found.name,
-        context_length=engine.max_length,
-        vocab_size=checkpoint.config.vocab_size,
-        fingerprint=engine.backend.fingerprint,
-        sources={key: fact.source for key, fact in checkpoint.facts.items()},
-    )

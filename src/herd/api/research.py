@@ -122,12 +122,17 @@ def _squares(pieces: Sequence[Values]) -> Values:
     return np.concatenate([np.pad(piece, ((0, 0), (0, 0), (0, length - piece.shape[2]))) for piece in pieces], axis=1)
 
 
-def lens(engine: Engine, tokens: Sequence[int], layers: Sequence[int], num_layers: int) -> dict[int, Values]:
-    """What the last norm and the head make of the residual stream after each of `layers`: the text is run once to read the
-    streams, and once for each layer with its stream in place of the last one."""
+def lens(engine: Engine, name: str, tokens: Sequence[int], layers: Iterable[int] | None, num_layers: int) -> dict[int, Values]:
+    """What the last norm and the head make of the residual stream after each of `layers` (None: all): the text is run once to read
+    the streams, and once for each layer with its stream in place of the last one. `UsageError` for a layer that the model `name`
+    does not have."""
+    chosen = list(range(num_layers)) if layers is None else list(layers)
+    for layer in chosen:
+        if type(layer) is not int or not 0 <= layer < num_layers:
+            raise UsageError(f"There is no layer {layer!r:.40}; {name} has layers 0 to {num_layers - 1}.")
     last = f"layers.{num_layers - 1}.out"
-    streams = run(engine, tokens, [f"layers.{layer}.out" for layer in layers], {})
-    return {layer: run(engine, tokens, (), {last: streams[f"layers.{layer}.out"]}).logits_TV for layer in layers}
+    streams = run(engine, tokens, [f"layers.{layer}.out" for layer in chosen], {})
+    return {layer: run(engine, tokens, (), {last: streams[f"layers.{layer}.out"]}).logits_TV for layer in chosen}
 
 
 def embed(engine: Engine, texts: Sequence[Sequence[int]]) -> Values:

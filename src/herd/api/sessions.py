@@ -154,6 +154,13 @@ def _check_sizes(reader: BoundedReader, about: Mapping[str, Any], tokens: list[i
         )
 
 
+def owner(name: str, engine: Engine, checkpoint: Checkpoint, adapter: Path | None) -> Owner:
+    """Whose a session of a loaded model is. `UsageError` if weights were replaced: no file has those."""
+    if engine.is_updated:
+        raise UsageError(f"The weights of {name} were changed since they were loaded, so no file says which they are.")
+    return Owner(name, weights_digest(checkpoint, adapter), engine.backend.fingerprint)
+
+
 def weights_digest(checkpoint: Checkpoint, adapter: Path | None) -> str:
     """A digest of everything that a model's numbers follow from. All weights are read for it the first time; while the files stay as
     they are it is remembered (HERD_HOME/cache)."""
