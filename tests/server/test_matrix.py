@@ -16,29 +16,9 @@ import pytest
 from herd.server.description import describe
 from herd.server.errors import surface
 from herd.server.surfaces import surfaces
+from server.bodies import VALID
 from server.conftest import Running, running
 
-TURN = [{"role": "user", "content": "Hi"}]
-VALID: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"model": "fake", "messages": TURN},
-    "/v1/completions": {"model": "fake", "prompt": "Hi"},
-    "/v1/embeddings": {"model": "fake", "input": "Hi"},
-    "/v1/moderations": {"model": "fake", "input": "Hi"},
-    "/tokenize": {"model": "fake", "prompt": "Hi"},
-    "/detokenize": {"model": "fake", "tokens": [1, 2]},
-    "/v1/responses": {"model": "fake", "input": "Hi"},
-    "/v1/responses/input_tokens": {"model": "fake", "input": "Hi"},
-    "/v1/messages": {"model": "fake", "messages": TURN, "max_tokens": 5},
-    "/v1/messages/count_tokens": {"model": "fake", "messages": TURN},
-    "/api/chat": {"model": "fake", "messages": TURN, "stream": False},
-    "/api/generate": {"model": "fake", "prompt": "Hi", "stream": False},
-    "/api/embed": {"model": "fake", "input": "Hi"},
-    "/api/embeddings": {"model": "fake", "prompt": "Hi"},
-    "/api/show": {"model": "fake"},
-    "/v1/adapters": {"model": "fake", "name": "poems", "folder": "poems"},
-    "/v1/batches": {"input_file_id": "file-0", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
-}
-"""The smallest body of each endpoint that is in order."""
 LITERALS = ("-1", "0", str(2**31), str(2**63), str(2**64), "1e308", "-1e308", "1.5", '"1"', "true", "[]", "{}", '""', "9" * 300)
 DESCRIPTION = describe(surfaces())
 Path = tuple[str, ...]

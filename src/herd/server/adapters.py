@@ -35,7 +35,7 @@ class AdapterShape(pydantic.BaseModel):
     deleted: bool | None = None
 
 
-@operation("Load a LoRA adapter", body=AdapterBody, reply=AdapterShape, tag="Server")
+@operation("Load a LoRA adapter", body=AdapterBody, reply=AdapterShape, status=201, tag="Server")
 async def add_adapter(request: Request) -> Response:
     """From now on requests may ask for the model `model:name`. What runs does not notice. Needs the setting `adapter_folder`."""
     house, asked = house_of(request), await read_body(request, AdapterBody)

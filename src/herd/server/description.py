@@ -19,10 +19,15 @@ REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
     400: "A field or the address is wrong; `param` names it.",
     401: "The key is missing or wrong.",
+    403: "The operator has not allowed this, or not to that web page.",
     404: "There is no such model, or no such thing.",
+    408: "The request did not come in time.",
     413: "The body is too large.",
+    414: "The address is too long.",
     415: "The body is not JSON, or compressed.",
+    421: "The server does not answer under this name.",
     429: "A limit is reached; `Retry-After` says when to ask again.",
+    431: "The head of the request is too large.",
     500: "A bug of the server.",
     503: "The model cannot answer now; `Retry-After` says when to ask again.",
 }
@@ -113,7 +118,7 @@ def _operation(each: Described, names: Names) -> dict[str, Any]:
         "description": each.doc,
         "tags": [operation.tag],
         "operationId": _identifier(each),
-        "responses": {"200": {"description": "Done.", "content": content}, **_errors(each)},
+        "responses": {str(operation.status): {"description": "Done.", "content": content}, **_errors(each)},
     }
     if parameters := _parameters(each):
         made["parameters"] = parameters
@@ -147,5 +152,5 @@ def _errors(each: Described) -> dict[str, Any]:
     name = {"anthropic": "AnthropicError", "ollama": "OllamaError"}.get(surface(each.path), "Error")
     content = {"application/json": {"schema": {"$ref": REFERENCE.format(model=name)}}}
     operation = each.operation
-    statuses = {401, 429, 500, 503} | ({400, 404, 413, 415} if operation.body is not None or operation.uploads else {400, 404})
+    statuses = set(ERRORS) if operation.body is not None or operation.uploads else set(ERRORS) - {415}
     return {str(status): {"description": ERRORS[status], "content": content} for status in sorted(statuses)}

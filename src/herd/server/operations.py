@@ -26,6 +26,7 @@ class Operation:
     summary     a line that says what it is
     body        the model of the request's body, if it has one
     reply       the model of a complete answer; None: JSON without a fixed shape, or no JSON (then `media` says what)
+    status      of an answer that says yes
     streams     the media type of the answer in pieces, if the client may ask for that
     generates   whether a model works for it: such requests count against the limits of keys and of the server
     uploads     whether its body is a file (multipart), which the handler reads by itself
@@ -38,6 +39,7 @@ class Operation:
     body: type[Body] | None = None
     reply: type[pydantic.BaseModel] | None = None
     media: str = "application/json"
+    status: int = 200
     streams: str | None = None
     generates: bool = False
     uploads: bool = False

@@ -68,8 +68,14 @@ async def plan_page(request: Request) -> Response:
 
 @operation("A part of the pages", media="text/javascript", is_open=True, tag="Pages")
 async def part(request: Request) -> Response:
-    """Their scripts and styles."""
+    """Their scripts."""
     return _page(request.url.path.rpartition("/")[2])
+
+
+@operation("How the pages look", media="text/css", is_open=True, tag="Pages")
+async def page_style(request: Request) -> Response:
+    """The style of all pages."""
+    return _page("page.css")
 
 
 @operation("How plans look", media="text/css", is_open=True, tag="Pages")
@@ -122,7 +128,8 @@ def _plan(asked: Mapping[str, str]) -> Plan:
 ROUTES = (
     Route("/", home, methods=["GET"]),
     Route("/plan", plan_page, methods=["GET"]),
-    *(Route(f"/page/{name}", part, methods=["GET"]) for name in ("chat.js", "plan.js", "page.css")),
+    *(Route(f"/page/{name}", part, methods=["GET"]) for name in ("chat.js", "plan.js")),
+    Route("/page/page.css", page_style, methods=["GET"]),
     Route("/page/plan.css", plan_style, methods=["GET"]),
     Route("/plan/choices", plan_choices, methods=["GET"]),
     Route("/plan/answer", plan_answer, methods=["GET"]),
