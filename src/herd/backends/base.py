@@ -186,6 +186,15 @@ def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> 
             raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {num_embeddings - 1}.")
 
 
+def check_span(span: Span, num_pages: int) -> None:
+    """The engine's side of the bargain."""
+    assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
+    assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
+    assert len(span.draws) <= span.num_outputs, "a draw needs its token's logits"
+    assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
+    assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
+
+
 def refuse_pictures(plan: Plan) -> None:
     """`UsageError` for a plan with pictures: for a model that has no eyes."""
     if any(span.pictures for span in plan.spans):

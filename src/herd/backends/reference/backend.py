@@ -28,6 +28,7 @@ from herd.backends.base import (
     by_adapter,
     check_adapter,
     check_kv_cache,
+    check_span,
     check_tokens,
     refuse_classifier,
     refuse_pictures,
@@ -250,7 +251,7 @@ class ReferenceBackend:
             check_tokens(span.tokens, self.num_embeddings, span.start)
             if span.adapter is not None and span.adapter not in self._adapters:
                 raise unknown_adapter(span.adapter, self._adapters)
-            _check_span(span, self.num_pages)
+            check_span(span, self.num_pages)
 
 
 def _check_options(options: BackendOptions) -> None:
@@ -268,15 +269,6 @@ def _check_options(options: BackendOptions) -> None:
 
 def _cache_form(kv_cache: str) -> str:
     return "float16" if kv_cache == "auto" else kv_cache
-
-
-def _check_span(span: Span, num_pages: int) -> None:
-    """The engine's side of the bargain."""
-    assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
-    assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
-    assert len(span.draws) <= span.num_outputs, "a draw needs its token's logits"
-    assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
-    assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
 
 
 def _refuse_not_numbers(logits_RV: Floats, plan: Plan) -> None:

@@ -33,6 +33,7 @@ from herd.backends.base import (
     by_adapter,
     check_adapter,
     check_kv_cache,
+    check_span,
     check_tokens,
     refuse_classifier,
     refuse_pictures,
@@ -43,7 +44,7 @@ from herd.backends.torch.choosing import choose, judge
 from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, uncaptured
 from herd.backends.torch.devices import compute_dtype, device_name, find_device, use_threads
 from herd.backends.torch.ops import TorchOps, as_numpy
-from herd.backends.torch.pages import Layout, Pages, Singles, layout_of
+from herd.backends.torch.pages import Layout, Pages, Singles, check_cache, layout_of
 from herd.backends.torch.picture_ops import TorchPictureOps
 from herd.backends.torch.pictures import Memory, memories, overlays
 from herd.backends.torch.tensors import Tensors, parts
@@ -84,7 +85,7 @@ class TorchBackend:
         self._weights = self._model.weights(cfg, self._leaves.__getitem__)
         self._adapters: dict[str, tuple[Any, Mapping[str, Adapted]]] = {}
         self._dtype = compute_dtype(options.dtype, self._leaves.values(), self._device)
-        _check_kv_cache(options.kv_cache, str(self._dtype).removeprefix("torch."))
+        check_cache(options.kv_cache, self._dtype)
         self._keep_bytes = keep_bytes
         self._tensors = self._load(release)
         self._ops, self._picture_ops = TorchOps(self._tensors), TorchPictureOps(self._tensors)
@@ -365,7 +366,7 @@ class TorchBackend:
             check_tokens(span.tokens, self.num_embeddings, span.start)
             if span.adapter is not None and span.adapter not in self._adapters:
                 raise unknown_adapter(span.adapter, self._adapters)
-            _check_span(span, self.num_pages)
+            check_span(span, self.num_pages)
 
     def _not_finite(self, plan: Plan) -> str:
         """What to say of logits that are not finite: where the first ones are. In a step of several tokens a later one spoils those
@@ -390,21 +391,3 @@ _NO_MEMORY = "{} has no memory for the weights. Close other programs, or load a 
 
 def _is_compiling() -> bool:
     return os.environ.get("HERD_TORCH_COMPILE") == "1"
-
-
-def _check_kv_cache(kv_cache: str, computed: str) -> None:
-    """The cache holds what is computed in."""
-    if kv_cache not in ("auto", computed):
-        raise UsageError(
-            f'kv_cache is "{kv_cache}"; the torch backend keeps keys and values in what it computes in, here {computed}. Leave it out, '
-            "choose another dtype, or take the cpu backend, which also keeps them in 8 and 4 bits."
-        )
-
-
-def _check_span(span: Span, num_pages: int) -> None:
-    """The engine's side of the bargain."""
-    assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
-    assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
-    assert len(span.draws) <= span.num_outputs, "a draw needs its token's logits"
-    assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
-    assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"

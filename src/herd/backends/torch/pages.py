@@ -17,6 +17,7 @@ from torch import Tensor
 
 from herd.backends.base import PAGE_TOKENS, Plan, Span
 from herd.backends.torch.attention import attend, first_seen, read, softmax, visible
+from herd.errors import UsageError
 from herd.models.architecture import CacheShape
 from herd.models.ops import Window
 
@@ -211,3 +212,13 @@ def page_table(spans: Sequence[Span], columns: int = 0) -> Tensor:
 def _slots(span: Span) -> NDArray[np.int64]:
     positions = np.arange(span.start + len(span.tokens))
     return np.asarray(span.pages, np.int64)[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+
+
+def check_cache(kv_cache: str, dtype: torch.dtype) -> None:
+    """The cache holds what is computed in. `UsageError` for another format."""
+    computed = str(dtype).removeprefix("torch.")
+    if kv_cache not in ("auto", computed):
+        raise UsageError(
+            f'kv_cache is "{kv_cache}"; the torch backend keeps keys and values in what it computes in, here {computed}. Leave it out, '
+            "choose another dtype, or take the cpu backend, which also keeps them in 8 and 4 bits."
+        )
