@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from random_models import Random
 from record import commit, figure, machine, say
 
-from herd.backends.cpu.backend import make_machine
 from herd.backends.cpu.limits import measure_float32
+from herd.backends.cpu.machine import make_machine
 from herd.backends.cpu.packed import Packer
 from herd.backends.cpu.picture_ops import CpuPictureOps
 from herd.dtypes import BF16, F32

@@ -143,7 +143,7 @@ def test_attention_of_any_shape_is_that_of_the_definition(
     form: str, rows: int, keys: int, kv_heads: int, group: int, head_width: int, spread: float, seed: int
 ) -> None:
     from herd import _core
-    from herd.backends.cpu.backend import make_machine
+    from herd.backends.cpu.machine import make_machine
 
     random = np.random.default_rng(seed)
     q, k, v = (

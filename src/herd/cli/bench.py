@@ -114,7 +114,7 @@ def measured_limits(threads: int | None, kinds: tuple[str, ...]) -> Mapping[str,
 def _tell_limits(options: dict[str, Any]) -> None:
     import statistics
 
-    from herd.backends.cpu.backend import make_machine
+    from herd.backends.cpu.machine import make_machine
     from herd.bench.report import LIMIT_UNITS, Figure, machine, write_lines
 
     with _telling() as told:

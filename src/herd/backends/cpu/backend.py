@@ -7,10 +7,8 @@ float32.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from herd import _core
@@ -21,13 +19,14 @@ from herd.backends.base import (
     Plan,
     StepResult,
     Watch,
-    check_kv_cache,
     check_tokens,
     refuse_classifier,
 )
 from herd.backends.cpu.adapters import Adapters
+from herd.backends.cpu.choosing import choose, copied, not_finite
 from herd.backends.cpu.kept import KeptWeights, Origin
 from herd.backends.cpu.lower import lower
+from herd.backends.cpu.machine import check_options, make_machine
 from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, PackedAdapted, PackedMatrix, Packer, Updates
 from herd.backends.cpu.trace import OUTPUT_ROWS, PICTURES, POSITIONS, SEEN, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from herd.backends.cpu.pictures import Pictures, StepPictures
     from herd.backends.cpu.watch import WatchedProgram
     from herd.checkpoints.checkpoint import Checkpoint
-    from herd.sampling.draw import Choice, Draw
 
 _SHORT = {"float32": "f32", "float16": "f16"}
 # After so many bytes were packed the pages of the file that they came from are given back.
@@ -73,7 +71,7 @@ class CpuBackend:
         checkpoint: Checkpoint | None = None,
         larger: Larger | None = None,
     ) -> None:
-        _check_options(options)
+        check_options(options)
         self._cfg = cfg
         self._options = options
         self._fuse = fuse
@@ -145,9 +143,9 @@ class CpuBackend:
         refuse_classifier(self._cfg)
         program, bad_rows, values = self._run(plan)
         if bad_rows:
-            raise FileProblem(_not_finite(plan, bad_rows[0]))
-        choices = self._choose(plan, program)
-        logits_RV = _copied(program.logits()) if plan.want_logits else None
+            raise FileProblem(not_finite(plan, bad_rows[0]))
+        choices = choose(self._chooser, plan, program)
+        logits_RV = copied(program.logits()) if plan.want_logits else None
         self._answered()
         return StepResult(choices, logits_RV, values)
 
@@ -383,78 +381,9 @@ class CpuBackend:
             self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._cache_form())
         return self._pictures.of(plan)
 
-    def _choose(self, plan: Plan, program: _core.Program) -> tuple[tuple[Choice, ...], ...]:
-        rows: list[int] = []
-        draws: list[Draw] = []
-        end = 0
-        for span in plan.spans:
-            end += span.num_outputs
-            rows.extend(range(end - len(span.draws), end))
-            draws.extend(span.draws)
-        if not draws:
-            return ((),) * len(plan.spans)
-        logits_RV = program.logits()
-        chosen = self._chooser.choose(logits_RV, rows, draws)
-        all_drawn = (_choose(logits_RV, row, draw) if each is None else each for each, row, draw in zip(chosen, rows, draws, strict=True))
-        return tuple(tuple(islice(all_drawn, len(span.draws))) for span in plan.spans)
-
 
 def _nothing() -> None:
     pass
 
 
-# numpy takes longer to load than a small model to answer, so it is loaded where an answer needs it.
-
-
-def _copied(logits_RV: memoryview) -> NDArray[np.float32]:
-    import numpy as np
-
-    return np.array(logits_RV)
-
-
-def _choose(logits_RV: memoryview, row: int, draw: Draw) -> Choice:
-    """The numpy definition says what is wrong with a row of which native code can choose nothing."""
-    import numpy as np
-
-    from herd.sampling.chain import choose
-
-    return choose(np.asarray(logits_RV)[row], draw)
-
-
 _NO_MEMORY = "The system refused memory for the weights or buffers. Close other programs, or load a smaller or more quantised model."
-
-
-def make_machine(threads: int | None) -> _core.Machine:
-    """Threads (None: as many as there are cores for this process) and the kernels of the chosen instruction set."""
-    isa = os.environ.get("HERD_ISA") or _core.available_isas()[-1]
-    try:
-        return _core.Machine(_core.usable_cores() if threads is None else threads, isa)
-    except ValueError as problem:
-        raise UsageError(f"{problem}".rstrip(".") + ".") from problem
-
-
-def _check_options(options: BackendOptions) -> None:
-    if options.dtype not in PLAIN_DTYPES:
-        known = ", ".join(name for name in PLAIN_DTYPES if name)
-        raise UsageError(f"dtype is {options.dtype!r}; the cpu backend keeps plain matrices as stored or in one of: {known}.")
-    if options.activations not in ("int8", "float32"):
-        raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
-    check_kv_cache(options.kv_cache)
-    if options.device != "cpu":
-        raise UsageError(f'device is {options.device!r}; the cpu backend runs on "cpu" only.')
-    for name in ("max_step_tokens", "max_step_outputs"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} is {getattr(options, name)}; it must be at least 1.")
-
-
-def _not_finite(plan: Plan, row: int) -> str:
-    """The message for a row of logits that holds something that is not a number."""
-    for span in plan.spans:
-        if row < span.num_outputs:
-            position = span.start + len(span.tokens) - span.num_outputs + row
-            return (
-                f"The logits at position {position} hold a value that is not a finite number. Weights that are damaged or too "
-                "large for this number format do that: check the file against its published SHA-256."
-            )
-        row -= span.num_outputs
-    raise AssertionError("a row of no span")

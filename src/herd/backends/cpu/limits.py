@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from herd import _core
-from herd.backends.cpu.backend import make_machine
+from herd.backends.cpu.machine import make_machine
 
 # Larger than the caches of today's desktop processors together.
 _READ_BYTES = 256 << 20
