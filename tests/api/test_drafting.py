@@ -28,8 +28,7 @@ def answers(backend: str, draft: Any) -> list[tuple[Any, ...]]:
             {"temperature": 0.0, "max_tokens": 120, "stop": ["ball", "mom"]},
         ):
             out = model.generate(REPEATED, **asked)
-            bits = out.logprobs if backend == "cpu" else [round(each, 4) for each in out.logprobs]
-            made.append((out.token_ids, out.text, bits, out.stop_reason, out.stop_text, out.usage.completion_tokens))
+            made.append((out.token_ids, out.text, out.logprobs, out.stop_reason, out.stop_text, out.usage.completion_tokens))
         return made
 
 
@@ -38,7 +37,10 @@ def test_answers_are_the_same_whatever_drafts(backend: str) -> None:
     plain = answers(backend, "off")
     assert plain[2][4] is not None, "a stop text was found"
     for draft in ("lookup", STORIES):
-        assert answers(backend, draft) == plain
+        for found, expected in zip(answers(backend, draft), plain, strict=True):
+            assert [*found[:2], *found[3:]] == [*expected[:2], *expected[3:]]
+            # Only the cpu's bits do not depend on how many rows a step has.
+            assert found[2] == (expected[2] if backend == "cpu" else pytest.approx(expected[2], abs=1e-4))
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
