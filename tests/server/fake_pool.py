@@ -155,7 +155,7 @@ class FakeService:
             "vocab_size": self.vocab_size,
             "fingerprint": "fake-1",
         }
-        return ModelFacts(**{**base, "chat_format": "llama3.1", **self.facts_given})
+        return ModelFacts(**{**base, "chat_format": "llama3.1", "takes_tools": True, **self.facts_given})
 
     @property
     def gauges(self) -> Gauges:

@@ -278,3 +278,17 @@ def test_a_bug_is_logged_and_tells_the_client_nothing(serve: Serve, caplog: pyte
     found = httpx.get(f"{server.url}/v1/fail")
     assert found.status_code == 500 and "secret" not in found.text and "0x" not in found.text
     assert "RuntimeError" in caplog.text and found.headers["x-request-id"] in caplog.text
+
+
+def test_measures_bear_the_name_under_which_a_model_is_served(serve: Any) -> None:
+    service = FakeService(name="mine", facts_given={"name": "a-file-of-this-name"})
+    running = serve(FakePool(service))
+    asked = {"model": "mine", "messages": [{"role": "user", "content": "Hi"}]}
+    assert httpx.post(running.url + "/v1/chat/completions", json=asked).status_code == 200
+    told = httpx.get(running.url + "/metrics").text
+    assert 'herd_answer_tokens_total{model="mine"}' in told and "a-file-of-this-name" not in told
+
+
+def test_a_charset_that_is_not_utf_8_is_told_as_it_came(serve: Any) -> None:
+    answer = httpx.post(serve().url + "/v1/chat/completions", content=b"{}", headers={"content-type": "application/json; charset=latin-1"})
+    assert answer.status_code == 415 and "charset=latin-1" in answer.json()["error"]["message"]

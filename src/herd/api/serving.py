@@ -24,6 +24,7 @@ from herd.providers.frames import Begin, Broken, FrameReader, Problem, to_bytes
 if TYPE_CHECKING:
     from herd.api.model import Model
     from herd.providers.base import ModelFacts
+    from herd.text.formats import ChatFormat
 
 SWITCH_S = 0.0005
 """How long another thread may keep the interpreter while a step's results wait to be read."""
@@ -86,12 +87,27 @@ def served_facts(model: Model) -> ModelFacts:
         facts,
         has_tokenizer=model.has_tokenizer,
         sees_pictures=seeing(config) is not None,
+        takes_tools=_takes_tools(provider.chat_format),
         is_guard=isinstance(provider.chat_format, Guard),
         is_classifier=getattr(config, "labels", None) is not None,
         num_parameters=sum(_product(spec.shape) for spec in model.checkpoint.specs),
         weight_bytes=model.checkpoint.num_bytes,
         sampling={name: float(value) for name, value in model.recommended_sampling().items()},
     )
+
+
+def _takes_tools(chat_format: ChatFormat | None) -> bool:
+    """Whether conversations of this format may offer tools: found out with one."""
+    from herd.text.messages import Message, Role
+    from herd.text.tools import read_tools
+
+    if chat_format is None:
+        return False
+    try:
+        chat_format.render([Message(Role.USER, "?")], tools=read_tools([{"type": "function", "function": {"name": "look"}}]))
+    except HerdError:
+        return False
+    return True
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -217,6 +217,7 @@ class ModelFacts:
     chat_format: str | None = None
     has_tokenizer: bool = True
     sees_pictures: bool = False
+    takes_tools: bool = False
     is_guard: bool = False
     is_classifier: bool = False
     num_parameters: int = 0

@@ -50,7 +50,7 @@ class House:
         visit = request if isinstance(request, Visit) else visit_of(request)
         visit.check_model(model)
         async with self.pool.use(model) as service:
-            yield Observed(service, visit, self.metrics, self.admission, self.settings)
+            yield Observed(service, visit, self.metrics, self.admission, self.settings, model)
 
 
 def house_of(request: Request) -> House:

@@ -25,12 +25,14 @@ _LOG = logging.getLogger("herd.server.prompts")
 class Observed:
     """A `Service` for one visit. The caller that a request names is replaced by the visit's."""
 
-    def __init__(self, service: Service, visit: Visit, metrics: Metrics, admission: Admission, settings: Settings) -> None:
+    def __init__(self, service: Service, visit: Visit, metrics: Metrics, admission: Admission, settings: Settings, model: str) -> None:
+        """model: the name under which it is served, which measures bear."""
         self._service = service
         self._visit = visit
         self._metrics = metrics
         self._admission = admission
         self._settings = settings
+        self._model = model
 
     @property
     def facts(self) -> ModelFacts:
@@ -76,12 +78,12 @@ class Observed:
         return left_s if asked_s is None else min(asked_s, left_s)
 
     def _watched(self, answer: Answer) -> Answer:
-        return _Watched(answer, self._visit, self._metrics, self._admission, self.facts.name)
+        return _Watched(answer, self._visit, self._metrics, self._admission, self._model)
 
     def _spend(self, num_tokens: int) -> None:
         self._visit.prompt_tokens += num_tokens
         self._admission.spend(self._visit, num_tokens)
-        self._metrics.prompt_tokens.labels(self.facts.name).inc(num_tokens)
+        self._metrics.prompt_tokens.labels(self._model).inc(num_tokens)
 
 
 class _Watched:

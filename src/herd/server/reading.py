@@ -71,7 +71,7 @@ async def read_body(request: Request, model: type[B]) -> B:
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().replace('"', "").removeprefix("charset=")
     if kind.strip().lower() != _JSON or charset not in ("", "utf-8", "utf8"):
-        raise ApiError(415, f"The content type is {kind.strip()!r:.80}; expected {_JSON} in UTF-8.")
+        raise ApiError(415, f"The content type is {request.headers.get('content-type', '')!r:.80}; expected {_JSON} in UTF-8.")
     data: bytes = request.scope.pop("herd.body", b"")
     if len(data) > BIG_BYTES:
         return await asyncio.to_thread(parse_body, data, model)

@@ -179,7 +179,7 @@ def capabilities(facts: ModelFacts | None) -> list[str]:
         return ["completion"]
     can = {
         "completion": not facts.is_classifier,
-        "tools": facts.chat_format is not None and not facts.is_guard and not facts.is_classifier,
+        "tools": facts.takes_tools and not facts.is_guard,
         "vision": facts.sees_pictures,
         "embedding": not facts.is_classifier,
     }

@@ -78,11 +78,11 @@ class StructuredOutputs(Body):
 
     REFUSED: ClassVar[Mapping[str, str]] = {
         "structural_tag": "offer tools, or write a grammar.",
+        "disable_any_whitespace": "write a grammar where white space matters.",
         "whitespace_pattern": "write a grammar where white space matters.",
     }
     HARMLESS: ClassVar[Mapping[str, str]] = {
         "disable_fallback": "there is one implementation, and no falling back",
-        "disable_any_whitespace": "schemas are followed without white space that nobody asked for",
     }
 
     json_: Schema | None = Field(None, alias="json")
