@@ -85,6 +85,11 @@ LAW = {
     "providers.answers": part(5, f"{BASE} providers.base"),
     "providers.process": part(5, f"{BASE} providers.frames providers.packing"),
     "providers.supervisor": part(5, f"{BASE} text providers.base providers.answers providers.frames providers.process", "numpy"),
+    "providers.routing": part(5, f"{BASE} text providers.base"),
+    "providers.relaying": part(5, f"{BASE} providers.frames providers.packing providers.process"),
+    "providers.replicas": part(
+        5, f"{BASE} text providers.base providers.frames providers.relaying providers.routing providers.supervisor", "ray"
+    ),
     "providers.pool": part(5, f"{BASE} text providers.base providers.supervisor"),
     "providers.remote": part(5, f"{BASE} text images sampling providers.base", "httpx"),
     # level 6: faces
@@ -321,7 +326,7 @@ def test_the_base_install_is_what_the_package_imports() -> None:
 
 def names_of(requirements: list[str]) -> set[str]:
     """Names of distributions, without versions."""
-    return {requirement.split(";")[0].split(">")[0].split("=")[0].split("<")[0].strip() for requirement in requirements}
+    return {requirement.split(";")[0].split(">")[0].split("=")[0].split("<")[0].split("[")[0].strip() for requirement in requirements}
 
 
 @pytest.mark.parametrize(

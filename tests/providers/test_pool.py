@@ -189,3 +189,20 @@ def test_impossible_pools_are_refused(folder: Path) -> None:
         EnginePool([])
     with pytest.raises(UsageError, match="Two models"):
         EnginePool([hosted("a", folder), hosted("a", folder)])
+
+
+def test_a_budget_holds_the_weights_and_bounds_the_cache(folder: Path) -> None:
+    async def narrow(pool: EnginePool) -> None:
+        with pytest.raises(CapacityError, match="more than the 1,000 that all models may take"):
+            async with pool.use("a"):
+                pass
+
+    async def wide(pool: EnginePool) -> None:
+        async with pool.use("a") as service:
+            assert await answered(service)
+            while "cache" not in (memory := pool.gauges()["a"].memory_bytes):
+                await asyncio.sleep(0.05)
+        assert 0 < memory["cache"] <= 300_000
+
+    pooled([hosted("a", folder, 2_000_000)], narrow, budget_bytes=1000)
+    pooled([hosted("a", folder, 2_000_000)], wide, budget_bytes=2_300_000)

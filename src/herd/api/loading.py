@@ -51,6 +51,7 @@ def load(
     mmproj: str | os.PathLike[str] | None = None,
     chat_format: str | None = None,
     parallel: int = 1,
+    cache_bytes: int | None = None,
     kv_cache: str = "auto",
     progress: Progress = silent,
 ) -> Model:
@@ -75,6 +76,7 @@ def load(
                  None: the template in its files, or what its release has
     parallel     for how many answers of full length at once the cache has room, as far as a quarter of the free memory holds them. More
                  can be asked at once: they share it, or wait
+    cache_bytes  what keys and values may take at most; None: that quarter
     kv_cache     how keys and values are kept: "float32", "float16", "int8" or "int4"; "auto": float16 where weights are quantised and
                  activations int8, else what is computed in. int8 halves the cache of float16 and loses next to nothing
     progress     is told while the model is fetched
@@ -88,6 +90,7 @@ def load(
     _check_count("context", context, 2**31 - 1)
     _check_kv_cache(kv_cache)
     _check_count("parallel", parallel, 4096)
+    _check_count("cache_bytes", cache_bytes, 2**50)
     if chat_format is not None:
         from herd.text.formats import NAMES
 
@@ -101,7 +104,9 @@ def load(
     checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
     try:
         with _no_collector():
-            choices = _Choices(backend, threads, device, dtype, activations, adapter, context, draft, chat_format, parallel, kv_cache)
+            choices = _Choices(
+                backend, threads, device, dtype, activations, adapter, context, draft, chat_format, parallel, kv_cache, cache_bytes
+            )
             return _assemble(found, checkpoint, choices, progress)
     except BaseException:
         checkpoint.close()
@@ -123,6 +128,7 @@ class _Choices:
     chat_format: str | None = None
     parallel: int = 1
     kv_cache: str = "auto"
+    cache_bytes: int | None = None
 
 
 def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress: Progress) -> Model:
@@ -141,7 +147,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
         speculation = _speculation(choices, backend, words, context, progress)
         if speculation is not None:
             opened.callback(speculation.close)
-        pages = _num_pages(backend, context, choices.parallel)
+        pages = _num_pages(backend, context, choices.parallel, choices.cache_bytes)
         engine = Engine(backend, context_length=context, stop_ids=_stop_ids(checkpoint, words), speculation=speculation, num_pages=pages)
         # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
         weakref.finalize(engine, _release, backend, checkpoint, speculation)
@@ -158,14 +164,18 @@ def _release(backend: Backend, checkpoint: Checkpoint, speculation: Speculation 
         speculation.close()
 
 
-def _num_pages(backend: Backend, context: int, parallel: int) -> int | None:
-    """Pages of the cache; None leaves it to the engine."""
-    if parallel == 1:
+def _num_pages(backend: Backend, context: int, parallel: int, cache_bytes: int | None) -> int | None:
+    """Pages of the cache; None leaves it to the engine. `CapacityError` where `cache_bytes` hold none."""
+    if parallel == 1 and cache_bytes is None:
         return None
     from herd.backends.base import PAGE_TOKENS
     from herd.engine.memory import available_bytes, default_num_pages
 
-    return default_num_pages(-(-context // PAGE_TOKENS) * parallel, backend.page_bytes(), available_bytes())
+    size = backend.page_bytes()
+    if cache_bytes is not None and cache_bytes < size:
+        raise CapacityError(f"{cache_bytes:,} bytes are left for keys and values; {PAGE_TOKENS} tokens of them take {size:,}.")
+    pages = default_num_pages(-(-context // PAGE_TOKENS) * parallel, size, available_bytes())
+    return pages if cache_bytes is None else min(pages, cache_bytes // size)
 
 
 def _speculation(choices: _Choices, backend: Backend, words: Words, context: int, progress: Progress) -> Speculation | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from herd.cli.options import LOADING, Examples, given, loading_options
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
-    from herd.providers.pool import EnginePool, Hosted
+    from herd.providers.pool import EnginePool, Hosted, ServedModel
+    from herd.providers.supervisor import EngineOptions
     from herd.server.keys import Keys
     from herd.server.settings import Settings
 
@@ -40,6 +42,7 @@ def model_options(function: Any) -> Any:
     herd serve llama-3.2-1b-instruct --port 9000
     herd serve small=./small.gguf large=./large.gguf --memory 12GiB
     herd serve ./model.gguf --adapter poems=./runs/poems      asked for as model:poems
+    herd serve llama-3.1-8b-instruct --ray 4 --threads 16     on the machines of a Ray cluster
     herd keys create alice && herd serve --host 0.0.0.0       for others, who bring a key
     """,
 )
@@ -56,6 +59,7 @@ def model_options(function: Any) -> Any:
 @click.option(
     "--parallel", type=int, default=16, show_default=True, metavar="N", help="Full contexts that the cache has room for, if memory allows."
 )
+@click.option("--ray", "replicas", type=click.IntRange(min=1), metavar="N", help="Run N replicas of each model under Ray Serve.")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="[MODEL:]NAME=FOLDER", help="A LoRA adapter that requests may ask for. Can be repeated."
 )
@@ -74,6 +78,7 @@ def serve(
     models: tuple[str, ...],
     memory: str | None,
     parallel: int,
+    replicas: int | None,
     adapters: tuple[str, ...],
     keys_file: Path | None,
     quiet: bool,
@@ -83,6 +88,7 @@ def serve(
 ) -> None:
     """Serve MODELs. The first is loaded at once, and the others if memory allows; NAME= gives one another name."""
     _need_libraries()
+    _check_replicas(replicas, memory)
     from herd.cli.start_page import start_page
     from herd.family.catalogue import DEFAULT_NAME
     from herd.server.access_log import start_log
@@ -96,7 +102,7 @@ def serve(
     raise_file_limit(settings)
     with listen(settings) as listener:
         hosted = _hosted(models or (DEFAULT_NAME,), adapters, {**given(options, LOADING), "parallel": parallel})
-        budget = _budget(memory, hosted)
+        budget = None if replicas else _budget(memory, hosted)
         start_log(sys.stderr, quiet)
         url = address(listener)
         if not quiet:
@@ -106,7 +112,7 @@ def serve(
             listener,
             settings,
             keys,
-            _pool(hosted, budget),
+            _pool(hosted, budget, replicas),
             lambda pool: _start(pool, names),
             lambda house: None if quiet else click.echo(start_page(house, url, hosted[0].name)),
         )
@@ -118,6 +124,17 @@ def _need_libraries() -> None:
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise UsageError(f"herd serve needs {', '.join(missing)}, which this installation lacks. Install: pip install 'herd-llama[server]'")
+
+
+def _check_replicas(replicas: int | None, memory: str | None) -> None:
+    from importlib.util import find_spec
+
+    if replicas is None:
+        return
+    if find_spec("ray") is None:
+        raise UsageError("--ray needs ray, which this installation lacks. Install: pip install 'herd-llama[server,ray]'")
+    if memory is not None:
+        raise UsageError("--memory is about this computer, and --ray runs models on others too. Say one of them.")
 
 
 def _with_keys(settings: Settings, file: Path | None, wish: bool | None) -> tuple[Settings, Keys]:
@@ -221,12 +238,18 @@ async def _start(pool: EnginePool, names: Sequence[str]) -> None:
         await asyncio.sleep(0.05)
 
 
-def _pool(hosted: Sequence[Hosted], budget: int | None) -> AbstractAsyncContextManager[EnginePool]:
+def _pool(hosted: Sequence[Hosted], budget: int | None, replicas: int | None) -> AbstractAsyncContextManager[EnginePool]:
     @asynccontextmanager
     async def opening() -> AsyncIterator[EnginePool]:
         from herd.providers.pool import EnginePool
+        from herd.providers.supervisor import Supervisor
 
-        pool = EnginePool(hosted, budget_bytes=budget, default=hosted[0].name)
+        served: Callable[[EngineOptions], ServedModel] = Supervisor
+        if replicas is not None:
+            from herd.providers.replicas import Replicas
+
+            served = partial(Replicas, count=replicas)
+        pool = EnginePool(hosted, budget_bytes=budget, default=hosted[0].name, served=served)
         try:
             yield pool
         finally:

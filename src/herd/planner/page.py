@@ -36,7 +36,8 @@ def body(plan: Plan) -> str:
     pieces = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{plan.question.today}. Stored as {escape(plan.question.stored.name)}; "
-        f"{load.users:,} user{'' if load.users == 1 else 's'} answered at the same time, prompts of {load.prompt_tokens:,} and answers of {load.answer_tokens:,} tokens, context up to {load.context:,}.</p>",
+        f"{load.users:,} user{'' if load.users == 1 else 's'} answered at the same time, prompts of {load.prompt_tokens:,} "
+        f"and answers of {load.answer_tokens:,} tokens, context up to {load.context:,}.</p>",
         *(f'<p class="warning">{escape(line)}</p>' for line in plan.warnings),
         _memory(plan),
         _devices(plan),

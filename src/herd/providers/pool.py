@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from herd.errors import CapacityError, UnknownModel, UsageError, did_you_mean
 from herd.providers.base import Answer, Caller, ChatRequest, CompletionRequest, Embedding, Gauges, ModelFacts, Offer, Service
@@ -43,6 +43,24 @@ class Hosted:
     aliases: tuple[str, ...] = ()
 
 
+class ServedModel(Service, Protocol):
+    """A service that a pool starts and closes: a supervisor, or several behind one face."""
+
+    async def start(self) -> ModelFacts: ...
+
+    async def aclose(self) -> None: ...
+
+    @property
+    def is_up(self) -> bool: ...
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    async def add_adapter(self, name: str, path: str) -> None: ...
+
+    async def remove_adapter(self, name: str) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class _Room:
     """A model's place in the pool. `loading` is shared by all that wait; `problem` is why it could not be loaded at the start."""
@@ -50,8 +68,8 @@ class _Room:
     hosted: Hosted
     created: int
     adapters: dict[str, str] = field(default_factory=dict)
-    supervisor: Supervisor | None = None
-    loading: asyncio.Task[Supervisor] | None = None
+    supervisor: ServedModel | None = None
+    loading: asyncio.Task[ServedModel] | None = None
     facts: ModelFacts | None = None
     users: int = 0
     used_at: float = 0.0
@@ -68,9 +86,10 @@ class EnginePool:
         budget_bytes: int | None = None,
         default: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        served: Callable[[EngineOptions], ServedModel] = Supervisor,
     ) -> None:
         """budget_bytes: what all loaded models may take together; None: they are never unloaded. default: the model that is meant when
-        none is named."""
+        none is named. served: makes what answers for a model."""
         if not models:
             raise UsageError("There is no model to serve; name at least one.")
         self._rooms: dict[str, _Room] = {}
@@ -82,6 +101,7 @@ class EnginePool:
         self._aliases = {alias: hosted.name for hosted in models for alias in hosted.aliases}
         self._budget_bytes = budget_bytes
         self._default = default
+        self._served = served
         self._clock = clock
         self._wanted: tuple[str, ...] = ()
         self._making_room = asyncio.Lock()
@@ -128,9 +148,9 @@ class EnginePool:
         room, _ = self._find(model)
         if name in room.adapters:
             raise UsageError(f"{model} has an adapter {name!r} already.", param="name")
-        async with self._use(room.hosted.name) as service:
-            assert isinstance(service, Supervisor)
-            await service.add_adapter(name, path)
+        async with self._use(room.hosted.name):
+            assert room.supervisor is not None
+            await room.supervisor.add_adapter(name, path)
         room.adapters[name] = path
 
     async def remove_adapter(self, model: str, name: str) -> None:
@@ -177,7 +197,7 @@ class EnginePool:
         known = [offer.name for offer in self.offers()]
         raise UnknownModel(f"There is no model {model!r:.100} here{did_you_mean(model, known)}", param="model")
 
-    async def _loaded(self, room: _Room) -> Supervisor:
+    async def _loaded(self, room: _Room) -> ServedModel:
         if self._is_closed:
             raise CapacityError("The server is being stopped, and loads no model any more.")
         if room.supervisor is not None:
@@ -188,16 +208,26 @@ class EnginePool:
         # One that gives up waiting does not end the load for the others.
         return await asyncio.shield(room.loading)
 
-    async def _load(self, room: _Room) -> Supervisor:
+    async def _load(self, room: _Room) -> ServedModel:
         try:
             async with self._making_room:
                 await self._make_room(room)
-                supervisor = Supervisor(replace(room.hosted.options, adapters=dict(room.adapters)))
+                supervisor = self._served(self._options(room))
                 room.facts = await supervisor.start()
                 room.supervisor, room.used_at = supervisor, self._clock()
                 return supervisor
         finally:
             room.loading = None
+
+    def _options(self, room: _Room) -> EngineOptions:
+        """How a model is loaded now. Within a budget keys and values share evenly what the weights of all models leave of it, or of one
+        where it holds no two."""
+        options = replace(room.hosted.options, adapters=dict(room.adapters))
+        if self._budget_bytes is None:
+            return options
+        left = (self._budget_bytes - sum(each.hosted.num_bytes for each in self._rooms.values())) // len(self._rooms)
+        alone = self._budget_bytes - room.hosted.num_bytes
+        return replace(options, load={**options.load, "cache_bytes": max(1, left if left > alone // 4 else alone // 2)})
 
     async def _make_room(self, wanted: _Room) -> None:
         """Unloads what was not used for longest, as much as it takes. `CapacityError`, with nothing unloaded, if that is not enough."""
@@ -211,7 +241,12 @@ class EnginePool:
                 break
             leaving.append(room)
             free += _num_bytes(room)
-        if free < wanted.hosted.num_bytes and (leaving or loaded):
+        if free < wanted.hosted.num_bytes and not loaded:
+            raise CapacityError(
+                f"{wanted.hosted.name} takes about {wanted.hosted.num_bytes:,} bytes, more than the {self._budget_bytes:,} that all models "
+                "may take together. Give them more memory, or serve a smaller model or format."
+            )
+        if free < wanted.hosted.num_bytes:
             raise CapacityError(
                 f"{wanted.hosted.name} takes about {wanted.hosted.num_bytes:,} bytes; {max(free, 0):,} of {self._budget_bytes:,} would be "
                 "free beside the models that are in use. Ask again when they are idle."
@@ -221,14 +256,14 @@ class EnginePool:
             await supervisor.aclose()
 
 
-def _taken(room: _Room) -> Supervisor:
+def _taken(room: _Room) -> ServedModel:
     """The supervisor of a loaded model, out of its room."""
     supervisor, room.supervisor = room.supervisor, None
     assert supervisor is not None
     return supervisor
 
 
-def _seen(task: asyncio.Task[Supervisor]) -> None:
+def _seen(task: asyncio.Task[ServedModel]) -> None:
     """A load that fails when nobody waits any more is no news."""
     if not task.cancelled():
         task.exception()
@@ -248,7 +283,7 @@ def _num_bytes(room: _Room) -> int:
 class _WithAdapter:
     """A service whose answers come from one of its adapters."""
 
-    def __init__(self, service: Supervisor, adapter: str) -> None:
+    def __init__(self, service: ServedModel, adapter: str) -> None:
         self._service = service
         self._adapter = adapter
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast, final
+from typing import Protocol, cast, final
 
 from herd.providers.frames import Beat, Begin, Frame, FrameReader, Ready, to_bytes
 from herd.providers.packing import BadFrame
@@ -20,6 +20,19 @@ LOOK_S = 0.25
 END_S = 3.0
 """A process whose socket was closed may take so long to end."""
 _LOG = logging.getLogger("herd.engine")
+
+
+class Process(Protocol):
+    """One life of whatever runs an engine, as a supervisor sees it."""
+
+    born_at: float
+
+    @property
+    def process_id(self) -> int: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 @final

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -43,7 +43,7 @@ from herd.providers.frames import (
     Vectors,
     to_bytes,
 )
-from herd.providers.process import EngineProcess
+from herd.providers.process import EngineProcess, Process
 from herd.records import dataclass
 
 if TYPE_CHECKING:
@@ -94,10 +94,12 @@ class _Pending:
 class Supervisor:
     """One model's process, and a `Service` in front of it. All of it is used in the thread of one event loop."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, start_process: Callable[..., Process] = EngineProcess) -> None:
+        """start_process: makes a process, with the arguments of `EngineProcess`: one on another machine, say."""
         self._options = options
+        self._start_process = start_process
         self._loop = asyncio.get_running_loop()
-        self._process: EngineProcess | None = None
+        self._process: Process | None = None
         self._facts: ModelFacts | None = None
         self._loaded: asyncio.Future[ModelFacts] = self._loop.create_future()
         self._streams: dict[int, Stream] = {}
@@ -138,6 +140,16 @@ class Supervisor:
     def is_idle(self) -> bool:
         """Whether nobody waits for anything."""
         return not self._streams and not self._pending
+
+    @property
+    def num_open(self) -> int:
+        """What is asked and not yet over."""
+        return len(self._streams) + len(self._pending)
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the process was started again."""
+        return self._restarts
 
     @property
     def process_id(self) -> int | None:
@@ -344,9 +356,9 @@ class Supervisor:
     def _spawn(self) -> None:
         options = self._options
         begin = Begin(options.model, options.load, options.adapters)
-        self._process = EngineProcess(begin, silence_s=options.silence_s, step_s=options.step_s, frame=self._heard, ended=self._died)
+        self._process = self._start_process(begin, silence_s=options.silence_s, step_s=options.step_s, frame=self._heard, ended=self._died)
 
-    def _died(self, process: EngineProcess) -> None:
+    def _died(self, process: Process) -> None:
         if self._is_closed or process is not self._process:
             return
         was_up, self._is_up, self._process = self._is_up, False, None
