@@ -55,7 +55,15 @@ class Architecture(Protocol):
         ...
 
     def forward(self, w: Any, cfg: Any, step: Step) -> Tensor:
-        """This step's tokens -> logits_RV of the rows in `step.outputs_R`."""
+        """This step's tokens -> logits_RV of the rows in `step.outputs_R`: `logits` of `hidden`."""
+        ...
+
+    def hidden(self, w: Any, cfg: Any, step: Step) -> Tensor:
+        """This step's tokens -> x_RD after the last norm, of the rows in `step.outputs_R`."""
+        ...
+
+    def logits(self, x_RD: Tensor, w: Any, cfg: Any, step: Step) -> Tensor:
+        """Rows after the last norm -> logits_RV."""
         ...
 
 

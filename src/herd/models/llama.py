@@ -80,13 +80,22 @@ def forward(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
     Named values: embed, of each layer `middle` (after attention) and `out` (both of the residual stream) and those of its
     attention and feed-forward, final (after the last norm), logits.
     """
+    return logits(hidden(w, cfg, step), w, cfg, step)
+
+
+def hidden(w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
+    """This step's tokens -> x_RD after the last norm."""
     ops = step.ops
     x_TD = ops.tap("embed", ops.embed(step.tokens_T, w.embed))
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
     for layer_w, cache in zip(w.layers, step.cache, strict=True):
-        x_TD = layer(x_TD, layer_w, rotary_TH, cache, cfg, step)
-    x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
-    return ops.tap("logits", ops.linear(x_RD, w.head))
+        x_TD = step.run(layer, x_TD, layer_w, rotary_TH, cache, cfg, step)
+    return ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
+
+
+def logits(x_RD: Tensor, w: LlamaWeights, cfg: LlamaConfig, step: Step) -> Tensor:
+    """Rows after the last norm -> logits_RV."""
+    return step.ops.tap("logits", step.ops.linear(x_RD, w.head))
 
 
 def layer(x_TD: Tensor, w: LayerWeights, rotary_TH: Tensor, cache: Tensor, cfg: LayerShape, step: Step) -> Tensor:

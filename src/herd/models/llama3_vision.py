@@ -109,16 +109,25 @@ def forward(w: Llama3VisionWeights, cfg: Llama3VisionConfig, step: Step) -> Tens
     Named values: embed, of each layer `middle` (after attention) and `out`, of each crossing block `middle` and `out` (all four
     of the residual stream) and those of its attention and feed-forward, final (after the last norm), logits.
     """
+    return logits(hidden(w, cfg, step), w, cfg, step)
+
+
+def hidden(w: Llama3VisionWeights, cfg: Llama3VisionConfig, step: Step) -> Tensor:
+    """This step's tokens -> x_RD after the last norm."""
     ops = step.ops
     x_TD = ops.tap("embed", ops.embed(step.tokens_T, w.embed, aliases=dict.fromkeys(cfg.picture_aliases, cfg.picture_id)))
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
     crossing = dict(zip(cfg.crossing, zip(w.crossing, step.memory, strict=True), strict=True))
     for index, (layer_w, cache) in enumerate(zip(w.layers, step.cache, strict=True)):
         if index in crossing:
-            x_TD = cross(x_TD, *crossing[index], cfg, step)
-        x_TD = layer(x_TD, layer_w, rotary_TH, cache, cfg, step)
-    x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
-    return ops.tap("logits", ops.linear(x_RD, w.head))
+            x_TD = step.run(cross, x_TD, *crossing[index], cfg, step)
+        x_TD = step.run(layer, x_TD, layer_w, rotary_TH, cache, cfg, step)
+    return ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
+
+
+def logits(x_RD: Tensor, w: Llama3VisionWeights, cfg: Llama3VisionConfig, step: Step) -> Tensor:
+    """Rows after the last norm -> logits_RV."""
+    return step.ops.tap("logits", step.ops.linear(x_RD, w.head))
 
 
 def cross(x_TD: Tensor, w: CrossingWeights, memory: Tensor, cfg: Llama3VisionConfig, step: Step) -> Tensor:

@@ -122,20 +122,35 @@ def forward(w: Llama4Weights, cfg: Llama4Config, step: Step) -> Tensor:
     Named values: embed (pictures included), of each layer `middle` (after attention) and `out` (both of the residual stream) and
     those of its attention and feed-forward or mixture, final (after the last norm), logits.
     """
+    return logits(hidden(w, cfg, step), w, cfg, step)
+
+
+def hidden(w: Llama4Weights, cfg: Llama4Config, step: Step) -> Tensor:
+    """This step's tokens -> x_RD after the last norm."""
     ops = step.ops
     x_TD = ops.embed(step.tokens_T, w.embed)
     if cfg.vision is not None:
         x_TD = ops.overlay(x_TD, step.pictures)
     x_TD = ops.tap("embed", x_TD)
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
-    for layer, cache in zip(w.layers, step.cache, strict=True):
-        normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
-        x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, attention(normed_TD, layer, rotary_TH, cache, cfg, step)))
-        normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
-        y_TD = mixture(normed_TD, layer.ffn, cfg, step) if isinstance(layer.ffn, MixtureWeights) else ffn(normed_TD, layer.ffn, step)
-        x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, y_TD))
-    x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
-    return ops.tap("logits", ops.linear(x_RD, w.head))
+    for layer_w, cache in zip(w.layers, step.cache, strict=True):
+        x_TD = step.run(layer, x_TD, layer_w, rotary_TH, cache, cfg, step)
+    return ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
+
+
+def logits(x_RD: Tensor, w: Llama4Weights, cfg: Llama4Config, step: Step) -> Tensor:
+    """Rows after the last norm -> logits_RV."""
+    return step.ops.tap("logits", step.ops.linear(x_RD, w.head))
+
+
+def layer(x_TD: Tensor, w: LayerWeights, rotary_TH: Tensor, cache: Tensor, cfg: Llama4Config, step: Step) -> Tensor:
+    """x_TD -> x_TD with attention and feed-forward or mixture added, each of what its norm makes of x."""
+    ops = step.ops
+    normed_TD = ops.rms_norm(x_TD, w.attention_norm, cfg.norm_eps)
+    x_TD = ops.tap(f"{w.at}.middle", ops.add(x_TD, attention(normed_TD, w, rotary_TH, cache, cfg, step)))
+    normed_TD = ops.rms_norm(x_TD, w.ffn_norm, cfg.norm_eps)
+    y_TD = mixture(normed_TD, w.ffn, cfg, step) if isinstance(w.ffn, MixtureWeights) else ffn(normed_TD, w.ffn, step)
+    return ops.tap(f"{w.at}.out", ops.add(x_TD, y_TD))
 
 
 def attention(x_TD: Tensor, layer: LayerWeights, rotary_TH: Tensor, cache: Tensor, cfg: Llama4Config, step: Step) -> Tensor:
@@ -210,7 +225,7 @@ def mixture_tensors(at: str, cfg: Llama4Config) -> Iterator[TensorSpec]:
 def weights(cfg: Llama4Config, leaf: Leaf) -> Llama4Weights:
     """The tree that `forward` and `encode` read, from a function that gives the leaf of each name in `tensors(cfg)`."""
 
-    def layer(index: int) -> LayerWeights:
+    def layer_weights(index: int) -> LayerWeights:
         at = f"layers.{index}"
         return LayerWeights(
             at=at,
@@ -224,7 +239,7 @@ def weights(cfg: Llama4Config, leaf: Leaf) -> Llama4Weights:
     embed = leaf("embed")
     return Llama4Weights(
         embed=embed,
-        layers=tuple(layer(index) for index in range(cfg.num_layers)),
+        layers=tuple(layer_weights(index) for index in range(cfg.num_layers)),
         norm=vector(leaf, "norm"),
         head=embed if cfg.tied_embeddings else leaf("head"),
         vision=None if cfg.vision is None else llama4_vision.weights(cfg.vision, leaf),

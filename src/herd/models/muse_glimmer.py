@@ -109,22 +109,38 @@ class MuseGlimmerWeights:
 
 def forward(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: Step) -> Tensor:
     """This step's tokens -> logits_RV of the rows in `step.outputs_R`. Named values as in `llama.py`."""
+    return logits(hidden(w, cfg, step), w, cfg, step)
+
+
+def hidden(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: Step) -> Tensor:
+    """This step's tokens -> x_RD after the last norm."""
     ops = step.ops
     x_TD = ops.rms_norm(ops.embed(step.tokens_T, w.embed), None, cfg.norm_eps)
     if cfg.vision is not None:
         x_TD = ops.overlay(x_TD, step.pictures)
     x_TD = ops.tap("embed", x_TD)
     rotary_TH = ops.rotary(step.positions_T, cfg.rope.frequencies(), cfg.rope.magnitude)
-    for layer, kind, cache in zip(w.layers, cfg.layers, step.cache, strict=True):
-        normed_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps, centred=True)
-        y_TD = attention(normed_TD, layer, kind, rotary_TH, cache, cfg, step)
-        y_TD = ops.rms_norm(y_TD, layer.after_attention_norm, cfg.post_norm_eps, centred=True)
-        x_TD = ops.tap(f"{layer.at}.middle", ops.add(x_TD, y_TD))
-        normed_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps, centred=True)
-        y_TD = ops.rms_norm(ffn(normed_TD, layer.ffn, step), layer.after_ffn_norm, cfg.post_norm_eps, centred=True)
-        x_TD = ops.tap(f"{layer.at}.out", ops.add(x_TD, y_TD))
-    x_RD = ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
+    for layer_w, kind, cache in zip(w.layers, cfg.layers, step.cache, strict=True):
+        x_TD = step.run(layer, x_TD, layer_w, kind, rotary_TH, cache, cfg, step)
+    return ops.tap("final", ops.rms_norm(ops.select(x_TD, step.outputs_R), w.norm, cfg.norm_eps))
+
+
+def logits(x_RD: Tensor, w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: Step) -> Tensor:
+    """Rows after the last norm -> logits_RV."""
+    ops = step.ops
     return ops.tap("logits", ops.soft_cap(ops.linear(x_RD, w.head), cfg.logit_factor, cfg.logit_cap))
+
+
+def layer(x_TD: Tensor, w: LayerWeights, kind: LayerKind, rotary_TH: Tensor, cache: Tensor, cfg: MuseGlimmerConfig, step: Step) -> Tensor:
+    """x_TD -> x_TD with attention and feed-forward added, each between two norms."""
+    ops = step.ops
+    normed_TD = ops.rms_norm(x_TD, w.attention_norm, cfg.norm_eps, centred=True)
+    y_TD = attention(normed_TD, w, kind, rotary_TH, cache, cfg, step)
+    y_TD = ops.rms_norm(y_TD, w.after_attention_norm, cfg.post_norm_eps, centred=True)
+    x_TD = ops.tap(f"{w.at}.middle", ops.add(x_TD, y_TD))
+    normed_TD = ops.rms_norm(x_TD, w.ffn_norm, cfg.norm_eps, centred=True)
+    y_TD = ops.rms_norm(ffn(normed_TD, w.ffn, step), w.after_ffn_norm, cfg.post_norm_eps, centred=True)
+    return ops.tap(f"{w.at}.out", ops.add(x_TD, y_TD))
 
 
 def attention(
@@ -172,7 +188,7 @@ def tensors(cfg: MuseGlimmerConfig) -> Iterator[TensorSpec]:
 def weights(cfg: MuseGlimmerConfig, leaf: Leaf) -> MuseGlimmerWeights:
     """The tree that `forward` and `encode` read."""
 
-    def layer(at: str) -> LayerWeights:
+    def layer_weights(at: str) -> LayerWeights:
         return LayerWeights(
             at=at,
             attention_norm=vector(leaf, f"{at}.attention_norm"),
@@ -187,7 +203,7 @@ def weights(cfg: MuseGlimmerConfig, leaf: Leaf) -> MuseGlimmerWeights:
     embed = leaf("embed")
     return MuseGlimmerWeights(
         embed=embed,
-        layers=tuple(layer(f"layers.{index}") for index in range(cfg.num_layers)),
+        layers=tuple(layer_weights(f"layers.{index}") for index in range(cfg.num_layers)),
         norm=vector(leaf, "norm"),
         head=embed if cfg.tied_embeddings else leaf("head"),
         vision=None if cfg.vision is None else vision.weights(cfg.vision, leaf),

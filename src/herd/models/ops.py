@@ -13,7 +13,7 @@ their rows at once and have no cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -230,13 +230,19 @@ class PictureOps(Protocol):
         ...
 
 
+def as_it_stands(layer: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`layer` of its arguments, simply."""
+    return layer(*arguments)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One forward of a packed batch, as a model function sees it. The backend makes it; its fields are the backend's tensors.
 
     `cache[l]` is the place of layer `l`'s keys and values; `outputs_R` the rows of T whose logits are wanted. For models that take
     pictures: `pictures` (early fusion) is for `overlay`; `memory[c]` the pictures' keys and values in crossing layer `c`, and `seen`
-    which tokens see a picture at all.
+    which tokens see a picture at all. `run` computes a layer from its function and arguments; training may forget what lies inside and
+    compute it a second time on the way back.
     """
 
     ops: Ops
@@ -247,6 +253,7 @@ class Step:
     pictures: Tensor = None
     memory: Sequence[Tensor] = ()
     seen: Tensor = None
+    run: Callable[..., Tensor] = as_it_stands
 
 
 @dataclass(frozen=True, slots=True)
