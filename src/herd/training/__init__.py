@@ -1,0 +1,1 @@
+"""Weights change: losses, optimisers, recipes, and what runs them."""
