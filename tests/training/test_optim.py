@@ -10,7 +10,8 @@ import torch
 
 from herd.errors import FileProblem, UsageError
 from herd.models.weights import Kind
-from herd.training.optim import Optimiser, OptimiserSettings, check_optimiser, kinds_of, make_optimiser, orthogonal
+from herd.training.optim import Optimiser, kinds_of, make_optimiser, orthogonal
+from herd.training.optimiser_settings import OptimiserSettings
 from tiny import tiny_llama, tiny_llama4
 
 KINDS = {
@@ -210,7 +211,7 @@ def test_a_state_of_something_else_is_refused_by_name() -> None:
 )
 def test_settings_that_cannot_be_are_refused_with_what_is_wrong(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        check_optimiser(OptimiserSettings(**changes))
+        OptimiserSettings(**changes)
 
 
 def test_kinds_come_from_the_models_own_list_and_adapters_are_matrices() -> None:

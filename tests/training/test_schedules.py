@@ -7,7 +7,7 @@ import math
 import pytest
 
 from herd.errors import UsageError
-from herd.training.schedules import NAMES, SHAPES, Schedule, check_schedule, lr_at
+from herd.training.schedules import NAMES, SHAPES, Schedule, lr_at
 
 
 def rates(**facts: object) -> list[float]:
@@ -75,4 +75,4 @@ def test_without_decay_steps_wsd_stays_at_the_peak() -> None:
 )
 def test_a_schedule_that_cannot_be_is_refused_with_what_is_wrong(facts: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        check_schedule(Schedule(**facts))  # type: ignore[arg-type]
+        Schedule(**facts)  # type: ignore[arg-type]

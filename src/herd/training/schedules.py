@@ -42,6 +42,9 @@ class Schedule:
     decay: int | None = None
     shape: str = "sqrt"
 
+    def __post_init__(self) -> None:
+        check_schedule(self)
+
     @property
     def decay_steps(self) -> int:
         """How many of the last steps of "wsd" fall."""
@@ -72,8 +75,7 @@ def check_schedule(schedule: Schedule) -> None:
 
 
 def lr_at(schedule: Schedule, step: int) -> float:
-    """The learning rate of step `step`, counted from 0. `UsageError` for a schedule that cannot be."""
-    check_schedule(schedule)
+    """The learning rate of step `step`, counted from 0."""
     if step < schedule.warmup:
         return schedule.lr * (step + 1) / (schedule.warmup + 1)
     match schedule.name:
