@@ -1,0 +1,230 @@
+"""Checkpoints that are whole or absent, in safetensors and JSON only.
+
+    checkpoints/step-000123/weights.safetensors     a file for each part: weights, optimiser, what the recipe adds
+    checkpoints/step-000123/manifest.json           the step, size and SHA-256 of each file, and what is no tensor
+    checkpoints/.step-000123.77-1f2e.part/          one that is being made, or was when its process died
+
+A checkpoint is written into a folder of another name; every file is synced, then that folder, which then gets its name, and the
+folder around it is synced. So a name means that everything under it is on the disk. Reading trusts nothing all the same: the newest
+checkpoint whose manifest, sizes and digests agree is taken. Nothing here can run code out of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from herd.checkpoints.safetensors import read_safetensors
+from herd.errors import CapacityError, FileProblem
+from herd.files import MappedFile, read_json
+from herd.files.writing import FULL, cannot_write, sync_folder
+from herd.records import dataclass
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PIECE_BYTES = 32 << 20
+_NAME = re.compile(r"step-(\d{6,})")
+_TYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
+    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_BY_NAME = {name: dtype for dtype, name in _TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint whose manifest and files' sizes agree. `values` is what was saved besides tensors."""
+
+    folder: Path
+    step: int
+    values: Mapping[str, Any]
+    files: Mapping[str, tuple[int, str]]
+
+    def read(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each part, by name. `FileProblem` if a file is not what was written."""
+        return {name.removesuffix(".safetensors"): self._part(name, *expected) for name, expected in self.files.items()}
+
+    def _part(self, name: str, num_bytes: int, digest: str) -> dict[str, Tensor]:
+        file = MappedFile(self.folder / name)
+        try:
+            if file.size != num_bytes or hashlib.sha256(file.view).hexdigest() != digest:
+                raise FileProblem(f"{self.folder / name}: is not what was written; the checkpoint is damaged.")
+            return {entry.name: _tensor(file, entry) for entry in read_safetensors(file).values()}
+        finally:
+            file.close()
+
+
+def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Saved:
+    """Makes the checkpoint of a step; one that was there under its name is replaced.
+
+    `CapacityError` if the disk is full, `FileProblem` if it cannot be written otherwise; then everything is as before.
+    """
+    target = root / f"step-{step:06d}"
+    temporary = root / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
+    total = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.mkdir()
+            files = {f"{part}.safetensors": _write(temporary / f"{part}.safetensors", tensors) for part, tensors in parts.items()}
+            manifest = {"format": FORMAT, "step": step, "files": {name: list(each) for name, each in files.items()}, "values": values}
+            _write_manifest(temporary / MANIFEST, manifest)
+            sync_folder(temporary)
+            if target.exists():
+                _remove(target)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(root)
+    except OSError as problem:
+        if problem.errno in FULL:
+            free = shutil.disk_usage(root).free
+            raise CapacityError(
+                f"{target}: the checkpoint takes {total:,} bytes and could not be written: {problem.strerror} ({free:,} bytes are free "
+                "there). What was saved before is whole. Make room, then go on with --resume."
+            ) from problem
+        raise cannot_write(target, problem) from problem
+    return Saved(target, step, values, files)
+
+
+def complete(root: Path) -> list[Saved]:
+    """All checkpoints whose manifest can be read and whose files have their sizes, oldest first."""
+    found = []
+    for folder in _folders(root):
+        with suppress(FileProblem, OSError):
+            found.append(_opened(folder))
+    return sorted(found, key=lambda saved: saved.step)
+
+
+def newest(root: Path) -> tuple[Saved, dict[str, dict[str, Tensor]], list[str]] | None:
+    """The newest checkpoint that is whole, its tensors, and what was wrong with newer ones; None if there is none."""
+    problems: list[str] = []
+    for saved in reversed(complete(root)):
+        try:
+            return saved, saved.read(), problems
+        except (FileProblem, OSError) as problem:
+            problems.append(str(problem))
+    return None
+
+
+def keep_only(root: Path, steps: Collection[int]) -> None:
+    """Removes the checkpoints of other steps. One that is half removed is no checkpoint any more."""
+    for folder in _folders(root):
+        match = _NAME.fullmatch(folder.name)
+        if match is not None and int(match[1]) not in steps:
+            with suppress(OSError):
+                _remove(folder)
+
+
+def remove_litter(root: Path) -> None:
+    """Removes what processes that died have left. Only who holds the run's lock may."""
+    with suppress(OSError):
+        for path in root.iterdir():
+            if path.name.startswith(".") and path.name.endswith(".part"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    except OSError:
+        return []
+
+
+def _remove(folder: Path) -> None:
+    """Takes the name away first: a folder that is half removed must not look like a checkpoint."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _opened(folder: Path) -> Saved:
+    """`FileProblem` if the manifest is not one, or a file has another size than it says."""
+    manifest = read_json(folder / MANIFEST)
+    step, listed, values = manifest.get("step"), manifest.get("files"), manifest.get("values")
+    if not (isinstance(step, int) and isinstance(listed, dict) and isinstance(values, dict)) or manifest.get("format") != FORMAT:
+        raise FileProblem(f"{folder / MANIFEST}: is no manifest of format {FORMAT}.")
+    if folder.name != f"step-{step:06d}":
+        raise FileProblem(f"{folder / MANIFEST}: says that it is of step {step}; the folder has another name.")
+    files: dict[str, tuple[int, str]] = {}
+    for name, expected in listed.items():
+        if "/" in name or not name.endswith(".safetensors") or not isinstance(expected, list) or len(expected) != 2:
+            raise FileProblem(f"{folder / MANIFEST}: lists {name!r:.80}, which is no file of a checkpoint.")
+        if (found := (folder / name).stat().st_size) != expected[0]:
+            raise FileProblem(f"{folder / name}: has {found} bytes; {expected[0]} were written.")
+        files[name] = (expected[0], str(expected[1]))
+    return Saved(folder, step, values, files)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file by itself, whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        _write(temporary, tensors)
+        os.replace(temporary, path)
+    except OSError as problem:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, problem) from problem
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Writes and syncs a safetensors file; its size and SHA-256. The same tensors always give the same bytes."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, tensor in ordered:
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("xb", buffering=0) as file:
+        _put(file, digest, memoryview(struct.pack("<Q", len(text)) + text))
+        for _, tensor in ordered:
+            _put(file, digest, _bytes_of(tensor))
+        os.fsync(file.fileno())
+    return 8 + len(text) + at, digest.hexdigest()
+
+
+def _put(file: BinaryIO, digest: Any, data: memoryview) -> None:
+    """All of `data`: a single write may take less."""
+    for start in range(0, len(data), PIECE_BYTES):
+        piece = data[start : start + PIECE_BYTES]
+        digest.update(piece)
+        while len(piece):
+            piece = piece[file.write(piece) :]
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    data = memoryview(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
+    with path.open("xb", buffering=0) as file:
+        while len(data):
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _tensor(file: MappedFile, entry: Any) -> Tensor:
+    """A copy of its own of one tensor."""
+    if entry.dtype not in _BY_NAME:
+        raise FileProblem(f"{file.name}: {entry.name!r:.80} is of type {entry.dtype}, which no checkpoint has.")
+    dtype = _BY_NAME[entry.dtype]
+    data = bytearray(file.view[entry.offset : entry.offset + entry.num_bytes])
+    return torch.frombuffer(data, dtype=dtype).reshape(entry.shape) if data else torch.empty(entry.shape, dtype=dtype)
