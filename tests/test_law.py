@@ -54,7 +54,7 @@ LAW = {
     "backends.reference": part(3, f"{BASE} models checkpoints sampling backends.base", "numpy"),
     "backends.cpu": part(3, f"{BASE} models checkpoints sampling backends.base backends.reference core", "numpy"),
     "backends.torch": part(3, f"{BASE} models checkpoints sampling backends.base", "numpy torch"),
-    "data": part(3, f"{BASE} text", "datatrove trafilatura"),
+    "data": part(3, f"{BASE} text images", "numpy PIL tokenizers zstandard"),
     "planner": part(3, f"{BASE} family models"),
     # level 4: many requests, and weights that change
     # (models.weights: the type of what `Engine.update` hands through to `Backend.update`)

@@ -13,7 +13,7 @@ from typing import final
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
-from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, control_id, refuse_tools
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, refuse_tools
 from herd.text.messages import Role
 
 _STEP = Control("<step>")
@@ -31,7 +31,7 @@ class CodeLlama70B(ChatFormat):
         return "code-llama-70b"
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
-        """The prompt for people; each text in it is encoded on its own (`token_ids`). The format has no date."""
+        """The prompt for people; each text in it is encoded on its own (`pieces`). The format has no date."""
         refuse_tools(conversation, self.name)
         _check_order(conversation)
         for message in conversation.messages:
@@ -42,17 +42,12 @@ class CodeLlama70B(ChatFormat):
         if conversation.add_generation_prompt:
             yield from (" Source: assistant\nDestination: user", "\n\n ")
 
-    def token_ids(self, conversation: Conversation) -> list[int]:
-        tokenizer = self.tokenizer
-        if tokenizer.bos_id is None:
+    def pieces(self, conversation: Conversation) -> Iterator[tuple[Part, ...]]:
+        if self.tokenizer.bos_id is None:
             raise FileProblem("the chat format code-llama-70b needs a BOS token, which this model's vocabulary does not name.")
-        ids = [tokenizer.bos_id]
+        yield (Control(self.tokenizer.special_text(self.tokenizer.bos_id)),)
         for part in self.parts(conversation):
-            if isinstance(part, str):
-                ids += tokenizer.encode(part, bos=False)
-            else:
-                ids.append(control_id(part.name, tokenizer))
-        return ids
+            yield (part,)
 
 
 def _check_order(conversation: Conversation) -> None:

@@ -13,7 +13,7 @@ from typing import final
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
-from herd.text.formats.parts import ChatFormat, Conversation, Part, refuse_tools
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Part, refuse_tools
 from herd.text.messages import Message, Role
 
 _TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -31,22 +31,22 @@ class Llama2(ChatFormat):
         return "llama2"
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
-        """The texts of the turns, for people; each is encoded on its own (`token_ids`)."""
+        """The texts of the turns, for people; each is encoded on its own (`pieces`)."""
         for user, answer in self._turns(conversation):
             yield _turn(user, answer)
 
-    def token_ids(self, conversation: Conversation) -> list[int]:
+    def pieces(self, conversation: Conversation) -> Iterator[tuple[Part, ...]]:
         """The prompt for an answer is the end of the user's turn, so `add_generation_prompt` only asks that the user speaks last;
         the format has no date."""
         tokenizer = self.tokenizer
         if tokenizer.bos_id is None or not tokenizer.eos_ids:
             raise FileProblem("the chat format llama2 needs BOS and EOS tokens, which this model's vocabulary does not name.")
-        ids: list[int] = []
+        begin, end = (Control(tokenizer.special_text(token)) for token in (tokenizer.bos_id, tokenizer.eos_ids[0]))
         for user, answer in self._turns(conversation):
-            ids += [tokenizer.bos_id, *tokenizer.encode(_turn(user, answer), bos=False)]
+            yield (begin,)
+            yield (_turn(user, answer),)
             if answer is not None:
-                ids.append(tokenizer.eos_ids[0])
-        return ids
+                yield (end,)
 
     def _turns(self, conversation: Conversation) -> list[tuple[str, str | None]]:
         turns = pairs(conversation.messages)

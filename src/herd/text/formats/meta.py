@@ -21,7 +21,7 @@ from herd.text.formats import languages, prompts
 from herd.text.formats.begun import Head
 from herd.text.formats.llama3 import DATE, Llama3
 from herd.text.formats.llama4 import Llama4, expand_llama4
-from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part, to_ids
+from herd.text.formats.parts import ChatFormat, Control, Conversation, Grid, Part
 from herd.text.messages import Message, Role, Text
 from herd.text.tools import BuiltIn, Tool, ToolCall
 
@@ -34,15 +34,11 @@ class _Meta(ChatFormat):
     """What the two have in common."""
 
     def parts(self, conversation: Conversation) -> Iterator[Part]:
-        """The prompt for people; its pieces are encoded one by one (`token_ids`)."""
-        for piece in self._pieces(conversation):
+        """The prompt for people; its pieces are encoded one by one."""
+        for piece in self.pieces(conversation):
             yield from piece
 
-    def token_ids(self, conversation: Conversation) -> list[int]:
-        return [token for piece in self._pieces(conversation) for token in to_ids(piece, self.tokenizer)]
-
-    def _pieces(self, conversation: Conversation) -> Iterator[Piece]:
-        """The prompt in pieces that are encoded one by one."""
+    def pieces(self, conversation: Conversation) -> Iterator[Piece]:
         yield (Control("<|begin_of_text|>"),)
         for message in self._with_tools(conversation):
             yield from self._message(message)

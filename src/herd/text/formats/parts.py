@@ -126,9 +126,13 @@ class ChatFormat(ABC):
         cut = tiles or self.tiles
         return ids if cut is None else self.expanded(ids, [cut(image) for image in images])
 
+    def pieces(self, conversation: Conversation) -> Iterable[Iterable[Part]]:
+        """The prompt in pieces that are encoded one by one: in most formats a single one."""
+        return (self.parts(conversation),)
+
     def token_ids(self, conversation: Conversation) -> list[int]:
         """Ids of a conversation that was read already."""
-        return to_ids(self.parts(conversation), self.tokenizer)
+        return [token for piece in self.pieces(conversation) for token in to_ids(piece, self.tokenizer)]
 
     def expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         """`ids` with all ids of each picture in place of its one; the same in formats where a picture is one id."""
