@@ -3,8 +3,8 @@
     all weights     every weight is a parameter
     LoRA            low-rank updates of matrices are; the base stays as it is stored (plain, or in blocks that are decoded at each use)
 
-Parameters are float32 whatever is computed in (float64 with that). In 16 bits they are rounded where they are used, and an update's product is added
-before the one rounding of the matrix's, so that small updates are not lost in it.
+Parameters are float32 whatever is computed in (float64 with that). In 16 bits they are rounded where they are used, and an update's
+product is added before the one rounding of the matrix's, so that small updates are not lost in it.
 """
 
 from __future__ import annotations
