@@ -64,7 +64,7 @@ After after_of(const std::string& name) {
 struct BoundProgram {
     std::shared_ptr<Machine> machine;
     Program program;
-    std::optional<Indices> placeholders{};
+    std::optional<Indices> picture_rows{};
     std::optional<FloatsIn> features{};
     std::vector<Seeing> seeing{};
 };
@@ -82,22 +82,22 @@ void low_rank(BoundProgram& self, int x, const std::vector<UpdateTuple>& tuples,
 }
 
 // What `begin` was given stays alive until the next step.
-void take_pictures(BoundProgram& self, std::optional<Indices> placeholders, std::optional<FloatsIn> features, const std::vector<SeeingTuple>& seeing) {
+void take_pictures(BoundProgram& self, std::optional<Indices> picture_rows, std::optional<FloatsIn> features, const std::vector<SeeingTuple>& seeing) {
     Dim I{"I"}, D{"D"};
-    if (placeholders.has_value() != features.has_value()) throw std::invalid_argument("placeholders and features come together");
-    if (placeholders) {
-        expect(*placeholders, "placeholders").shape(I);
+    if (picture_rows.has_value() != features.has_value()) throw std::invalid_argument("picture_rows and features come together");
+    if (picture_rows) {
+        expect(*picture_rows, "picture_rows").shape(I);
         expect(*features, "features").shape(I, D);
     }
-    self.placeholders = std::move(placeholders);
+    self.picture_rows = std::move(picture_rows);
     self.features = std::move(features);
     self.seeing.clear();
     for (const auto& [row, count, pictures] : seeing) self.seeing.push_back({row, count, {pictures.begin(), pictures.end()}});
 }
 
-void begin(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> placeholders, std::optional<FloatsIn> features,
+void begin(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> picture_rows, std::optional<FloatsIn> features,
            const std::vector<SeeingTuple>& seeing, const std::vector<int64_t>& adapters) {
-    take_pictures(self, std::move(placeholders), std::move(features), seeing);
+    take_pictures(self, std::move(picture_rows), std::move(features), seeing);
     std::vector<Span> spans;
     spans.reserve(tuples.size());
     for (const auto& [start, tokens, pages, outputs] : tuples) spans.push_back({start, tokens, pages, outputs});
@@ -105,8 +105,8 @@ void begin(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::option
     for (size_t i = 0; i < adapters.size(); ++i) spans[i].adapter = adapters[i];
     Pictures pictures;
     pictures.seeing = self.seeing;
-    if (self.placeholders) {
-        pictures.placeholders = {self.placeholders->data(), self.placeholders->size()};
+    if (self.picture_rows) {
+        pictures.picture_rows = {self.picture_rows->data(), self.picture_rows->size()};
         pictures.features = self.features->data();
         pictures.width = static_cast<int64_t>(self.features->shape(1));
     }
@@ -119,9 +119,9 @@ void advance(BoundProgram& self, size_t end) {
     self.program.advance(end);
 }
 
-std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> placeholders, std::optional<FloatsIn> features,
+std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> picture_rows, std::optional<FloatsIn> features,
                           const std::vector<SeeingTuple>& seeing, const std::vector<int64_t>& adapters) {
-    begin(self, tuples, std::move(placeholders), std::move(features), seeing, adapters);
+    begin(self, tuples, std::move(picture_rows), std::move(features), seeing, adapters);
     advance(self, self.program.num_instructions());
     return self.program.bad_rows();
 }
@@ -234,7 +234,7 @@ void bind_program(nb::module_& m) {
              "x"_a, "factor"_a, "cap"_a, "out"_a, "out = cap * tanh(factor * x / cap).")
         .def("gated_add", [](BoundProgram& self, int x, int y, float factor, bool if_seen, int out) { self.program.gated_add(x, y, factor, if_seen, out); },
              "x"_a, "y"_a, "factor"_a, "if_seen"_a, "out"_a, "out = x + factor * y; with `if_seen` only in rows that see a picture.")
-        .def("overlay", [](BoundProgram& self, int x, int out) { self.program.overlay(x, out); }, "x"_a, "out"_a, "out = x with the rows of placeholders replaced by the step's features.")
+        .def("overlay", [](BoundProgram& self, int x, int out) { self.program.overlay(x, out); }, "x"_a, "out"_a, "out = x with the rows of pictures replaced by the step's features.")
         .def("copy", [](BoundProgram& self, int x, int out) { self.program.copy(x, out); }, "x"_a, "out"_a, "out = x.")
         .def("expert_room", [](BoundProgram& self, const Matrix& gate, const Matrix& up, const Matrix& down, int64_t experts, int64_t chosen) {
                  return self.program.add_expert_room(gate, up, down, experts, chosen);
@@ -259,11 +259,11 @@ void bind_program(nb::module_& m) {
                  self.program.read_ahead(keep, window);
              },
              "keep"_a, "window"_a, "Weights are mapped and memory does not hold them: they are asked for `window` bytes ahead of their use, and `keep` bytes of them stay.")
-        .def("step", &step, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
+        .def("step", &step, "spans"_a, "picture_rows"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
              "adapters"_a = std::vector<int64_t>{},
-             "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. Rows `placeholders` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
+             "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. Rows `picture_rows` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
              "that see pictures. Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
-        .def("begin", &begin, "spans"_a, "placeholders"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
+        .def("begin", &begin, "spans"_a, "picture_rows"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
              "adapters"_a = std::vector<int64_t>{}, "As `step`, but runs nothing yet.")
         .def("advance", &advance, "end"_a, "Runs the instructions of the step that was begun up to number `end`.")
         .def("bad_rows", [](BoundProgram& self) { return self.program.bad_rows(); }, "The rows of logits of the step that are not finite.")

@@ -60,7 +60,7 @@ void Program::begin(std::span<const Span> spans, const Pictures& pictures) {
 }
 
 void Program::check(const Pictures& pictures) const {
-    if (!pictures.placeholders.empty() && (overlay_width_ < 0 || pictures.width != overlay_width_)) {
+    if (!pictures.picture_rows.empty() && (overlay_width_ < 0 || pictures.width != overlay_width_)) {
         refuse("features are " + std::to_string(pictures.width) + " wide; the program overlays " + std::to_string(overlay_width_));
     }
     for (const Seeing& part : pictures.seeing) {

@@ -101,8 +101,8 @@ void Step::set(const Pictures& pictures) {
     any_seen = false;
     features = pictures.features;
     feature_width = pictures.width;
-    for (size_t i = 0; i < pictures.placeholders.size(); ++i) {
-        const int32_t row = pictures.placeholders[i];
+    for (size_t i = 0; i < pictures.picture_rows.size(); ++i) {
+        const int32_t row = pictures.picture_rows[i];
         if (row < 0 || row >= tokens_) refuse("row " + std::to_string(row) + " cannot be a picture's; the step has " + std::to_string(tokens_));
         feature_rows[static_cast<size_t>(row)] = static_cast<int32_t>(i);
     }

@@ -30,8 +30,8 @@ struct Seeing {
 
 // What a step's tokens have to do with pictures. Nothing, for most.
 struct Pictures {
-    std::span<const int32_t> placeholders;  // rows of the step that `features` replaces
-    const float* features = nullptr;        // [placeholders][width]
+    std::span<const int32_t> picture_rows;  // rows of the step that `features` replaces
+    const float* features = nullptr;        // [picture_rows][width]
     int64_t width = 0;
     std::span<const Seeing> seeing;         // by rising row
 };

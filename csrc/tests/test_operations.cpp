@@ -1,4 +1,4 @@
-// Experts, crossing to pictures, placeholders and encoders, without Python: right against plain loops in double, and the same bits
+// Experts, crossing to pictures, rows of pictures and encoders, without Python: right against plain loops in double, and the same bits
 // for any number of threads and whatever else is in the step.
 #include <algorithm>
 #include <cmath>
@@ -146,10 +146,10 @@ void experts_pictures_and_placeholders_are_right_for_any_number_of_threads(Isa i
     for (int64_t t = 0; t < kTokens; ++t) tokens.push_back((t * 17 + 5) % kVocabulary);
     const Seen one(kernels(isa), 70, 20), other(kernels(isa), 300, 30);
     const std::vector<float> features = normal(3 * kWidth, 40);
-    const std::vector<int32_t> placeholders{4, 50, 51};
+    const std::vector<int32_t> picture_rows{4, 50, 51};
     const std::vector<Seeing> seeing{{10, 45, {one.packed}}, {60, 3, {one.packed, other.packed}}, {90, 10, {other.packed}}};
     Pictures pictures;
-    pictures.placeholders = placeholders;
+    pictures.picture_rows = picture_rows;
     pictures.features = features.data();
     pictures.width = kWidth;
     pictures.seeing = seeing;
@@ -161,8 +161,8 @@ void experts_pictures_and_placeholders_are_right_for_any_number_of_threads(Isa i
     for (int64_t t = 0; t < kTokens; ++t) {
         const int64_t id = tokens[static_cast<size_t>(t)];
         const float* row = w.table.data() + (id == kVocabulary - 1 ? 3 : id) * kWidth;
-        for (size_t i = 0; i < placeholders.size(); ++i) {
-            if (placeholders[i] == t) row = features.data() + i * kWidth;
+        for (size_t i = 0; i < picture_rows.size(); ++i) {
+            if (picture_rows[i] == t) row = features.data() + i * kWidth;
         }
         std::vector<const Seen*> seen;
         if ((t >= 10 && t < 55) || (t >= 60 && t < 63)) seen.push_back(&one);
@@ -179,7 +179,7 @@ void experts_pictures_and_placeholders_are_right_for_any_number_of_threads(Isa i
         Pictures own;
         own.seeing = alone;
         if (t == 4) {
-            own.placeholders = at;
+            own.picture_rows = at;
             own.features = features.data();
             own.width = kWidth;
         }

@@ -136,7 +136,7 @@ class Program:
     def step(
         self,
         spans: Sequence[tuple[int, Sequence[int], Sequence[int], int]],
-        placeholders: NDArray[np.int32] | None = None,
+        picture_rows: NDArray[np.int32] | None = None,
         features: NDArray[np.float32] | None = None,
         seeing: Sequence[tuple[int, int, Sequence[KeyValues]]] = (),
         adapters: Sequence[int] = (),
@@ -144,7 +144,7 @@ class Program:
     def begin(
         self,
         spans: Sequence[tuple[int, Sequence[int], Sequence[int], int]],
-        placeholders: NDArray[np.int32] | None = None,
+        picture_rows: NDArray[np.int32] | None = None,
         features: NDArray[np.float32] | None = None,
         seeing: Sequence[tuple[int, int, Sequence[KeyValues]]] = (),
         adapters: Sequence[int] = (),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.test_engine import all_back, drive
+from engine.engines import all_back, drive
 from engine.test_speculation import FakeDrafter
 from fakes import FakeBackend, fake_logits
 from herd.engine.engine import Engine

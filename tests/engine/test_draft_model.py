@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.test_engine import VOCAB, all_back, collect, drive, expected, make, random_request
+from engine.engines import VOCAB, all_back, collect, drive, expected, make, random_request
 from engine.test_speculation import steps_of
 from fakes import FakeBackend
 from herd.backends.base import Plan

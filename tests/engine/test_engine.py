@@ -4,91 +4,19 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fakes import FakeBackend, fake_logits
-from herd.backends.base import PAGE_TOKENS, Placed, Plan, Watch
-from herd.engine.engine import Engine
-from herd.engine.request import Progress, Request
+from engine.engines import VOCAB, all_back, collect, drive, expected, make, random_request
+from fakes import FakeBackend
+from herd.backends.base import PAGE_TOKENS, Placed, Plan
+from herd.engine.request import Request
 from herd.errors import CapacityError, FileProblem, HerdError, UsageError
-from herd.sampling.chain import Draw, choose
-from herd.sampling.history import History
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
-
-VOCAB = 50
-STOP = 7
-
-
-def make(backend: FakeBackend | None = None, **options: object) -> Engine:
-    settings: dict[str, object] = {"context_length": 512, "stop_ids": {STOP}, "num_pages": 16, "max_batch": 8, **options}
-    return Engine(backend or FakeBackend(VOCAB), **settings)  # type: ignore[arg-type]
-
-
-def expected(request: Request, max_length: int = 512) -> list[tuple[int, float]]:
-    """What a plain loop without an engine chooses."""
-    tokens, answer = list(request.tokens), []
-    history = History(tokens)
-    limit = max_length if request.max_tokens is None else min(max_length, len(tokens) + request.max_tokens)
-    stops = {STOP} if request.stop_ids is None else set(request.stop_ids)
-    while len(tokens) < limit:
-        draw = Draw(
-            params=request.sampling,
-            seed=request.sampling.seed or 0,
-            position=len(tokens),
-            choice_index=request.choice_index,
-            seen_ids=history.ids,
-            answer_counts=history.counts,
-        )
-        choice = choose(fake_logits(tokens, VOCAB), draw)
-        tokens.append(choice.token)
-        history.add(choice.token)
-        answer.append((choice.token, choice.logprob))
-        if choice.token in stops:
-            break
-    return answer
-
-
-def random_request(rng: random.Random, longest: int = 200) -> Request:
-    start = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 5, 63, 64, 65, 130]))]
-    sampling = rng.choice(
-        [
-            SamplingParams(temperature=0.0, seed=1),
-            SamplingParams(temperature=0.9, top_p=0.8, seed=rng.randrange(2**63)),
-            SamplingParams(temperature=1.3, top_k=5, min_p=0.01, seed=3, repetition_penalty=1.2, frequency_penalty=0.3),
-        ]
-    )
-    return Request(tokens=start[:longest], sampling=sampling, max_tokens=rng.randrange(1, 60), choice_index=rng.randrange(3))
-
-
-def collect(progress: Iterator[Progress]) -> list[tuple[int, float]]:
-    return [(p.token, p.logprob) for p in progress if p.token is not None]
-
-
-def drive(engine: Engine, requests: list[Request]) -> list[list[tuple[int, float]]]:
-    """All requests together, by hand."""
-    sequences = [engine.submit(request) for request in requests]
-    got: dict[int, list[tuple[int, float]]] = {sequence.number: [] for sequence in sequences}
-    while any(s.stop_reason is None and s.error is None for s in sequences):
-        for progress in engine.step():
-            if progress.token is not None:
-                got[progress.sequence.number].append((progress.token, progress.logprob))
-        engine.check()
-    return [got[sequence.number] for sequence in sequences]
-
-
-def all_back(engine: Engine) -> None:
-    engine.check()
-    load = engine.load
-    assert (load.owned_pages, load.waiting, load.running) == (0, 0, 0)
-    assert load.free_pages + load.cached_pages == engine.limits.num_pages
 
 
 def test_one_request_gets_what_a_plain_loop_chooses() -> None:
@@ -344,58 +272,6 @@ def test_an_interrupt_during_a_step_leaves_the_engine_usable() -> None:
     assert collect(engine.run(request)) == expected(request)
 
 
-def test_the_context_is_an_exact_limit() -> None:
-    engine = make(context_length=100)
-    assert len(collect(engine.run(Request(tokens=[1] * 99, stop_ids=())))) == 1
-    (only,) = engine.run(Request(tokens=[1] * 100))
-    assert only.token is None and only.stop_reason is StopReason.LENGTH
-    with pytest.raises(UsageError, match="101 tokens; the context is 100"):
-        engine.run(Request(tokens=[1] * 101))
-    cut = list(engine.run(Request(tokens=[1] * 90, max_tokens=50, stop_ids=())))
-    assert len(cut) == 10 and cut[-1].stop_reason is StopReason.LENGTH
-    all_back(engine)
-
-
-def test_what_can_never_fit_into_the_pages_is_refused_with_numbers() -> None:
-    engine = make(context_length=1000, num_pages=2)
-    with pytest.raises(CapacityError, match="200 tokens; the cache holds 128"):
-        engine.run(Request(tokens=[1] * 200))
-    with pytest.raises(CapacityError, match=r"100 tokens and the answer may have 50; the cache holds 128"):
-        engine.submit(Request(tokens=[1] * 100, max_tokens=50))
-    with pytest.raises(CapacityError, match="200 tokens"):
-        engine.score([1] * 200)
-    assert len(collect(engine.run(Request(tokens=[1] * 100, stop_ids=())))) == 28
-
-
-@pytest.mark.parametrize("tokens", [[], [-1], [VOCAB], [2**80], [1.5], ["1"], [True], [None]])
-def test_wrong_prompts_are_refused_before_anything_happens(tokens: list[object]) -> None:
-    engine = make()
-    with pytest.raises(UsageError):
-        engine.run(Request(tokens=tokens))  # type: ignore[arg-type]
-    with pytest.raises(UsageError):
-        engine.score(tokens)  # type: ignore[arg-type]
-    assert engine.load.waiting == 0
-
-
-@pytest.mark.parametrize("max_tokens", [-1, 1.5, True, "3"])
-def test_wrong_max_tokens_are_refused(max_tokens: object) -> None:
-    with pytest.raises(UsageError, match="max_tokens"):
-        make().run(Request(tokens=[1], max_tokens=max_tokens))  # type: ignore[arg-type]
-
-
-def test_a_bias_or_a_stop_id_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(UsageError, match="logit_bias contains token 50"):
-        make().run(Request(tokens=[1], sampling=SamplingParams(logit_bias={50: 1.0})))
-    with pytest.raises(UsageError, match="stop_ids contains token 99"):
-        make().run(Request(tokens=[1], stop_ids=[99]))
-
-
-def test_max_tokens_zero_finishes_without_a_step() -> None:
-    backend = FakeBackend(VOCAB)
-    (only,) = make(backend).run(Request(tokens=[1], max_tokens=0))
-    assert only.stop_reason is StopReason.LENGTH and not backend.plans
-
-
 def test_a_seed_that_was_not_given_is_drawn_once_and_repeats_the_answer() -> None:
     engine = make()
     first = list(engine.run(Request(tokens=[1, 2], max_tokens=30, stop_ids=())))
@@ -403,38 +279,6 @@ def test_a_seed_that_was_not_given_is_drawn_once_and_repeats_the_answer() -> Non
     second = engine.run(Request(tokens=[1, 2], max_tokens=30, stop_ids=(), sampling=SamplingParams(seed=seed)))
     assert [p.token for p in second] == [p.token for p in first]
     assert next(engine.run(Request(tokens=[1, 2]))).sequence.seed != seed
-
-
-def test_scores_are_the_rows_of_all_positions_in_bounded_pieces() -> None:
-    engine = make(max_step_outputs=20)
-    tokens = [index % VOCAB for index in range(130)]
-    engine.submit(Request(tokens=[3] * 40, max_tokens=30, stop_ids=()))
-    pieces = list(engine.score(tokens))
-    assert max(map(len, pieces)) <= 20
-    np.testing.assert_array_equal(np.concatenate(pieces), [fake_logits(tokens[: end + 1], VOCAB) for end in range(130)])
-    engine.check()
-
-
-def test_scores_are_not_computed_ahead_of_their_reader_and_give_way() -> None:
-    backend = FakeBackend(VOCAB)
-    engine = make(backend, num_pages=4, context_length=256)
-    tokens = [index % VOCAB for index in range(200)]
-    scores = engine.score(tokens)
-    rows = [next(scores)]
-    request = Request(tokens=[9] * 190, max_tokens=20, stop_ids=(), sampling=SamplingParams(seed=1))
-    assert collect(engine.run(request)) == expected(request, 256)
-    before = len(backend.plans)
-    assert engine.step() == [] and len(backend.plans) == before + 0, "what was computed is not read yet"
-    rows += list(scores)
-    np.testing.assert_array_equal(np.concatenate(rows), [fake_logits(tokens[: end + 1], VOCAB) for end in range(200)])
-    all_back(engine)
-
-
-def test_an_error_while_scoring_is_raised() -> None:
-    engine = make(FakeBackend(VOCAB, spoiled=lambda tokens: len(tokens) == 90))
-    with pytest.raises(FileProblem):
-        list(engine.score([1] * 100))
-    all_back(engine)
 
 
 def test_several_threads_get_what_each_would_get_alone() -> None:
@@ -478,108 +322,6 @@ def test_closing_cancels_and_refuses_what_comes_later() -> None:
     assert backend.is_closed and next(stream).stop_reason is StopReason.CANCELLED
     with pytest.raises(UsageError, match="closed"):
         engine.submit(Request(tokens=[1]))
-
-
-def test_the_default_number_of_pages_is_one_context() -> None:
-    backend = FakeBackend(VOCAB)
-    assert Engine(backend, context_length=1000).limits.num_pages == 16
-    assert backend.num_pages == 16
-
-
-@pytest.mark.parametrize(
-    "options", [{"context_length": 0}, {"num_pages": 0}, {"max_batch": 0}, {"max_batch": 65}, {"max_batch": 8, "max_step_tokens": 4}]
-)
-def test_impossible_settings_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(UsageError):
-        make(**options)
-
-
-def test_a_text_under_examination_runs_alone_and_gives_its_pages_back() -> None:
-    engine = make(num_pages=4)
-    seen: list[range] = []
-
-    def watch(positions: range) -> Watch:
-        seen.append(positions)
-        assert engine.backend.num_pages == 4
-        return Watch()
-
-    tokens = [5] * 150
-    steps = engine.examine(tokens, watch)
-    first, result = next(steps)
-    assert result.logits_RV is not None and np.array_equal(result.logits_RV[-1], fake_logits(tokens[: first.stop], VOCAB))
-    steps.close()
-    assert len(list(engine.examine(tokens, watch))) == 3 and seen[-1] == range(128, 150)
-    assert (engine.load.free_pages, engine.load.owned_pages) == (4, 0)
-    engine.check()
-
-
-def test_an_examination_that_finds_no_pages_is_refused() -> None:
-    engine = make(num_pages=4)
-    engine.submit(Request(tokens=[1] * 150, sampling=SamplingParams(temperature=0.0)))
-    engine.step()
-    with pytest.raises(CapacityError, match="3 pages of cache are needed and 1 are not in use"):
-        list(engine.examine([5] * 150, lambda positions: Watch()))
-
-
-@pytest.mark.parametrize("ask", [Engine.step, Engine.close, lambda engine: list(engine.score([1, 2])), lambda engine: engine.classify([1])])
-def test_a_step_that_asks_its_own_engine_is_refused_instead_of_waiting_for_itself(ask: Callable[[Engine], object]) -> None:
-    backend = FakeBackend(VOCAB)
-    engine = make(backend)
-
-    def examined() -> int:
-        return len(list(engine.examine([5] * 10, lambda positions: Watch())))
-
-    backend.before_step = lambda plan: ask(engine)
-    with pytest.raises(UsageError, match="in the middle of a step"):
-        examined()
-    backend.before_step = lambda plan: None
-    assert examined() == 1 and collect(engine.run(Request(tokens=[1], max_tokens=1)))
-    engine.check()
-
-
-def test_a_classifier_is_asked_by_one_thread_at_a_time_and_not_after_closing() -> None:
-    class Classifier(FakeBackend):
-        at_work = 0
-
-        def classify(self, tokens: list[int]) -> np.ndarray[Any, Any]:
-            self.at_work += 1
-            assert self.at_work == 1
-            time.sleep(0.01)
-            self.at_work -= 1
-            return np.asarray(tokens, np.float32)
-
-    engine = make(Classifier(VOCAB))
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda token: engine.classify([token]), range(8)))
-    assert [float(row[0]) for row in found] == list(range(8))
-    engine.close()
-    with pytest.raises(UsageError, match="closed"):
-        engine.classify([1])
-
-
-def test_names_of_values_are_found_out_once_and_when_nobody_runs_the_model() -> None:
-    class Named(FakeBackend):
-        asked = 0
-
-        def value_names(self) -> tuple[str, ...]:
-            assert not is_stepping.is_set()
-            self.asked += 1
-            return ("embed",)
-
-    is_stepping, backend = threading.Event(), Named(VOCAB)
-    engine = make(backend)
-
-    def slowly(plan: Plan) -> None:
-        is_stepping.set()
-        time.sleep(0.05)
-        is_stepping.clear()
-
-    backend.before_step = slowly
-    with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(lambda: collect(engine.run(Request(tokens=[1], max_tokens=3))))
-        is_stepping.wait(5)
-        assert [engine.value_names, engine.value_names] == [("embed",)] * 2 and backend.asked == 1
-        assert answer.result(5)
 
 
 def test_requests_with_other_pictures_share_no_pages() -> None:

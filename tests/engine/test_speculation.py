@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.test_engine import STOP, VOCAB, all_back, collect, drive, expected, make, random_request
+from engine.engines import STOP, VOCAB, all_back, collect, drive, expected, make, random_request
 from fakes import FakeBackend, fake_logits
 from herd.backends.base import PAGE_TOKENS, Plan
 from herd.engine.engine import Engine

@@ -63,7 +63,7 @@ class Watch:
     patch: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # made for every token: what is frozen takes three times as long to make
 class Span:
     """One sequence's part of a step: `tokens` at positions `start`, `start + 1`, ...
 
@@ -176,6 +176,15 @@ def check_kv_cache(kv_cache: str) -> None:
     """`UsageError` for a format that does not exist."""
     if kv_cache not in KV_CACHES:
         raise UsageError(f"kv_cache is {kv_cache!r:.60}{did_you_mean(kv_cache, KV_CACHES)} Keys and values: {', '.join(KV_CACHES)}.")
+
+
+def check_processor(options: BackendOptions, backend: str) -> None:
+    """`UsageError` for what no backend does that computes on this processor with its own kernels or numpy's."""
+    if options.activations not in ("int8", "float32"):
+        raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
+    check_kv_cache(options.kv_cache)
+    if options.device != "cpu":
+        raise UsageError(f'device is {options.device!r}; the {backend} backend runs on "cpu" only.')
 
 
 def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from herd.errors import UsageError
 from herd.records import dataclass
 
 PEERS = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai"}
@@ -229,7 +230,7 @@ class OpenVino:
         return first, (self._generate([tokens], count) - self._generate([tokens], 1)) if count > 1 else 0.0
 
     def step(self, context: int, tokens: Sequence[int]) -> float:
-        raise NotImplementedError("OpenVINO GenAI has no call for one step of several tokens")
+        raise UsageError("OpenVINO GenAI has no call for one step of several tokens: it is measured by whole answers.")
 
     def together(self, prompts: Sequence[Sequence[int]], count: int) -> float:
         self._generate(prompts, 1)

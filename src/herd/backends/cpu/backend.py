@@ -165,8 +165,8 @@ class CpuBackend:
             if numbers:
                 adapted = self._adapters.program
                 assert adapted is not None, "traced when the adapter was added"
-                placeholders, features, seeing = pictures or (None, None, ())
-                return adapted, adapted.step(spans, placeholders, features, seeing, numbers), {}
+                picture_rows, features, seeing = pictures or (None, None, ())
+                return adapted, adapted.step(spans, picture_rows, features, seeing, numbers), {}
             if watched is None:
                 return program, program.step(spans, *pictures), {}
             program.begin(spans, *pictures)

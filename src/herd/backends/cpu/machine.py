@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from herd import _core
-from herd.backends.base import BackendOptions, check_kv_cache
+from herd.backends.base import BackendOptions, check_processor
 from herd.backends.cpu.packed import PLAIN_DTYPES
 from herd.errors import UsageError
 
@@ -24,11 +24,7 @@ def check_options(options: BackendOptions) -> None:
     if options.dtype not in PLAIN_DTYPES:
         known = ", ".join(name for name in PLAIN_DTYPES if name)
         raise UsageError(f"dtype is {options.dtype!r}; the cpu backend keeps plain matrices as stored or in one of: {known}.")
-    if options.activations not in ("int8", "float32"):
-        raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
-    check_kv_cache(options.kv_cache)
-    if options.device != "cpu":
-        raise UsageError(f'device is {options.device!r}; the cpu backend runs on "cpu" only.')
+    check_processor(options, "cpu")
     for name in ("max_step_tokens", "max_step_outputs"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} is {getattr(options, name)}; it must be at least 1.")

@@ -20,10 +20,10 @@ from herd.models.ops import PictureStep
 
 
 class StepPictures(NamedTuple):
-    """What `Program.step` takes besides spans: rows of placeholders with their features, and (first row, count, pictures) of rows
+    """What `Program.step` takes besides spans: the rows of pictures with their features, and (first row, count, pictures) of rows
     that see pictures."""
 
-    placeholders: NDArray[np.int32] | None = None
+    picture_rows: NDArray[np.int32] | None = None
     features: NDArray[np.float32] | None = None
     seeing: Sequence[tuple[int, int, list[_core.KeyValues]]] = ()
 

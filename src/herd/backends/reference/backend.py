@@ -27,7 +27,7 @@ from herd.backends.base import (
     StepResult,
     by_adapter,
     check_adapter,
-    check_kv_cache,
+    check_processor,
     check_span,
     check_tokens,
     refuse_classifier,
@@ -258,11 +258,7 @@ def _check_options(options: BackendOptions) -> None:
     if options.dtype not in _COMPUTE:
         known = ", ".join(name for name in _COMPUTE if name)
         raise UsageError(f"dtype is {options.dtype!r}; the reference backend computes in one of: {known}.")
-    if options.activations not in ("int8", "float32"):
-        raise UsageError(f'activations is {options.activations!r}; it must be "int8" or "float32".')
-    check_kv_cache(options.kv_cache)
-    if options.device != "cpu":
-        raise UsageError(f'device is {options.device!r}; the reference backend runs on "cpu" only.')
+    check_processor(options, "reference")
     if options.threads is not None:
         raise UsageError("The reference backend leaves threads to numpy; leave out `threads`, or set OMP_NUM_THREADS before starting.")
 

@@ -55,7 +55,7 @@ async def read_line(data: bytes, endpoint: str) -> Line:
 
 
 async def answered(house: House, endpoint: str, line: Line, owner: str, key: Key | None) -> tuple[int, str]:
-    """A line's status and the line of a file that tells of it. What is only for now is tried again."""
+    """A line's status and the line of a file that tells of it. An error that passes (429, 503) is tried again."""
     waits, deaths = list(WAITS_S), 0
     while True:
         request_id = new_id("req_")
