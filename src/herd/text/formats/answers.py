@@ -66,8 +66,9 @@ def answered(
 ) -> tuple[Answered, ...]:
     """A conversation's ids and answers: one, or one for each answer where the format writes the past otherwise than the present.
 
-    Arguments as of `render`, whose ids these are without a generation prompt. `UsageError` for what the format refuses, for an
-    answer that nothing stands before, and for a format of which it cannot be said where an answer begins or ends.
+    Arguments as of `render`, whose ids these are without a generation prompt; messages after the last answer are left out.
+    `UsageError` for what the format refuses, for an answer that nothing stands before, and for a format of which it cannot be said
+    where an answer begins or ends.
     """
     conversation = read_conversation(messages, tools, add_generation_prompt=False, date=date)
     wanted = [at for at, message in enumerate(conversation.messages) if message.role is Role.ASSISTANT]
@@ -76,38 +77,45 @@ def answered(
     if wanted[0] == 0:
         raise UsageError("messages[0] is the assistant's; an answer is learned from what stands before it.")
     _check_pictures(chat_format, conversation)
-    prompts = [_items(chat_format, _asking(conversation, at)) for at in wanted]
-    whole = _items(chat_format, conversation)
-    begins = [_border(prompt, whole) for prompt in prompts]
-    ends = [_end(chat_format, whole, begin) for begin in begins if begin is not None]
-    if len(ends) == len(wanted) and _is_in_order(begins, ends):
-        borders = [(at, begin, end) for at, begin, end in zip(wanted, begins, ends, strict=True) if begin is not None and end is not None]
-        return (_encoded(chat_format, conversation, whole, borders, tiles),)
-    return tuple(_alone(chat_format, conversation, at, prompt, tiles) for at, prompt in zip(wanted, prompts, strict=True))
+    alone = [_upto(chat_format, conversation, at) for at in wanted]
+    whole = alone[-1][0]
+    if all(_stands(each, whole) for each in alone):
+        upto = _cut(conversation, wanted[-1] + 1)
+        return (_encoded(chat_format, upto, whole, [(at, *border) for at, (_, border) in zip(wanted, alone, strict=True)], tiles),)
+    return tuple(
+        _encoded(chat_format, _cut(conversation, at + 1), items, [(at, *border)], tiles)
+        for at, (items, border) in zip(wanted, alone, strict=True)
+    )
 
 
-def _alone(chat_format: ChatFormat, conversation: Conversation, at: int, prompt: list[_Item], tiles: Tiles | None) -> Answered:
-    """The conversation up to the answer `at`."""
-    upto = replace(conversation, messages=conversation.messages[: at + 1])
-    whole = _items(chat_format, upto)
-    begin = _border(prompt, whole)
+def _upto(chat_format: ChatFormat, conversation: Conversation, at: int) -> tuple[list[_Item], tuple[_Border, int]]:
+    """The conversation up to the answer `at`, and where in it that begins and ends."""
+    prompt = _items(chat_format, replace(_cut(conversation, at), add_generation_prompt=True))
+    items = _items(chat_format, _cut(conversation, at + 1))
+    begin = _border(prompt, items)
     if begin is None:
         raise UsageError(
             f"the chat format {chat_format.name} writes messages[{at}] otherwise than the prompt that asks for it, so it cannot be said"
             " what the model would have to write. Train with another chat format (--format)."
         )
-    end = _end(chat_format, whole, begin)
+    end = _end(chat_format, items, begin)
     if end is None:
         raise UsageError(
             f"the chat format {chat_format.name} ends messages[{at}] with no control token that stops an answer; a model that learns it"
             " would never stop. Train with another chat format (--format)."
         )
-    return _encoded(chat_format, upto, whole, [(at, begin, end)], tiles)
+    return items, (begin, end)
 
 
-def _asking(conversation: Conversation, at: int) -> Conversation:
-    """What is asked before message `at` is answered."""
-    return replace(conversation, messages=conversation.messages[:at], add_generation_prompt=True)
+def _stands(alone: tuple[list[_Item], tuple[_Border, int]], whole: list[_Item]) -> bool:
+    """Whether the whole conversation begins with that part of it, up to the end of the answer."""
+    items, (_, end) = alone
+    return items[:end] == whole[:end]
+
+
+def _cut(conversation: Conversation, count: int) -> Conversation:
+    """Its first messages."""
+    return replace(conversation, messages=conversation.messages[:count])
 
 
 def _check_pictures(chat_format: ChatFormat, conversation: Conversation) -> None:
@@ -150,16 +158,6 @@ def _end(chat_format: ChatFormat, whole: list[_Item], begin: _Border) -> int | N
         if isinstance(item, Control) and known.get(item.name) in stops:
             return index + 1
     return None
-
-
-def _is_in_order(begins: Sequence[_Border | None], ends: Sequence[int | None]) -> bool:
-    """Whether each answer ends before the next begins."""
-    at = 0
-    for begin, end in zip(begins, ends, strict=True):
-        if begin is None or end is None or begin[0] < at:
-            return False
-        at = end
-    return True
 
 
 def _encoded(
