@@ -79,7 +79,8 @@ def processes_of_nobody_or_me() -> int:
 
 @needs_guards
 def test_processes_are_counted() -> None:
-    source = "import os, time\nn = 0\ntry:\n    while os.fork(): n += 1\n    time.sleep(5)\nexcept OSError:\n    print(n, flush=True)\n    os._exit(0)"
+    begin = "import os, time\nn = 0\ntry:\n    while os.fork(): n += 1\n    time.sleep(5)\n"
+    source = begin + "except OSError:\n    print(n, flush=True)\n    os._exit(0)"
     assert run(source, processes=4).output in ("2\n", "3\n", "4\n")
 
 
