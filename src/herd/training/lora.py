@@ -11,7 +11,6 @@ Sources: arXiv 2106.09685 (LoRA), arXiv 2312.03732 (rank-stabilised).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import field
@@ -19,48 +18,16 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
-from herd.backends.torch.ops import CommonOps, TorchOps
+from herd.backends.torch.ops import CommonOps
 from herd.backends.torch.picture_ops import TorchPictureOps
 from herd.backends.torch.products import product
 from herd.dtypes import F32
 from herd.errors import UsageError, did_you_mean
 from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec, Vector
 from herd.records import dataclass
+from herd.training.fused import FusedOps
 from herd.training.keyed import generator
-from herd.training.settings import need
-
-MAX_RANK = 1 << 14
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """What is learned instead of the weights themselves.
-
-    rank        columns of each update
-    alpha       the update is multiplied by alpha / rank
-    targets     matrices that get one, by the ends of their names ("q", "attention.q", "ffn.up"); "all": every matrix of the layers
-                of the text model
-    stabilised  rsLoRA: multiply by alpha / sqrt(rank) instead, so that large ranks learn too
-    dora        DoRA: learn the length of each row as well
-    dropout     the share of inputs to each update that is left out in a step, at random
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ("all",)
-    stabilised: bool = False
-    dora: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        need(1 <= self.rank <= MAX_RANK, "lora.rank", self.rank, f"a whole number from 1 to {MAX_RANK}")
-        need(math.isfinite(self.alpha) and self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
-        need(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number from 0 to below 1")
-        need(len(self.targets) > 0, "lora.targets", self.targets, 'ends of names of matrices, or "all"')
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.stabilised else self.rank)
+from herd.training.lora_settings import Lora
 
 
 def targeted(specs: Iterable[TensorSpec], targets: tuple[str, ...]) -> list[TensorSpec]:
@@ -174,7 +141,7 @@ class LearningOps(CommonOps):
         return (learned.base_squares + 2 * scale * common + scale**2 * added).clamp(min=0).sqrt()
 
 
-class LearningTextOps(LearningOps, TorchOps):
+class LearningTextOps(LearningOps, FusedOps):
     """`Ops` of a student."""
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from herd.backends.base import Encoded, Picture, Plan, Span
 from herd.backends.torch.blocks import decode
 from herd.backends.torch.devices import find_device
-from herd.backends.torch.documents import Documents
 from herd.backends.torch.pictures import memories, overlays
 from herd.backends.torch.tensors import Tensors, as_stored
 from herd.dtypes import BF16, F32, DType
@@ -27,7 +26,10 @@ from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of, classifying, seeing
 from herd.models.ops import PictureStep, Step, as_it_stands
 from herd.models.weights import Adapted, Blocks, Dense, Leaf, Matrix, TensorSpec, Update
+from herd.training.attention import Packed
 from herd.training.batches import Batch
+from herd.training.cross_entropy import Extras, token_logprobs, weighted_nll
+from herd.training.heads import head_of
 from herd.training.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, Lora, begin, targeted
 
 CHUNK_ROWS = 512
@@ -38,7 +40,9 @@ class Student:
 
     parameters   the learned tensors by name: "layers.0.attention.q", or with LoRA "layers.0.attention.q.down" and ".up" (and with
                  DoRA ".magnitude")
-    run          how a layer is computed (`models.ops.Step.run`)
+    run          how a layer is computed (`models.ops.Step.run`); `checkpointing.recomputed` needs the least memory
+
+    `keep_bytes`: a base in blocks is kept decoded as far as that reaches, instead of being decoded twice in each step.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Student:
         dtype: torch.dtype = torch.float32,
         lora: Lora | None = None,
         seed: int = 0,
+        keep_bytes: int = 0,
     ) -> None:
         if classifying(cfg) is not None:
             raise UsageError("This model is a classifier of whole texts; language models are trained here.")
@@ -61,11 +66,12 @@ class Student:
         self.run: Callable[..., Tensor] = as_it_stands
         self.model, self._seeing = architecture_of(cfg), seeing(cfg)
         self.specs = {spec.name: spec for spec in self.model.tensors(cfg)}
-        self.tensors = Tensors(self.device, dtype)
+        self.tensors = Tensors(self.device, dtype, keep_bytes)
         self.adapters = Adapters()
         self.parameters: dict[str, torch.nn.Parameter] = {}
         self._leaves = self._learn_all(leaf) if lora is None else self._learn_updates(leaf, lora)
         self.weights = self.model.weights(cfg, self._leaves.__getitem__)
+        self._head = head_of(self.model, self.weights, cfg)
         self.ops, self._picture_ops = LearningTextOps(self.tensors), LearningPictureOps(self.tensors)
         self.ops.adapters = self._picture_ops.adapters = self.adapters
         if lora is not None and lora.dora:
@@ -87,7 +93,7 @@ class Student:
             tokens_T=batch.tokens_T,
             positions_T=batch.positions_T,
             outputs_R=batch.rows_R,
-            cache=[Documents(batch.lengths)] * len(self.model.caches(self.cfg)),
+            cache=[Packed(batch.lengths)] * len(self.model.caches(self.cfg)),
             pictures=pictures,
             memory=memory,
             seen=seen,
@@ -112,12 +118,27 @@ class Student:
 
     def logprobs_of(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
         """The same, of rows after the last norm."""
+        if self._head is not None:
+            return token_logprobs(hidden_RD, self.tensors.get(self._head.matrix), targets_R, cap=self._head.cap)
         pieces = []
         for first in range(0, len(targets_R), CHUNK_ROWS):
             rows = slice(first, first + CHUNK_ROWS)
             piece = torch.utils.checkpoint.checkpoint(self._chunk, hidden_RD[rows], targets_R[rows], use_reentrant=False)
             pieces.append(piece)
         return torch.cat(pieces) if pieces else hidden_RD.new_zeros(0, dtype=torch.float32)
+
+    def nll(self, batch: Batch, z_loss: float = 0.0) -> tuple[Tensor, Extras]:
+        """- sum over rows of weight * log p(target), with `z_loss` times the squares of the rows' normalisers. With all weights learned
+        it is cheaper than `logprobs`: each row's weight is known while its logits are there, so they are made only once."""
+        hidden_RD = self.hidden(batch)
+        if self._head is None:
+            if z_loss:
+                raise UsageError("This model makes its logits in more steps than a matrix and a cap; there is no z-loss for that.")
+            logprobs_R = self.logprobs_of(hidden_RD, batch.targets_R)
+            total = -(batch.weights_R.to(logprobs_R.dtype) * logprobs_R).sum()
+            return total, Extras(logprobs_R.detach(), torch.full_like(logprobs_R, torch.nan))
+        head = self.tensors.get(self._head.matrix)
+        return weighted_nll(hidden_RD, head, batch.targets_R, batch.weights_R, z_loss, cap=self._head.cap)
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """With LoRA, the model as it was before: the reference that it is compared with."""
