@@ -118,7 +118,7 @@ def test_only_targeted_weights_are_adapted(tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "only LoRA"),
         ({"bias": "all"}, "trained biases"),
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "lora_magnitude_vector [256] is missing"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"r": 0}, "r is 0"),
         ({"r": "4"}, "r is '4'"),

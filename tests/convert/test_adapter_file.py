@@ -99,7 +99,7 @@ def test_what_such_a_folder_cannot_hold_is_refused(tmp_path: Path) -> None:
     odd = Update(leaf((4, 7), 1), one[name].up, 2.0)
     cases: dict[str, dict[str, Update | Adapted]] = {
         "no updates": {},
-        "no matrix of a llama's layers": {"embed": one[name]},
+        "no matrix of this model's layers": {"embed": one[name]},
         "several ranks or scales": {**one, name: two[name]},
         "the matrix is": {name: odd},
         "f32, f16, bf16 are written": {name: Update(leaf((32, CFG.width), 1, Q8_0), leaf((CFG.width, 32), 2, Q8_0), 2.0)},

@@ -3,27 +3,30 @@
     y = x W^T + scale * (x down^T) up^T      scale = alpha / rank, or alpha / sqrt(rank) with use_rslora
 
 `down` is PEFT's lora_A [rank, in], `up` its lora_B [out, rank]. The rows of `up` of q and k are in the order of Hugging Face
-(halves of a head apart) and are brought into ours, whatever layout the base model came in.
-Sources: arXiv 2106.09685 (LoRA), arXiv 2312.03732 (rank-stabilised), the configuration of the `peft` package.
+(halves of a head apart) and are brought into ours, whatever layout the base model came in. With DoRA there is a length for each row
+of the sum besides, PEFT's lora_magnitude_vector [out]; such an adapter is merged when it is loaded.
+Sources: arXiv 2106.09685 (LoRA), arXiv 2312.03732 (rank-stabilised), arXiv 2402.09353 (DoRA), the configuration of the `peft` package.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from herd.checkpoints import names
 from herd.checkpoints.account import refuse
+from herd.checkpoints.adapter_names import as_in_memory, modules
 from herd.checkpoints.config_reader import ConfigReader, shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface import DTYPES
+from herd.checkpoints.merging import merged
 from herd.checkpoints.safetensors import Entry, read_safetensors
 from herd.checkpoints.sources import Interleaved, StoredTensor
+from herd.errors import UsageError
 from herd.files import MappedFile, read_json
-from herd.models import llama
-from herd.models.weights import Dense, Kind, Leaf, Matrix, TensorSpec, Update
+from herd.models.architecture import Config
+from herd.models.weights import Adapted, Dense, Leaf, Matrix, Update
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 1 << 14
@@ -51,7 +54,6 @@ MUST_BE = {
     "peft_type": ("LORA", "only LoRA adapters are read"),
     "bias": ("none", "trained biases are not read"),
     "fan_in_fan_out": (False, "weights are stored [out, in]"),
-    "use_dora": (False, "DoRA rescales the whole matrix"),
     "use_qalora": (False, "its products are grouped"),
     "lora_bias": (False, "the update has no bias here"),
     "ensure_weight_tying": (False, "embeddings are not adapted here"),
@@ -73,32 +75,67 @@ MUST_BE_EMPTY = (
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """All updates of an adapter, by the names of our weights."""
+    """All updates of an adapter, by the names of our weights. `magnitudes`: with DoRA, the lengths of rows."""
 
     path: Path
     rank: int
-    updates: Mapping[str, Update]
+    factors: Mapping[str, Update]
+    magnitudes: Mapping[str, Dense] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> Mapping[str, Update]:
+        """What a running model takes beside others. `UsageError` for DoRA."""
+        if self.magnitudes:
+            raise UsageError(
+                f"{self.path}: is a DoRA adapter, which changes whole matrices and cannot lie beside others. Load the model with it, or "
+                "merge it: herd tune merge."
+            )
+        return self.factors
 
     def leaf_over(self, leaf: Leaf) -> Leaf:
         """The weights of `leaf` with the updates on them."""
 
         def adapted(name: str) -> Matrix:
-            update = self.updates.get(name)
-            return leaf(name) if update is None else update.over(leaf(name), name)
+            update, base = self.factors.get(name), leaf(name)
+            if update is None:
+                return base
+            if name not in self.magnitudes:
+                return update.over(base, name)
+            if isinstance(base, Adapted):
+                raise UsageError(f"{name} carries an adapter already; merge it first.")
+            return merged(base, update, self.magnitudes[name])
 
         return adapted
 
 
-def open_adapter(folder: Path, cfg: llama.LlamaConfig) -> Adapter:
-    """The adapter in `folder`, for a model of this config. `FileProblem` lists everything that does not fit, by name."""
+def open_adapter(folder: Path, cfg: Config) -> Adapter:
+    """The adapter in `folder` (or in what a run of training left there), for a model of this config. `FileProblem` lists everything that
+    does not fit, by name."""
+    if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
+        folder = folder / "adapter"
     config = inside(folder, CONFIG, folder.name)
-    rank, scale, targets = _read_config(ConfigReader(read_json(config), CONFIG))
+    asked = _read_config(ConfigReader(read_json(config), CONFIG))
     entries = read_safetensors(MappedFile(inside(folder, WEIGHTS, folder.name)))
-    return Adapter(folder, rank, _match(cfg, entries, rank, scale, targets))
+    factors, magnitudes = _match(cfg, {_spelled(name): entry for name, entry in entries.items()}, asked)
+    return Adapter(folder, asked.rank, factors, magnitudes)
 
 
-def _read_config(reader: ConfigReader) -> tuple[int, float, set[str] | None]:
-    """Rank, scale and the names of the adapted modules (None: every matrix)."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a config says. `targets`: names of the adapted modules; None: every matrix."""
+
+    rank: int
+    scale: float
+    targets: set[str] | None
+    has_magnitudes: bool
+
+
+def _spelled(name: str) -> str:
+    """A tensor's name, with its module as we call it."""
+    return PREFIX + as_in_memory(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+
+
+def _read_config(reader: ConfigReader) -> _Asked:
     for key, (value, because) in MUST_BE.items():
         reader.expect(key, value, because=because)
     for key in MUST_BE_EMPTY:
@@ -108,6 +145,7 @@ def _read_config(reader: ConfigReader) -> tuple[int, float, set[str] | None]:
     rank = reader.integer("r", highest=MAX_RANK)
     alpha = reader.number("lora_alpha", lowest=0.0, highest=1e9)
     is_stabilised = reader.boolean("use_rslora", default=False)
+    has_magnitudes = reader.boolean("use_dora", default=False)
     modules = reader.raw("target_modules")
     targets: set[str] | None = None
     if isinstance(modules, list) and modules and all(isinstance(module, str) for module in modules):
@@ -115,34 +153,35 @@ def _read_config(reader: ConfigReader) -> tuple[int, float, set[str] | None]:
     elif modules != "all-linear":
         reader.problem(f'target_modules is {shown(modules)}; allowed is a list of names or "all-linear"')
     reader.finish(CONCLUSION, HARMLESS)
-    return rank, alpha / (math.sqrt(rank) if is_stabilised else rank), targets
+    return _Asked(rank, alpha / (math.sqrt(rank) if is_stabilised else rank), targets, has_magnitudes)
 
 
-def _match(cfg: llama.LlamaConfig, entries: Mapping[str, Entry], rank: int, scale: float, targets: set[str] | None) -> dict[str, Update]:
+def _match(cfg: Config, entries: Mapping[str, Entry], asked: _Asked) -> tuple[dict[str, Update], dict[str, Dense]]:
     """Every tensor of the file against every matrix that is meant."""
     problems: list[str] = []
     updates: dict[str, Update] = {}
+    magnitudes: dict[str, Dense] = {}
     used: set[str] = set()
-    matrices = {names.in_file(names.HUGGING_FACE, spec.name).removesuffix(".weight"): spec for spec in _matrices(cfg)}
+    matrices, targets, rank = modules(cfg), asked.targets, asked.rank
     wanted = {module: spec for module, spec in matrices.items() if targets is None or _is_target(module, targets)}
     for target in sorted(targets or ()):
         if not any(_is_target(module, {target}) for module in matrices):
-            problems.append(f"target_modules has {shown(target)}, which is no matrix of a llama's layers")
+            problems.append(f"target_modules has {shown(target)}, which is no matrix of this model's layers")
     for module, spec in wanted.items():
         down, up = f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
-        used |= {down, up}
+        lengths = f"{PREFIX}{module}.lora_magnitude_vector"
         found = len(problems)
         problems += _complaints(entries, down, (rank, spec.shape[1])) + _complaints(entries, up, (spec.shape[0], rank))
+        problems += _complaints(entries, lengths, (spec.shape[0],)) if asked.has_magnitudes else []
+        used |= {down, up, lengths} if asked.has_magnitudes else {down, up}
         if len(problems) == found:
-            updates[spec.name] = Update(_leaf(entries[down], 0), _leaf(entries[up], spec.rotary_heads), scale)
+            updates[spec.name] = Update(_leaf(entries[down], 0), _leaf(entries[up], spec.rotary_heads), asked.scale)
+            if asked.has_magnitudes:
+                magnitudes[spec.name] = _leaf(entries[lengths], spec.rotary_heads)
     problems += [f"{shown(name)} belongs to none of the target_modules" for name in entries if name not in used]
     if problems:
         refuse(WEIGHTS, problems, CONCLUSION)
-    return updates
-
-
-def _matrices(cfg: llama.LlamaConfig) -> list[TensorSpec]:
-    return [spec for spec in llama.tensors(cfg) if spec.kind is Kind.MATRIX]
+    return updates, magnitudes
 
 
 def _is_target(module: str, targets: set[str]) -> bool:
@@ -150,7 +189,7 @@ def _is_target(module: str, targets: set[str]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
-def _complaints(entries: Mapping[str, Entry], name: str, shape: tuple[int, int]) -> list[str]:
+def _complaints(entries: Mapping[str, Entry], name: str, shape: tuple[int, ...]) -> list[str]:
     entry = entries.get(name)
     if entry is None:
         return [f"{name} {list(shape)} is missing"]

@@ -23,7 +23,7 @@ from herd.checkpoints import names
 from herd.checkpoints.config_reader import ConfigReader, shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.pth import read_pth
-from herd.checkpoints.sources import Bytes, Reshaped, Scaled, Source, StoredTensor, num_rows
+from herd.checkpoints.sources import ByRows, Bytes, Reshaped, Scaled, Source, StoredTensor
 from herd.dtypes import BF16, F8_E4M3, F16, F32, I8, DType
 from herd.errors import FileProblem
 from herd.files import MappedFile
@@ -144,7 +144,7 @@ class Quantised:
 
 
 @dataclass(frozen=True, slots=True)
-class Updated:
+class Updated(ByRows):
     """A matrix and its low-rank update as one, float32: W + scale * up down."""
 
     base: Source
@@ -170,12 +170,9 @@ class Updated:
         base += np.float32(self.scale) * (up @ dequantize(self.down.dtype, self.down.rows(), self.down.shape))
         return base.view(np.uint8)
 
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Rotated:
+class Rotated(ByRows):
     """W H for a matrix whose input was to go through the normalised Walsh-Hadamard transform H: x H W^T = x (W H)^T. float32."""
 
     tensor: Source
@@ -195,9 +192,6 @@ class Rotated:
     def read(self, first: int, last: int) -> Bytes:
         values = dequantize(self.tensor.dtype, self.tensor.read(first, last), (last - first, self.shape[1]))
         return walsh_hadamard(values).view(np.uint8)
-
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
 
 
 def walsh_hadamard(rows: NDArray[np.float32]) -> NDArray[np.float32]:

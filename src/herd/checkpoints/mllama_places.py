@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.checkpoints.sources import Joined, Part, Reshaped
-from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
+from herd.checkpoints.stored import ByRows, Bytes, Source, StoredTensor
 from herd.dtypes import DType
 from herd.errors import FileProblem
 
@@ -56,7 +56,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class _OfCopies:
+class _OfCopies(ByRows):
     copies: tuple[Copy, ...]
 
     @property
@@ -70,9 +70,6 @@ class _OfCopies:
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
         return self.copies[0].part.tensors
-
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
 
     def read(self, first: int, last: int) -> Bytes:
         raise NotImplementedError
@@ -112,7 +109,7 @@ class Nowhere(_OfCopies):
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenOut:
+class WrittenOut(ByRows):
     """The opposite of `places_of_tiles`: a grid [max_tiles^2 * rows, width] as the table of these folders, a row for each shape."""
 
     grid: Source
@@ -131,9 +128,6 @@ class WrittenOut:
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
         return self.grid.tensors
-
-    def rows(self) -> Bytes:
-        return self.read(0, self.shape[0])
 
     def read(self, first: int, last: int) -> Bytes:
         shapes, count = shapes_of_pictures(self.max_tiles), self.rows_of_place

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
+from herd.checkpoints.stored import ByRows, Bytes, Source, StoredTensor, num_rows
 from herd.dtypes import F32, DType
 from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.quant import dequantize
 
 __all__ = [
+    "ByRows",
     "Bytes",
     "Halved",
     "Interleaved",
@@ -96,7 +97,7 @@ class Halved(_Over):
 
 
 @dataclass(frozen=True, slots=True)
-class SameBytes:
+class SameBytes(ByRows):
     """One weight that files hold several times: good only if all copies have the same bytes, checked when it is read. `because`
     ends the message."""
 
@@ -129,12 +130,9 @@ class SameBytes:
                     tensor.file.drop_pages(tensor.offset, tensor.num_bytes)
         return ours
 
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(ByRows):
     """Pieces put together along an axis. They have one format, and one shape but for that axis."""
 
     parts: tuple[Source, ...]
@@ -173,12 +171,9 @@ class Joined:
                     yield part, start - at + outer * length, end - at + outer * length
                 at += length
 
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(ByRows):
     """The steps `start` to `stop` along an axis of a larger tensor; along the last axis they must be whole blocks."""
 
     whole: Source
@@ -211,12 +206,9 @@ class Part:
             pieces.append(self.whole.read(outer * theirs + skipped + start, outer * theirs + skipped + end))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Transposed:
+class Transposed(ByRows):
     """The last two axes exchanged. Plain formats only: blocks run along rows."""
 
     tensor: Source
@@ -244,12 +236,9 @@ class Transposed:
             pieces.append(turned.reshape(end - start, height * self.dtype.block_bytes))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Reshaped:
+class Reshaped(ByRows):
     """The same values in the same order under another shape."""
 
     tensor: Source
@@ -270,12 +259,9 @@ class Reshaped:
         at = first * ours - begin * theirs
         return data[at : at + (last - first) * ours].reshape(last - first, ours)
 
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class Scaled(ByRows):
     """Small numbers (int8, e4m3) times float scales, as float32: value = q * scale. `scales` has one number for each row, or for
     each stretch of a row: its shape is the tensor's but for the last axis, which counts stretches."""
 
@@ -300,9 +286,6 @@ class Scaled:
         scales = dequantize(self.scales.dtype, self.scales.read(first, last), (last - first, stretches))
         q *= scales[:, :, None]
         return q.reshape(last - first, columns).view(np.uint8)
-
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,15 @@ def num_rows(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-1])
 
 
+class ByRows:
+    """A source whose whole is what it reads from its first row to its last."""
+
+    __slots__ = ()
+
+    def rows(self: Source) -> Bytes:
+        return self.read(0, num_rows(self.shape))
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor of a file, whose range was checked against the file's size. `shape` is row-major, rows first."""

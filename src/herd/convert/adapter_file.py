@@ -1,6 +1,7 @@
 """Writing a LoRA adapter as PEFT has it: a folder with adapter_config.json and adapter_model.safetensors.
 
-`down` is PEFT's lora_A and `up` its lora_B; rows of `up` of q and k go back into the order of Hugging Face (halves of a head apart).
+`down` is PEFT's lora_A and `up` its lora_B; rows of `up` of q and k go back into the order of Hugging Face (halves of a head apart), and
+so do DoRA's lengths of rows, its lora_magnitude_vector.
 `checkpoints/adapter.py` reads such folders.
 """
 
@@ -11,12 +12,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from herd.checkpoints import names
 from herd.checkpoints.adapter import CONFIG, PREFIX, WEIGHTS
+from herd.checkpoints.adapter_names import modules
 from herd.checkpoints.sources import Bytes, Source, StoredTensor
 from herd.convert.carried import as_json
 from herd.convert.llama_layouts import halved
@@ -26,9 +28,11 @@ from herd.convert.writing import Told, check_place, new_folder, total_bytes
 from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import UsageError
 from herd.family.progress import Progress, silent
-from herd.models import llama
-from herd.models.llama import LlamaConfig
-from herd.models.weights import Adapted, Dense, Kind, TensorSpec, Update
+from herd.models.architecture import Config
+from herd.models.weights import Adapted, Dense, TensorSpec, Update
+
+NO_MAGNITUDES: Mapping[str, Dense] = MappingProxyType({})
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,63 +62,75 @@ class Held:
 
 def write_adapter(
     destination: str | os.PathLike[str],
-    config: LlamaConfig,
+    config: Config,
     updates: Mapping[str, Adapted | Update],
     *,
+    magnitudes: Mapping[str, Dense] = NO_MAGNITUDES,
     base_model: str | None = None,
+    files: Mapping[str, bytes] = NO_FILES,
     progress: Progress = silent,
 ) -> Path:
     """Write the low-rank updates of some of a model's matrices as a folder that PEFT opens.
 
     config      the model's
     updates     by our name of the matrix: adapted leaves, or the updates of an opened adapter. One rank and one scale for all
+    magnitudes  with DoRA: the lengths of rows, for each of them
     base_model  what the folder names as the model that it belongs to
+    files       further files of the folder, by name: a licence, say
 
     The folder appears when it is whole, and nothing is overwritten. `UsageError` for updates that such a folder cannot hold.
     """
     target = Path(destination)
-    specs = {spec.name: spec for spec in llama.tensors(config) if spec.kind is Kind.MATRIX}
-    rank, scale = _checked(specs, updates)
-    outputs = [output for name, update in updates.items() for output in _factors(specs[name], update)]
-    settings = _settings(rank, scale, _targets(specs, updates), base_model)
+    named = modules(config)
+    specs = {spec.name: spec for spec in named.values()}
+    known_as = {spec.name: module for module, spec in named.items()}
+    rank, scale = _checked(specs, updates, magnitudes)
+    outputs = [output for name in updates for output in _tensors(PREFIX + known_as[name], specs[name], updates[name], magnitudes)]
+    settings = {**_settings(rank, scale, _targets(known_as, updates), base_model), "use_dora": bool(magnitudes)}
     stored = total_bytes(outputs)
     check_place(target, stored)
     with new_folder(target) as folder:
-        (folder / CONFIG).write_bytes(as_json(settings))
+        for name, data in {**files, CONFIG: as_json(settings)}.items():
+            (folder / name).write_bytes(data)
         write_file(folder / WEIGHTS, outputs, Told(progress, target.name, stored))
     return target
 
 
-def _checked(specs: Mapping[str, TensorSpec], updates: Mapping[str, Adapted | Update]) -> tuple[int, float]:
+def _checked(
+    specs: Mapping[str, TensorSpec], updates: Mapping[str, Adapted | Update], magnitudes: Mapping[str, Dense]
+) -> tuple[int, float]:
     """Rank and scale of all updates."""
     if not updates:
         raise UsageError("There are no updates, so there is no adapter to write.")
     for name, update in updates.items():
         if name not in specs:
-            raise UsageError(f"{name!r:.80} is no matrix of a llama's layers, and PEFT's adapters hold updates of such only.")
+            raise UsageError(f"{name!r:.80} is no matrix of this model's layers, and PEFT's adapters hold updates of such only.")
         shapes = (update.down.shape[1:], update.up.shape[:1])
         if shapes != (specs[name].shape[1:], specs[name].shape[:1]) or update.down.shape[0] != update.up.shape[1]:
             raise UsageError(f"{name}: has an update of {update.up.shape} times {update.down.shape}; the matrix is {specs[name].shape}.")
         if update.down.dtype not in (F32, F16, BF16) or update.up.dtype not in (F32, F16, BF16):
             raise UsageError(f"{name}: has an update in {update.down.dtype.name} and {update.up.dtype.name}; f32, f16, bf16 are written.")
+    if magnitudes and magnitudes.keys() != updates.keys():
+        raise UsageError("Some updates have lengths of rows (DoRA) and some have none; an adapter has them for all or for none.")
     found = {(update.down.shape[0], update.scale) for update in updates.values()}
     if len(found) > 1:
         raise UsageError(f"The updates have several ranks or scales, {sorted(found)[:4]}; an adapter has one of each for all.")
     return found.pop()
 
 
-def _factors(spec: TensorSpec, update: Adapted | Update) -> list[Output]:
-    """Both matrices of one update."""
-    module = PREFIX + names.in_file(names.HUGGING_FACE, spec.name).removesuffix(".weight")
+def _tensors(module: str, spec: TensorSpec, update: Adapted | Update, magnitudes: Mapping[str, Dense]) -> list[Output]:
+    """Both matrices of one update, and the lengths of rows."""
     up: Source = halved(Held(update.up), spec.rotary_heads)
-    return [Output(f"{module}.lora_A.weight", Held(update.down)), Output(f"{module}.lora_B.weight", up)]
+    found = [Output(f"{module}.lora_A.weight", Held(update.down)), Output(f"{module}.lora_B.weight", up)]
+    if magnitudes:
+        found.append(Output(f"{module}.lora_magnitude_vector", halved(Held(magnitudes[spec.name]), spec.rotary_heads)))
+    return found
 
 
-def _targets(specs: Mapping[str, TensorSpec], updates: Mapping[str, Adapted | Update]) -> list[str]:
+def _targets(modules: Mapping[str, str], updates: Mapping[str, Adapted | Update]) -> list[str]:
     """`target_modules`: a short name where all layers have an update of that kind, else whole names."""
-    modules = {name: names.in_file(names.HUGGING_FACE, name).removesuffix(".weight") for name in specs}
     short = {name: module.rpartition(".")[2] for name, module in modules.items()}
-    partly = {short[name] for name in specs if name not in updates}
+    partly = {short[name] for name in modules if name not in updates}
     return sorted({modules[name] if short[name] in partly else short[name] for name in updates})
 
 

@@ -1,0 +1,95 @@
+"""An update put together with its matrix: W + scale up down, with DoRA's rows brought to their lengths. Summed in float32, rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
+from herd.dtypes import F32, DType
+from herd.models.weights import Blocks, Dense, Update
+from herd.quant import dequantize, quantize
+
+CHUNK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A weight with its update, piece by piece. In the base's number format, or in float32 over blocks."""
+
+    base: Source
+    update: Update
+    magnitude: Dense | None = None
+
+    @property
+    def dtype(self) -> DType:
+        return F32 if self.base.dtype.is_block else self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return self.base.tensors
+
+    def read(self, first: int, last: int) -> Bytes:
+        return _merged(self.base.dtype, self.base.read(first, last), self, first, last)
+
+    def rows(self) -> Bytes:
+        return self.read(0, num_rows(self.shape))
+
+
+def merged(base: Dense | Blocks, update: Update, magnitude: Dense | None = None) -> Dense:
+    """The same of a loaded weight."""
+    dtype = F32 if isinstance(base, Blocks) else base.dtype
+    data = np.asarray(base.data).reshape(base.shape[0], -1)
+    return Dense(dtype, base.shape, _merged(base.dtype, data, Merged(_Shaped(base), update, magnitude), 0, base.shape[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shaped:
+    """Says what a loaded weight is; its bytes are passed beside it."""
+
+    leaf: Dense | Blocks
+
+    @property
+    def dtype(self) -> DType:
+        return self.leaf.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return ()
+
+    def read(self, first: int, last: int) -> Bytes:
+        return self.rows()[first:last]
+
+    def rows(self) -> Bytes:
+        return np.asarray(self.leaf.data, np.uint8).reshape(self.leaf.shape[0], -1)
+
+
+def _merged(stored: DType, data: Bytes, of: Merged, first: int, last: int) -> Bytes:
+    """Rows `first` to `last`, whose stored bytes are `data`."""
+    columns = of.shape[-1]
+    down, up = _values(of.update.down), _values(of.update.up)
+    lengths = None if of.magnitude is None else _values(of.magnitude)
+    out = np.empty((last - first, of.dtype.row_bytes(columns)), np.uint8)
+    step = max(1, CHUNK_VALUES // columns)
+    for at in range(0, last - first, step):
+        piece = data[at : at + step]
+        rows = slice(first + at, first + at + len(piece))
+        values = dequantize(stored, piece, (len(piece), columns)) + np.float32(of.update.scale) * (up[rows] @ down)
+        if lengths is not None:
+            values *= (lengths[rows] / np.linalg.norm(values, axis=1))[:, None]
+        out[at : at + step] = quantize(of.dtype, values)
+    return out
+
+
+def _values(leaf: Dense) -> NDArray[np.float32]:
+    return dequantize(leaf.dtype, leaf.data, leaf.shape)

@@ -1,0 +1,54 @@
+"""The folder of a finished run of training, seen as a model: an adapter over the model that it began with, or a model of its own.
+
+NAME/adapter/    adapter_config.json names the base model
+NAME/model/      a whole model
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from herd.checkpoints.adapter import CONFIG
+from herd.errors import FileProblem
+from herd.files import read_json
+from herd.records import dataclass
+
+ADAPTER, MODEL = "adapter", "model"
+RUN_FILES = ("config.toml", "facts.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """`model` is a name or a path, to be found like any other; `adapter` the folder of what was learned over it."""
+
+    model: str
+    adapter: Path | None = None
+
+
+def trained_in(folder: Path) -> Trained | None:
+    """What the folder of a run, or of an adapter, stands for; None for other folders and for files. `FileProblem` for a run that has
+    nothing to show yet, and for an adapter that does not say what it belongs to."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    adapter = adapter_in(folder)
+    if adapter is not None:
+        return Trained(_base_of(adapter), adapter)
+    if (folder / MODEL).is_dir():
+        return Trained(str(folder / MODEL))
+    if all((folder / name).is_file() for name in RUN_FILES):
+        raise FileProblem(
+            f"{folder}: is a run of training that has not come to its end, so there is no model in it yet. Go on with --resume."
+        )
+    return None
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """The folder with the adapter: `folder` itself, or the one that a run left in it."""
+    return next((place for place in (folder, folder / ADAPTER) if (place / CONFIG).is_file()), None)
+
+
+def _base_of(adapter: Path) -> str:
+    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise FileProblem(f"{adapter / CONFIG}: does not say which model it belongs to. Load that model with adapter={str(adapter)!r}.")
+    return base
