@@ -130,6 +130,12 @@ def _to_huggingface(job: _Job, destination: Path, shard_bytes: int) -> Report:
     return _folder(job, destination, "hf", outputs, files, write)
 
 
+def to_huggingface(checkpoint: Checkpoint, shaping: Shaping, destination: Path, progress: Progress) -> Report:
+    """A Hugging Face folder of a checkpoint that is open, or lies in memory. Errors as of `convert`."""
+    check_place(destination, 0)
+    return _to_huggingface(_job(checkpoint, shaping, progress), destination, SHARD_BYTES)
+
+
 def to_meta(
     checkpoint: Checkpoint,
     shaping: Shaping,

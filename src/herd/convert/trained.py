@@ -1,0 +1,87 @@
+"""Weights that were trained, written as a model: a Hugging Face folder that herd, `transformers` and `herd convert` read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd.checkpoints.checkpoint import About, Checkpoint, TokenizerSource
+from herd.checkpoints.stored import Bytes, StoredTensor
+from herd.convert.conversion import Report, to_huggingface
+from herd.convert.shaping import Shaping
+from herd.dtypes import DType
+from herd.errors import UsageError
+from herd.family.progress import Progress, silent
+from herd.models.architecture import Config, architecture_of
+from herd.models.weights import Adapted, Blocks, Dense, Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class _InMemory:
+    """A weight that lies in no file."""
+
+    leaf: Dense | Blocks
+
+    @property
+    def dtype(self) -> DType:
+        return self.leaf.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return ()
+
+    def read(self, first: int, last: int) -> Bytes:
+        return self.rows()[first:last]
+
+    def rows(self) -> Bytes:
+        import numpy as np
+
+        data = self.leaf.data
+        found: Bytes = np.asarray(data).reshape(-1, self.leaf.dtype.row_bytes(self.leaf.shape[-1]))
+        return found
+
+
+def write_trained(
+    destination: Path,
+    cfg: Config,
+    leaves: Mapping[str, Matrix],
+    *,
+    tokenizer: TokenizerSource | None = None,
+    chat_template: str | None = None,
+    stop_ids: Collection[int] = (),
+    beside: Path | None = None,
+    dtype: DType | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """A new folder with config, weights and tokenizer.
+
+    leaves     all weights of `cfg`, by name
+    beside     the folder of the model that training began with: its licence, notices and tokenizer files are carried along
+    dtype      plain numbers of matrices; None: as `leaves` have them
+
+    `UsageError` if the folder exists, for weights that carry adapters and for what the layout cannot hold; `CapacityError` for the disk.
+    """
+    module = architecture_of(cfg)
+    sources = {}
+    for spec in module.tensors(cfg):
+        leaf = leaves[spec.name]
+        if isinstance(leaf, Adapted):
+            raise UsageError(f"{spec.name} carries an adapter; merge it first.")
+        assert tuple(leaf.shape) == spec.shape, "a weight of the shape that the config says"
+        sources[spec.name] = _InMemory(leaf)
+    checkpoint = Checkpoint(
+        path=beside or destination,
+        layout="huggingface",
+        config=cfg,
+        specs=tuple(module.tensors(cfg)),
+        sources=sources,
+        files=(),
+        about=About(facts={}, tokenizer=tokenizer, chat_template=chat_template, stop_ids=tuple(stop_ids)),
+        architecture=type(cfg).__module__.rpartition(".")[2],
+    )
+    return to_huggingface(checkpoint, Shaping(dtype), destination, progress)
