@@ -22,17 +22,16 @@ from torch import Tensor
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
 from herd.training import gradients
+from herd.training.curves import write_svg
 from herd.training.loop_settings import LoopSettings
-from herd.training.metrics import Meter, peak_bytes
+from herd.training.metrics import Board, Meter, peak_bytes
 from herd.training.optim import Optimiser
-from herd.training.runs import Run, State, write_json
+from herd.training.runs import HELD_OUT, Run, State, write_json
 from herd.training.saving import complete, keep_only, newest, remove_litter, save, write_tensors
 from herd.training.schedules import lr_at
 from herd.training.stopping import stopping
 
 Figures = Mapping[str, float]
-HELD_OUT = "held_out."
-"""What stands before the name of a figure of an evaluation in the log."""
 
 
 class Recipe(Protocol):
@@ -114,6 +113,7 @@ class _Loop:
         self._step = 0  # how many are done
         self._bad_steps = 0  # in a row
         self._best: tuple[int, float] | None = None  # step, value
+        self._board: Board | None = None
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
@@ -121,10 +121,11 @@ class _Loop:
         _check_trainable(self._parameters)
         self._restore()
         state, why = State.FAILED, ""
+        if self._settings.tensorboard:
+            self._board = Board(self._run.folder / "tensorboard", self._step)
         try:
             end = self._steps()
             state = State.FINISHED if end.is_complete else State.STOPPED
-            return end
         except KeyboardInterrupt:
             state = State.INTERRUPTED
             raise
@@ -132,8 +133,12 @@ class _Loop:
             why = f"{type(error).__name__}: {error}"
             raise
         finally:
+            if self._board is not None:
+                self._board.close()
             if state is not State.INTERRUPTED:
                 self._run.end(state, self._step, why)
+        write_svg(self._run.folder)
+        return end
 
     def _steps(self) -> End:
         settings = self._settings
@@ -172,19 +177,23 @@ class _Loop:
         self._bad_steps = self._bad_steps + 1 if is_bad else 0
         gradients.clear(self._parameters)
         self._step = number + 1
-        self._run.add(
-            self._step, {**figures, "gradient": length, "lr": lr} | ({"bad": 1} if is_bad else {}) | self._meter.end(figures["tokens"])
-        )
+        more = {"gradient": length, "lr": lr} | ({"bad": 1} if is_bad else {})
+        self._log({**figures, **more, **self._meter.end(figures["tokens"])})
         self._tell(figures)
         if self._bad_steps > self._settings.max_bad_steps:
             self._give_up()
+
+    def _log(self, figures: Figures) -> None:
+        self._run.add(self._step, figures)
+        if self._board is not None:
+            self._board.add(self._step, figures)
 
     def _evaluate(self) -> bool:
         """Held-out figures; whether they are the best so far and asked to be kept."""
         figures = self._recipe.evaluate(self._step)
         if not figures:
             return False
-        self._run.add(self._step, {f"{HELD_OUT}{name}": value for name, value in figures.items()})
+        self._log({f"{HELD_OUT}{name}": value for name, value in figures.items()})
         self._tell(figures, is_evaluation=True)
         if not self._settings.keep_best:
             return False
@@ -269,6 +278,7 @@ class _Loop:
         self._bad_steps, best = mine["bad_steps"], mine["best"]
         self._best = None if best is None else (best[0], best[1])
         keep_only(self._run.checkpoints, range(saved.step + 1))
+        self._drop_old()
 
     def _tell(self, figures: Figures, *, is_evaluation: bool = False, note: str = "") -> None:
         left_s = self._meter.left_s(self._settings.steps - self._step)

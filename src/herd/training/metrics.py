@@ -6,8 +6,13 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from herd.errors import UsageError
 
 STEPS = 20
 """Speed is the median over so many of the last steps."""
@@ -39,6 +44,26 @@ class Meter:
     def left_s(self, steps: int) -> float | None:
         """Seconds that so many steps will take; None until three are known."""
         return statistics.median(self._seconds) * steps if len(self._seconds) >= 3 else None
+
+
+class Board:
+    """The same figures for TensorBoard. `UsageError` if it is not installed."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as problem:
+            raise UsageError("Curves for TensorBoard need the package tensorboard: pip install tensorboard.") from problem
+        # What an earlier process wrote after `step`, and this one computes again, is not shown twice.
+        made: Any = SummaryWriter
+        self._writer = made(str(folder), purge_step=step + 1)
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name.replace(".", "/"), value, step)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def peak_bytes() -> int:

@@ -36,6 +36,8 @@ S = TypeVar("S")
 CONFIG, FACTS, METRICS, TIMINGS, END, LOCK = "config.toml", "facts.json", "metrics.jsonl", "timings.jsonl", "end.json", ".lock"
 MEASURED = ("_s", "_per_s", "_bytes")
 """Endings of the names of figures that are measured."""
+HELD_OUT = "held_out."
+"""What stands before the name of a figure of an evaluation."""
 
 
 class State(Enum):
@@ -141,9 +143,7 @@ def open_run(folder: Path, settings: Any, facts: Mapping[str, Any], *, resume: b
         if not is_there:
             _begin(folder, settings, facts, resume)
         elif not resume:
-            raise UsageError(
-                f"{folder} holds a run already ({state_of(folder).value}). Go on with it by --resume, or choose another folder."
-            )
+            raise UsageError(f"{folder} holds a run already ({_ended(folder).value}). Go on with it by --resume, or choose another folder.")
         else:
             notes = _continue(folder, settings, facts, force)
         run = Run(folder, is_there, notes)
@@ -168,8 +168,10 @@ def saved_settings(folder: Path, kind: type[S]) -> S:
 
 def state_of(folder: Path) -> State:
     """How the run in a folder stands, without touching it."""
-    if _is_locked(folder):
-        return State.RUNNING
+    return State.RUNNING if _is_locked(folder) else _ended(folder)
+
+
+def _ended(folder: Path) -> State:
     try:
         return State(read_json(folder / END).get("state"))
     except (FileProblem, ValueError):

@@ -18,10 +18,11 @@ import re
 import secrets
 import shutil
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], value
             temporary.mkdir()
             files = {f"{part}.safetensors": _write(temporary / f"{part}.safetensors", tensors) for part, tensors in parts.items()}
             manifest = {"format": FORMAT, "step": step, "files": {name: list(each) for name, each in files.items()}, "values": values}
-            _write_manifest(temporary / MANIFEST, manifest)
+            _put(temporary / MANIFEST, [memoryview(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")])
             sync_folder(temporary)
             if target.exists():
                 _remove(target)
@@ -91,7 +92,7 @@ def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], value
         sync_folder(root)
     except OSError as problem:
         if problem.errno in FULL:
-            free = shutil.disk_usage(root).free
+            free = shutil.disk_usage(root.parent).free
             raise CapacityError(
                 f"{target}: the checkpoint takes {total:,} bytes and could not be written: {problem.strerror} ({free:,} bytes are free "
                 "there). What was saved before is whole. Make room, then go on with --resume."
@@ -190,30 +191,23 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
         at += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    head = memoryview(struct.pack("<Q", len(text)) + text)
+    return 8 + len(text) + at, _put(path, chain((head,), (_bytes_of(tensor) for _, tensor in ordered)))
+
+
+def _put(path: Path, pieces: Iterable[memoryview]) -> str:
+    """Makes a file of these pieces and syncs it; its SHA-256."""
     digest = hashlib.sha256()
-    with path.open("xb", buffering=0) as file:
-        _put(file, digest, memoryview(struct.pack("<Q", len(text)) + text))
-        for _, tensor in ordered:
-            _put(file, digest, _bytes_of(tensor))
-        os.fsync(file.fileno())
-    return 8 + len(text) + at, digest.hexdigest()
-
-
-def _put(file: BinaryIO, digest: Any, data: memoryview) -> None:
-    """All of `data`: a single write may take less."""
-    for start in range(0, len(data), PIECE_BYTES):
-        piece = data[start : start + PIECE_BYTES]
-        digest.update(piece)
-        while len(piece):
-            piece = piece[file.write(piece) :]
-
-
-def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    data = memoryview(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
-    with path.open("xb", buffering=0) as file:
-        while len(data):
-            data = data[file.write(data) :]
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        for data in pieces:
+            digest.update(data)
+            while len(data):  # a single write may take less
+                data = data[os.write(descriptor, data[:PIECE_BYTES]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
