@@ -57,11 +57,11 @@ def chat_request(
     sampling: SamplingParams,
     messages: Iterable[Message | Mapping[str, Any]],
     *,
-    max_tokens: int | None,
-    stop: str | Iterable[str],
-    date: str | None,
-    tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]],
-    format: str,
+    max_tokens: int | None = None,
+    stop: str | Iterable[str] = (),
+    date: str | None = None,
+    tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
+    format: str = "template",
     adapter: str | None = None,
     response_format: object = None,
     tool_choice: object = "auto",
@@ -85,6 +85,10 @@ def chat_request(
         tool_choice=read_tool_choice(tool_choice, parallel_tool_calls),
         constraint=read_response_format(response_format),
     )
+
+
+CHAT_OPTIONS = frozenset(chat_request.__kwdefaults__ or ())
+"""What can be said of a chat besides how its tokens are chosen."""
 
 
 def infill(model: Model, prefix: str, suffix: str, suffix_first: bool, max_tokens: int | None, sampling: SamplingParams) -> Output:

@@ -277,36 +277,11 @@ class Model:
         )
         return self._provider.chat(asked)
 
-    def chat_request(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        max_tokens: int | None = None,
-        stop: str | Iterable[str] = (),
-        date: str | None = None,
-        tools: Iterable[Tool | BuiltIn | str | Mapping[str, Any]] = (),
-        tool_choice: object = "auto",
-        parallel_tool_calls: bool = True,
-        response_format: object = None,
-        format: str = "template",
-        adapter: str | None = None,
-        **sampling: Any,
-    ) -> ChatRequest:
-        """What `chat` asks the provider, with this model's defaults filled in."""
+    def chat_request(self, messages: Iterable[Message | Mapping[str, Any]], **options: Any) -> ChatRequest:
+        """What `chat` asks the provider when it is given the same."""
         self._refuse_classifier()
-        return asking.chat_request(
-            self.sampling(sampling),
-            messages,
-            max_tokens=max_tokens,
-            stop=stop,
-            date=date,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            response_format=response_format,
-            format=format,
-            adapter=adapter,
-        )
+        own = {name: options.pop(name) for name in asking.CHAT_OPTIONS & options.keys()}
+        return asking.chat_request(self.sampling(options), messages, **own)
 
     def chat_token_ids(self, request: ChatRequest) -> list[int]:
         """The prompt that a chat request becomes. `UsageError` if the model has no chat format."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.checkpoints.sources import Bytes, Source, StoredTensor, num_rows
+from herd.checkpoints.sources import ByRows, Bytes, Source, StoredTensor
 from herd.dtypes import DType
 from herd.errors import FileProblem
 from herd.quant import dequantize, quantize_fitted
@@ -18,7 +18,7 @@ THREAD_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class Fitted(ByRows):
     """`importance` [columns]: how much an error in each column counts; None: all the same."""
 
     tensor: Source
@@ -49,6 +49,3 @@ class Fitted:
         except FileProblem as problem:
             raise FileProblem(f"{self.tensors[0].name}: {problem}") from problem
         return out
-
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from herd.checkpoints import names
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.meta_quantised import SCHEME
-from herd.checkpoints.sources import Bytes, Source, StoredTensor, num_rows
+from herd.checkpoints.sources import ByRows, Bytes, Source, StoredTensor
 from herd.convert.shaping import Shaping
 from herd.convert.streams import Output
 from herd.dtypes import F32, I8, DType
@@ -66,7 +66,7 @@ class Grouped:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(ByRows):
     """One half of a `Grouped` weight as a stream: its integers, or its scales."""
 
     of: Grouped
@@ -93,9 +93,6 @@ class Part:
         if all(row in self.of.kept for row in range(first, last)):
             return np.stack([self.of.kept.pop(row) for row in range(first, last)]).view(np.uint8)
         return self.of.fit(first, last)[1].view(np.uint8)
-
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
 
 
 def check_meta_int4(checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.checkpoints.sources import Bytes, Source, StoredTensor, num_rows
+from herd.checkpoints.sources import ByRows, Bytes, Source, StoredTensor, num_rows
 from herd.dtypes import F32, DType
 from herd.errors import FileProblem
 from herd.models.weights import stored_bytes
@@ -33,7 +33,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(ByRows):
     """Another number format. `exactly`: refused where a value would change (`because` says why it must not)."""
 
     tensor: Source
@@ -68,9 +68,6 @@ class Converted:
         again = dequantize(self.dtype, written, values.shape)
         if not np.array_equal(values.view(np.uint32), again.view(np.uint32)):
             raise FileProblem(f"{self.tensors[0].name}: holds values that {self.dtype.name} cannot hold, {self.because}")
-
-    def rows(self) -> Bytes:
-        return self.read(0, num_rows(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
