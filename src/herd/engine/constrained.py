@@ -13,6 +13,11 @@ from dataclasses import replace
 from herd.engine.scheduler import Part
 
 
+def any_held(parts: List[Part]) -> bool:
+    """Whether any of these sequences is held to a language."""
+    return any([part.sequence.matcher is not None for part in parts])
+
+
 def forced(parts: List[Part]) -> list[tuple[int, ...]]:
     """For each part of a step the tokens that come next in any case."""
     found: list[tuple[int, ...]] = []

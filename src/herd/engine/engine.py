@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from herd.backends.base import PAGE_TOKENS, Backend, Placed
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
-from herd.engine.constrained import forced, with_forced, with_masks
+from herd.engine.constrained import any_held, forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
 from herd.engine.driving import Driven, tell
-from herd.engine.forward import Outcome, accepted, forward
+from herd.engine.forward import Outcome, accepted, extended, forward
 from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence
 from herd.engine.scheduler import Limits, Part
@@ -281,13 +281,14 @@ class Engine(Driven):
         None if there is nothing to run."""
         self._driver = threading.get_ident()
         try:
-            given_up = [self._fail(sequence, _too_late(), keep=True) for sequence in self._deadlines.passed()]
+            progress = [self._fail(sequence, _too_late(), keep=True) for sequence in self._deadlines.passed()]
             parts = self._scheduler.plan()
             if not parts:
-                return given_up or None
-            speculation = self._speculation
-            parts = self._with_room(parts)
-            self._in_step = frozenset(part.sequence.number for part in parts)
+                return progress or None
+            speculation, is_held = self._speculation, any_held(parts)
+            if speculation is not None or is_held:
+                parts = self._with_room(parts)
+            self._in_step = frozenset([part.sequence.number for part in parts])
             fresh = [part.sequence for part in parts if not part.sequence.has_begun]
             self._lock.release()
             try:
@@ -296,12 +297,13 @@ class Engine(Driven):
                 if speculation is not None:
                     parts, outcomes = speculation.forward(self.backend, parts)
                 else:
-                    parts = with_masks(parts)
+                    parts = with_masks(parts) if is_held else parts
                     outcomes = forward(self.backend, parts)
             finally:
                 self._lock_again()
-            given_up += [each for part, outcome in zip(parts, outcomes, strict=True) for each in self._commit(part, outcome)]
-            return given_up
+            for part, outcome in zip(parts, outcomes, strict=True):
+                self._commit(part, outcome, progress)
+            return progress
         finally:
             self._driver = None
             self._in_step = frozenset()
@@ -325,21 +327,29 @@ class Engine(Driven):
         made = self._scheduler.make_room(parts, [len(tokens) or count for tokens, count in zip(found, wanted, strict=True)])
         return with_forced(made, found)
 
-    def _commit(self, part: Part, outcome: Outcome) -> list[Progress]:
-        sequence = part.sequence
-        if outcome.error is not None:
-            return [self._fail(sequence, outcome.error)]
-        if sequence.purpose is Purpose.SCORES:
+    def _commit(self, part: Part, outcome: Outcome, progress: list[Progress]) -> None:
+        """Adds to `progress` what a part of a step did for its sequence."""
+        sequence, choices = part.sequence, outcome.choices
+        if len(choices) == 1 and sequence.matcher is None and not part.drafted:  # nearly all of them
+            progress.append(tell(sequence, extended(sequence, choices[0])))
+            self._scheduler.commit(sequence, part.start + part.count)
+        elif outcome.error is not None:
+            progress.append(self._fail(sequence, outcome.error))
+            return
+        elif sequence.purpose is Purpose.SCORES:
             self._scheduler.commit(sequence, part.end)
-            return [self._commit_rows(sequence, outcome)] if part.num_outputs else []
-        assert part.draws == bool(outcome.choices), "the backend drew where it was asked to"
-        progress = list(accepted(part, outcome.choices))
-        num_chosen = len(progress) - (1 if progress and progress[-1].token is None else 0)
-        self._scheduler.commit(sequence, part.end + max(0, num_chosen - 1))
+            if part.num_outputs:
+                progress.append(self._commit_rows(sequence, outcome))
+            return
+        else:
+            assert part.draws == bool(choices), "the backend drew where it was asked to"
+            made = [tell(sequence, each) for each in accepted(part, choices)]
+            num_chosen = len(made) - (1 if made and made[-1].token is None else 0)
+            self._scheduler.commit(sequence, part.end + max(0, num_chosen - 1))
+            progress += made
         if sequence.stop_reason is not None:
             self._scheduler.finish(sequence)
             self._pace.ended()
-        return [tell(sequence, each) for each in progress]
 
     def _commit_rows(self, sequence: Sequence, outcome: Outcome) -> Progress:
         assert outcome.logits_RV is not None

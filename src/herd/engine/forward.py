@@ -12,7 +12,7 @@ from herd.engine.request import Progress, Purpose, Sequence
 from herd.engine.scheduler import Part
 from herd.errors import CapacityError, HerdError
 from herd.records import dataclass
-from herd.sampling.draw import Choice, Draw
+from herd.sampling.draw import NO_TOKENS, Choice, Draw
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from herd.sampling.matching import Matcher
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # made for every token, as `Part`
 class Outcome:
     """What the backend made of one part: choices if it drew, logits rows if they were wanted, or an error."""
 
@@ -35,7 +35,7 @@ def forward(backend: Backend, parts: List[Part]) -> list[Outcome]:
     """One outcome per part. If the step fails as a whole, each part is run alone: a step can be repeated, as it writes the
     same values to the same places and random numbers are a function of the position. What fails with drafted tokens is run again
     without: a token that nobody would have chosen must not be to blame. A part that has a problem already is not run."""
-    if any(part.problem is not None for part in parts):
+    if not all([part.problem is None for part in parts]):
         able = [part for part in parts if part.problem is None]
         made = iter(forward(backend, able) if able else ())
         return [next(made) if part.problem is None else Outcome(error=part.problem) for part in parts]
@@ -55,24 +55,31 @@ def accepted(part: Part, choices: List[Choice]) -> Iterator[Progress]:
     the last progress then has no token."""
     sequence = part.sequence
     for choice, foreseen in zip(choices, [*part.drafted, None], strict=False):
-        sequence.tokens.append(choice.token)
-        if sequence.history is not None:
-            sequence.history.add(choice.token)
-        is_whole = False
-        if choice.token in sequence.stop_ids:
-            sequence.stop_reason = StopReason.END
-        elif sequence.matcher is not None and _is_whole_with(sequence.matcher, choice.token):
-            is_whole = True
-        elif sequence.length == sequence.max_length:
-            sequence.stop_reason = StopReason.LENGTH
-        reason = sequence.stop_reason
-        yield Progress(sequence=sequence, token=choice.token, logprob=choice.logprob, top=choice.top, stop_reason=reason)
-        if is_whole:
-            sequence.stop_reason = StopReason.END
+        progress = extended(sequence, choice)
+        yield progress
+        if sequence.stop_reason is not None and progress.stop_reason is None:  # the language's own end comes after the token
             yield Progress(sequence=sequence, stop_reason=StopReason.END)
+        if sequence.stop_reason is not None or choice.token != foreseen:
             return
-        if reason is not None or choice.token != foreseen:
-            return
+
+
+def extended(sequence: Sequence, choice: Choice) -> Progress:
+    """The sequence has one token more. Its `stop_reason` is set if it ends with that; a language that is complete with it, and can have
+    no more, ends it after this progress."""
+    token = choice.token
+    sequence.tokens.append(token)
+    if sequence.history is not None:
+        sequence.history.add(token)
+    reason = None
+    if token in sequence.stop_ids:
+        reason = StopReason.END
+    elif sequence.matcher is not None and _is_whole_with(sequence.matcher, token):
+        sequence.stop_reason = StopReason.END
+        return Progress(sequence=sequence, token=token, logprob=choice.logprob, top=choice.top)
+    elif len(sequence.tokens) == sequence.max_length:
+        reason = StopReason.LENGTH
+    sequence.stop_reason = reason
+    return Progress(sequence=sequence, token=token, logprob=choice.logprob, top=choice.top, stop_reason=reason)
 
 
 def _is_whole_with(matcher: Matcher, token: int) -> bool:
@@ -82,8 +89,10 @@ def _is_whole_with(matcher: Matcher, token: int) -> bool:
 
 
 def _step(backend: Backend, parts: List[Part]) -> list[Outcome]:
-    plan = Plan(tuple(map(_span, parts)), want_logits=any(part.sequence.purpose is Purpose.SCORES for part in parts))
-    result = backend.step(plan)
+    has_scores = any([part.sequence.purpose is Purpose.SCORES for part in parts])
+    result = backend.step(Plan(tuple(map(_span, parts)), want_logits=has_scores))
+    if not has_scores:
+        return list(map(Outcome, result.choices))
     outcomes, row = [], 0
     for part, choices in zip(parts, result.choices, strict=True):
         rows = None
@@ -97,9 +106,10 @@ def _step(backend: Backend, parts: List[Part]) -> list[Outcome]:
 
 def _span(part: Part) -> Span:
     sequence = part.sequence
-    if part.draws and not part.drafted and not part.masks:  # nearly all of them
-        tokens, draws = sequence.tokens[part.start : part.end], (draw_after(sequence, ()),)
-        return Span(part.start, tokens, sequence.pages, part.num_outputs, draws, sequence.pictures, sequence.adapter)
+    if not (part.drafted or part.masks) and part.draws:  # nearly all of them
+        start = part.start
+        tokens, draws = sequence.tokens[start : start + part.count], (draw_after(sequence, ()),)
+        return Span(start, tokens, sequence.pages, part.num_outputs, draws, sequence.pictures, sequence.adapter)
     return Span(
         start=part.start,
         tokens=[*sequence.tokens[part.start : part.end], *part.drafted],
@@ -120,13 +130,18 @@ def _draws(part: Part) -> Iterator[Draw]:
 
 def draw_after(sequence: Sequence, drafted: tuple[int, ...]) -> Draw:
     """The very draw that would be made if the sequence had gone on with the `drafted` tokens."""
-    position = sequence.length + len(drafted)
-    draw = Draw(params=sequence.sampling, seed=sequence.seed, position=position, choice_index=sequence.choice_index)
     history = sequence.history
-    if history is None:
-        return draw
-    ids, counts = history.after(drafted) if drafted else (history.ids, history.counts)
-    return replace(draw, seen_ids=ids, answer_counts=counts)
+    ids = counts = NO_TOKENS
+    if history is not None:
+        ids, counts = history.after(drafted) if drafted else (history.ids, history.counts)
+    return Draw(
+        params=sequence.sampling,
+        seed=sequence.seed,
+        position=len(sequence.tokens) + len(drafted),
+        choice_index=sequence.choice_index,
+        seen_ids=ids,
+        answer_counts=counts,
+    )
 
 
 def _as_error(problem: Exception) -> HerdError:

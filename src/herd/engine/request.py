@@ -155,7 +155,7 @@ class Sequence:
         return self.tokens[self.num_prompt :]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every token: what is frozen takes three times as long to make
 class Progress:
     """What one step did for one sequence.
 

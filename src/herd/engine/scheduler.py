@@ -62,7 +62,7 @@ class Limits:
         return -(-num_tokens // self.page_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # made for every token: what is frozen takes three times as long to make
 class Part:
     """One sequence's share of a step: `count` tokens from position `start`, and logits of the last `num_outputs`. There is room for
     `room` tokens more, and `drafted`, at most so many, are tried: not known to be the sequence's, each with logits. Of a sequence that is
@@ -112,17 +112,25 @@ class Scheduler:
     def plan(self) -> list[Part]:
         """The next step. Empty only if there is nothing that may run."""
         tokens, outputs = self.limits.max_step_tokens, self.limits.max_step_outputs
-        for sequence in [s for s in self.running if _is_decoding(s)]:
-            if sequence.status is Status.RUNNING:
+        size, num_preempted = self.limits.page_tokens, self.num_preempted
+        decoding = [s for s in self.running if _is_decoding(s)]
+        for sequence in decoding:
+            length = len(sequence.tokens)
+            if length <= len(sequence.pages) * size:
+                sequence.placed = length
+            elif sequence.status is Status.RUNNING:  # it may have had to give way by now
                 self._place(sequence)
         if self.waiting:
             self._admit_in_turn(tokens - len(self.running))
-        decoding: list[Sequence] = []
+        if len(decoding) == len(self.running) and num_preempted == self.num_preempted:
+            return [Part(sequence, sequence.computed, 1, 1) for sequence in decoding]
+        parts: list[Part] = []
         prompts: list[Sequence] = []
         for sequence in self.running:
-            if not sequence.is_held:
-                (decoding if _is_decoding(sequence) else prompts).append(sequence)
-        parts = [Part(sequence, sequence.computed, 1, 1) for sequence in decoding]
+            if _is_decoding(sequence):
+                parts.append(Part(sequence, sequence.computed, 1, 1))
+            elif not sequence.is_held:
+                prompts.append(sequence)
         tokens, outputs = tokens - len(parts), outputs - len(parts)
         for sequence, most in shared_out(prompts, tokens):
             if outputs == 0:
@@ -147,12 +155,14 @@ class Scheduler:
     def commit(self, sequence: Sequence, computed: int) -> None:
         """The keys and values of the first `computed` tokens are in the pages: the full ones can now be found by others. Pages of
         drafted tokens that were wrong return."""
-        full_before = sequence.computed // self.limits.page_tokens
+        size = self.limits.page_tokens
+        full_before, full = sequence.computed // size, computed // size
         sequence.computed = computed
-        sequence.placed = min(sequence.placed, sequence.length)
-        while len(sequence.pages) > self.limits.pages_for(sequence.placed):
-            self.pages.release(sequence.pages.pop())
-        for index in range(full_before, computed // self.limits.page_tokens):
+        if sequence.placed > len(sequence.tokens):
+            sequence.placed = len(sequence.tokens)
+            while len(sequence.pages) > self.limits.pages_for(sequence.placed):
+                self.pages.release(sequence.pages.pop())
+        for index in range(full_before, full):
             self.pages.name(sequence.pages[index], self._key(sequence, index))
 
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -390,7 +400,7 @@ def _turn(sequence: Sequence) -> tuple[bool, str]:
 
 
 def _is_decoding(sequence: Sequence) -> bool:
-    return sequence.purpose is Purpose.ANSWER and sequence.num_pending == 1
+    return len(sequence.tokens) - sequence.computed == 1 and sequence.purpose is Purpose.ANSWER
 
 
 def _part(sequence: Sequence, tokens: int, outputs: int) -> Part:

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Empty, and read by nobody who does not ask for its length first: a draw without penalties needs no numpy.
+NO_TOKENS = cast("NDArray[np.int32]", array("i"))
+
+
 def _no_tokens() -> NDArray[np.int32]:
-    # Empty, and read by nobody who does not ask for its length first: a draw without penalties needs no numpy.
-    return cast("NDArray[np.int32]", array("i"))
+    return NO_TOKENS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every token: what is frozen takes three times as long to make
 class Draw:
     """Everything besides the logits that decides one token.
 
@@ -39,7 +42,7 @@ class Draw:
     allowed: NDArray[np.uint32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every token
 class Choice:
     """The token, its natural-log probability before any adjustment, and the asked-for most likely ones as (id, logprob)."""
 

@@ -44,6 +44,11 @@ class StopTexts:
         self._held = ""
         self.matched: str | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be found."""
+        return not self._texts
+
     def push(self, piece: str) -> str:
         """Adds a piece; returns the text that can no longer be part of a stop text."""
         if self.matched is not None:

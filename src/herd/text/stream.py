@@ -14,21 +14,28 @@ class StreamDecoder:
     Bytes that are no UTF-8 become U+FFFD, at the latest in `finish`. The pieces joined equal `Tokenizer.decode` of all ids.
     """
 
-    __slots__ = ("_bytes_of", "_decoder", "_drop_space")
+    __slots__ = ("_bytes_of", "_decoder", "_drop_space", "_is_inside")
 
     def __init__(self, bytes_of: Callable[[int], bytes], *, drop_leading_space: bool) -> None:
         self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drop_space = drop_leading_space
+        self._is_inside = False  # a character
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` has arrived; often empty in the middle of a character."""
-        return self._without_first_space(self._decoder.decode(self._bytes_of(token)))
+        data = self._bytes_of(token)
+        if data.isascii() and not (self._is_inside or self._drop_space):  # nearly all of them
+            return data.decode("ascii")
+        text = self._decoder.decode(data)
+        self._is_inside = bool(self._decoder.getstate()[0])
+        return self._without_first_space(text)
 
     def finish(self) -> str:
         """The rest: U+FFFD if the tokens ended inside a character. The decoder starts anew afterwards."""
         text = self._without_first_space(self._decoder.decode(b"", final=True))
         self._decoder.reset()
+        self._is_inside = False
         return text
 
     def _without_first_space(self, text: str) -> str:
