@@ -62,6 +62,16 @@ def test_a_real_small_model_tells_the_same_story_in_every_layout(tmp_path: Path)
     assert len(set(stories)) == 1 and len(stories[0]) > 40
 
 
+def test_opening_a_file_of_ours_leaves_its_vocabulary_as_it_is_stored(tmp_path: Path) -> None:
+    """Native code reads it from the stored bytes; a list of 100,000 texts would take longer and stay in memory."""
+    (path,) = chain(STORIES, tmp_path, "gguf")[1:]
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.tokenizer is not None
+    metadata: Any = checkpoint.tokenizer.metadata
+    assert metadata.stored("tokenizer.ggml.tokens") is not None
+    checkpoint.close()
+
+
 WAYS = [("hf", "gguf", "hf", "meta"), ("gguf", "meta", "hf"), ("meta", "gguf", "hf", "gguf")]
 SLOW = [pytest.param(release, way, marks=pytest.mark.slow) for release in ("llama2", "llama3", "llama4") for way in WAYS]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
 
 from herd.checkpoints.config_reader import shown
@@ -110,7 +111,8 @@ def exact_config(cfg: Config, metadata: Mapping[str, Any], where: str) -> Config
         found: dict[str, Any] = {**keys_of(exact), **_told_by_tensors(exact), "rope_freqs.weight": _single(divisors_of(exact.rope))}
     except (ValueError, ZeroDivisionError, OverflowError, struct.error) as problem:
         raise FileProblem(f"{where}: {CONFIG} holds numbers from which no rotary frequencies follow ({problem}).") from problem
-    said: dict[str, Any] = {**metadata, **_told_by_tensors(plain), "rope_freqs.weight": _single(_stored_divisors(plain.rope))}
+    told = {**_told_by_tensors(plain), "rope_freqs.weight": _single(_stored_divisors(plain.rope))}
+    said = ChainMap[str, Any](told, cast(MutableMapping[str, Any], metadata))  # not copied: that would decode the vocabulary
     for key, value in found.items():
         if not _same(said.get(key), value):
             raise FileProblem(
