@@ -35,6 +35,8 @@ COMMANDS = frozenset(
         "run",
         "serve",
         "show",
+        "train",
+        "tune",
         "verify",
     )
 )
@@ -163,6 +165,10 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.models import remove as found
         case "run":
             from herd.cli.run import run as found
+        case "train":
+            from herd.cli.train import train as found
+        case "tune":
+            from herd.cli.tune import tune as found
         case "convert":
             from herd.cli.convert import convert as found
         case "verify":

@@ -21,7 +21,6 @@ from herd.training.balancing import Balance, BalancedOps
 from herd.training.batches import Batch, Document, batch_of
 from herd.training.checkpointing import recomputed
 from herd.training.co_distillation import Teacher, blended, share_at
-from herd.training.cross_entropy import weighted_nll
 from herd.training.pretrain_settings import PretrainSettings
 from herd.training.sources import Mixture
 from herd.training.student import Student
@@ -84,7 +83,7 @@ class Pretraining:
             loss, count = 0.0, 0
             for documents in source.held_out(length, self._settings.eval_tokens):
                 batch = batch_of(documents, self._student.device)
-                loss -= float(self._student.logprobs(batch).double().sum())
+                loss -= float(self._student.nll(batch)[1].logprobs_R.double().sum())
                 count += batch.num_targets
             if count:
                 found[f"loss.{source.name}"] = loss / count
@@ -106,14 +105,14 @@ class Pretraining:
 
     def _loss(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, float]]:
         """The sum over a batch's tokens, and figures as sums."""
-        hidden = self._student.hidden(batch)
-        head = self._student.tensors.get(self._student.weights.head)
         z_loss = self._settings.z_loss
         if self._teacher is None:
-            loss, extras = weighted_nll(hidden, head, batch.targets_R, batch.weights_R, z_loss)
+            loss, extras = self._student.nll(batch, z_loss)
             figures = {"loss": -float(extras.logprobs_R.double().sum())}
             return loss, figures | ({"z": float(extras.lse_R.double().square().sum())} if z_loss else {})
         settings = self._settings.teacher
+        hidden = self._student.hidden(batch)
+        head = self._student.tensors.get(self._student.weights.head)
         share = share_at(settings, number, self._settings.loop.schedule.steps)
         blend = blended(hidden, head, self._teacher, self._teacher.hidden(batch), batch, share, settings, z_loss)
         figures = {"loss": float(blend.hard), "soft": float(blend.soft), "soft_share": float(blend.share)}

@@ -61,9 +61,8 @@ def pretrain(
         words = read_words(settings.tokenizer or settings.begin)
         cfg = _config(settings, words, begin)
         files = [path for source in settings.data for path in _files(source)]
-        run = opened.enter_context(
-            open_run(folder, settings, gathered(files, "" if begin is None else begin.digest()), resume=resume, force=force)
-        )
+        digest = "" if begin is None else begin.digest()
+        run = opened.enter_context(open_run(folder, settings, gathered(files, digest, {"recipe": "pretrain"}), resume=resume, force=force))
         torch.manual_seed(settings.loop.seed)
         leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
         student = Student(cfg, leaf, device=settings.device, dtype=_dtype(settings), seed=settings.loop.seed)
