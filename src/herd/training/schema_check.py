@@ -17,8 +17,26 @@ from herd.errors import UsageError, did_you_mean
 
 MAX_DEPTH = 64
 _SILENT = frozenset(
-    "$schema $id $anchor $comment $defs definitions title description default examples deprecated readOnly writeOnly format"
-    " contentEncoding contentMediaType strict name".split()
+    [
+        "$schema",
+        "$id",
+        "$anchor",
+        "$comment",
+        "$defs",
+        "definitions",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "format",
+        "contentEncoding",
+        "contentMediaType",
+        "strict",
+        "name",
+    ]
 )
 """Keywords that say nothing about whether a value is right; `format` is a note by default in this draft."""
 

@@ -1,0 +1,249 @@
+"""Preference optimisation: DPO (with the NLL term and the masking of Llama 3), SimPO and ORPO from pairs, KTO from single answers.
+
+    pair -> two documents in one pass -> log π of both answers -> loss of the pair            mean over the pairs of a step
+    for DPO and KTO the same of the model as it was (with LoRA: without the updates), once for each answer and then remembered
+
+Formulas are in `losses.py`. Figures: "accuracy" is the share of pairs whose chosen answer is ahead (for DPO: gained more than the
+rejected one since the start), "margin" by how much, times beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herd.data.order import index_at
+from herd.data.tokenising import Example
+from herd.errors import UsageError
+from herd.training import losses
+from herd.training.answers import behind, counts, in_groups, sums, without_formatting
+from herd.training.batches import Document, batch_of
+from herd.training.loop import Figures
+from herd.training.preference_settings import PreferenceLoss
+from herd.training.student import Student
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, the better one first."""
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.chosen.tokens) + len(self.rejected.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """An answer, and whether it is a good one."""
+
+    example: Example
+    is_good: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.example.tokens)
+
+
+class Reference:
+    """log π_ref of answers: of the model as it was. Each is computed by itself, so that it does not depend on what else is in a step,
+    and remembered."""
+
+    def __init__(self, student: Student, frozen: Student | None = None) -> None:
+        """`frozen`: the model as it was, where all weights are learned."""
+        if frozen is None and student.lora is None:
+            raise UsageError("All weights are learned, so the model as it was is not in here; give it as a second student.")
+        self._student, self._frozen = student, frozen
+        self._known: dict[Any, float] = {}
+
+    def __call__(self, documents: Sequence[Document]) -> list[float]:
+        """For answers that come again."""
+        keys = [_key(document) for document in documents]
+        for key, document in zip(keys, documents, strict=True):
+            if key not in self._known:
+                self._known[key] = self.once([document])[0]
+        return [self._known[key] for key in keys]
+
+    def once(self, documents: Sequence[Document]) -> list[float]:
+        """For answers that do not come again: computed together and forgotten."""
+        with torch.no_grad(), self.policy() as student:
+            batch = batch_of(documents, student.device)
+            found: list[float] = sums(student.logprobs(batch), batch).tolist()
+            return found
+
+    @contextmanager
+    def policy(self) -> Iterator[Student]:
+        """The model as it was, at rest."""
+        if self._frozen is not None:
+            yield self._frozen
+        else:
+            self._student.rest()
+            with self._student.without_adapters():
+                yield self._student
+
+
+@dataclass(kw_only=True)
+class Preferences:
+    """A recipe for `loop.train`, over pairs or (KTO) judgements.
+
+    document    an example as the student takes it
+    size        pairs (or answers) of a step
+    pack        tokens that are computed together
+    reference   of DPO and KTO
+    """
+
+    student: Student
+    learned: Sequence[Any]
+    held_out: Sequence[Any]
+    document: Callable[[Example], Document]
+    loss: PreferenceLoss
+    size: int
+    pack: int
+    seed: int
+    reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss.needs_reference and self.reference is None:
+            self.reference = Reference(self.student)
+
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        return self.student.parameters
+
+    def step(self, number: int) -> Figures:
+        chosen = self._items(number)
+        kl = self._kl(chosen) if self.loss.method == "kto" else None
+        total: dict[str, float] = {}
+        for part, items in enumerate(in_groups(chosen, lambda each: each.num_tokens, self.pack)):
+            self.student.begin(number, part)
+            loss, figures = self._measured(items, kl)
+            (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
+            _add(total, figures)
+        return self._figures(total, len(chosen), kl)
+
+    @torch.no_grad()
+    def evaluate(self, number: int) -> Figures:
+        if not self.held_out:
+            return {}
+        total: dict[str, float] = {}
+        self.student.rest()
+        kl = self._kl(self.held_out) if self.loss.method == "kto" else None
+        for items in in_groups(self.held_out, lambda each: each.num_tokens, self.pack):
+            _add(total, self._measured(items, kl)[1])
+        return self._figures(total, len(self.held_out), kl)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        assert not tensors and not values, "nothing was kept"
+
+    def batch(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a step is computed from."""
+        examples = [example for item in self._items(number) for example in _examples(item)]
+        tensors = {
+            "tokens": torch.tensor([token for example in examples for token in example.tokens]),
+            "weights": torch.tensor([weight for example in examples for weight in example.weights]),
+            "lengths": torch.tensor([len(example.tokens) for example in examples]),
+        }
+        return tensors, {"records": [str(example.place) for example in examples]}
+
+    def _items(self, number: int) -> list[Any]:
+        first = number * self.size
+        return [self.learned[index_at(self.seed, len(self.learned), first + offset)] for offset in range(self.size)]
+
+    def _document(self, example: Example) -> Document:
+        return self.document(example if self.loss.formatting else without_formatting(example))
+
+    def _measured(self, items: Sequence[Any], kl: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        """The sum of the losses of some items, and sums of their figures."""
+        documents = [self._document(example) for item in items for example in _examples(item)]
+        batch = batch_of(documents, self.student.device)
+        logprobs_N = sums(self.student.logprobs(batch), batch)
+        count_N = counts(batch).to(logprobs_N.dtype)
+        if self.loss.needs_reference:
+            assert self.reference is not None
+            before_N = logprobs_N.new_tensor(self.reference(documents))
+        else:
+            before_N = torch.zeros_like(logprobs_N)
+        if kl is not None:
+            is_good_N = torch.tensor([item.is_good for item in items], device=logprobs_N.device)
+            return self._judged(logprobs_N - before_N, is_good_N, kl, count_N)
+        return self._compared(logprobs_N, before_N, count_N)
+
+    def _compared(self, logprobs_N: Tensor, before_N: Tensor, count_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Pairs: documents 0, 2, 4, ... are the chosen ones."""
+        loss, beta = self.loss, self.loss.strength
+        chosen_P, rejected_P = (logprobs_N - before_N)[0::2], (logprobs_N - before_N)[1::2]
+        means_N = logprobs_N / count_N
+        match loss.method:
+            case "dpo":
+                ahead_P = beta * (chosen_P - rejected_P)
+                value_P = losses.dpo(chosen_P, rejected_P, beta, loss.label_smoothing)
+                if loss.nll:
+                    value_P = value_P + loss.nll * losses.dpo_nll(logprobs_N[0::2], count_N[0::2])
+            case "simpo":
+                ahead_P = beta * (means_N[0::2] - means_N[1::2])
+                value_P = losses.simpo(means_N[0::2], means_N[1::2], beta, loss.gamma, loss.label_smoothing)
+            case _:
+                ahead_P = means_N[0::2] - means_N[1::2]
+                value_P = beta * losses.orpo(means_N[0::2], means_N[1::2]) - means_N[0::2]
+        figures = {
+            "loss": value_P.sum(),
+            "accuracy": (ahead_P > 0).sum(),
+            "margin": ahead_P.sum(),
+            "chosen": chosen_P.sum(),
+            "rejected": rejected_P.sum(),
+            "nll": -means_N[0::2].sum(),
+        }
+        return value_P.sum(), {name: float(value.detach()) for name, value in figures.items()} | {"tokens": float(count_N.sum())}
+
+    def _judged(self, ratio_N: Tensor, is_good_N: Tensor, kl: Tensor, count_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+        loss = self.loss
+        value_N = losses.kto(ratio_N, is_good_N, kl, loss.strength, loss.desirable, loss.undesirable)
+        ahead_N = torch.where(is_good_N, ratio_N - kl, kl - ratio_N)
+        figures = {
+            "loss": float(value_N.detach().sum()),
+            "accuracy": float((ahead_N > 0).sum()),
+            "margin": float(loss.strength * ahead_N.detach().sum()),
+            "tokens": float(count_N.sum()),
+        }
+        return value_N.sum(), figures
+
+    @torch.no_grad()
+    def _kl(self, items: Sequence[Judgement]) -> Tensor:
+        """KTO's point of reference: each prompt with the answer to the one before it."""
+        assert self.reference is not None
+        self.student.rest()
+        documents = [self._document(item.example) for item in items]
+        crossed = [behind(prompt, documents[at - 1]) for at, prompt in enumerate(documents)]
+        found = []
+        for group in in_groups(crossed, lambda each: len(each.tokens), self.pack):
+            batch = batch_of(group, self.student.device)
+            now_N = sums(self.student.logprobs(batch), batch)
+            found.append(now_N - now_N.new_tensor(self.reference.once(group)))
+        return losses.kto_kl(torch.cat(found))
+
+    def _figures(self, total: Mapping[str, float], count: int, kl: Tensor | None) -> Figures:
+        found = {name: value if name == "tokens" else value / count for name, value in total.items()}
+        return found if kl is None else found | {"kl": float(kl)}
+
+
+def _key(document: Document) -> Any:
+    return document.tokens, document.weights, tuple(placed.picture.digest for placed in document.pictures)
+
+
+def _examples(item: Pair | Judgement) -> tuple[Example, ...]:
+    return (item.chosen, item.rejected) if isinstance(item, Pair) else (item.example,)
+
+
+def _add(total: dict[str, float], figures: Mapping[str, float]) -> None:
+    for name, value in figures.items():
+        total[name] = total.get(name, 0.0) + value
