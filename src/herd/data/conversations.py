@@ -245,25 +245,30 @@ def as_messages(value: Any, role: str, source: Source) -> tuple[list[Any], bool]
     """(messages in OpenAI's shape, whether it was a plain text) of a field that is a text, a message or a list of messages."""
     if isinstance(value, str):
         return [{"role": role, "content": value}], True
-    if isinstance(value, Mapping):
-        return [value], False
-    if isinstance(value, list | tuple):
-        return list(value), False
-    raise Dropped(UNREADABLE, f"{value!r:.60} is {type(value).__name__}; expected a text or messages")
+    if not isinstance(value, Mapping | list | tuple):
+        raise Dropped(UNREADABLE, f"{value!r:.60} is {type(value).__name__}; expected a text or messages")
+    turns = [value] if isinstance(value, Mapping) else list(value)
+    is_sharegpt = bool(turns) and isinstance(turns[0], Mapping) and "from" in turns[0]
+    return from_sharegpt(turns, [], source) if is_sharegpt else turns, False
+
+
+PROMPTS = ("prompt", "conversations", "messages")
+"""Under which keys what comes before two answers may stand."""
 
 
 def side(value: Mapping[str, Any], key: str, source: Source) -> list[Message]:
     """The conversation with the answer `key`. An answer that is a whole conversation already needs no prompt."""
     answer, is_text = as_messages(value[key], "assistant", source)
     is_whole = not is_text and bool(answer) and isinstance(answer[0], Mapping) and answer[0].get("role") != "assistant"
+    asked = next((value[name] for name in PROMPTS if value.get(name) is not None), None)
     if is_whole:
         given: list[Any] = []
-        if "prompt" in value:
+        if asked is not None:
             source.account.note("the prompt beside whole conversations is not used", source.place)
-    elif value.get("prompt") is None:
+    elif asked is None:
         raise Dropped(NO_PROMPT, f"{key} is only an answer, and the record has no prompt")
     else:
-        given, _ = as_messages(value["prompt"], "user", source)
+        given, _ = as_messages(asked, "user", source)
     messages, weights = read_turns(source.with_system(value, [*given, *answer]), source)
     return list(checked_chat(source, messages, (), weights).messages)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from herd.data.account import Account
 from herd.data.samples import Chat, Judged, Passage, Preference, Sample, Task
 from herd.errors import UsageError
-from herd.text.messages import Message, Text
+from herd.text.messages import Image, Message, Text
 
 EXACT, NEAR = "the same as an earlier record", "nearly the same as an earlier record"
 SHINGLE = 5
@@ -123,8 +123,15 @@ def _spelled(messages: Iterable[Message]) -> list[Any]:
     return [
         (
             message.role.value,
-            [part.text if isinstance(part, Text) else ("picture", str(part.source)) for part in message.parts],
+            [part.text if isinstance(part, Text) else ("picture", _shown(part)) for part in message.parts],
             [(call.name, repr(call.arguments)) for call in message.tool_calls],
         )
         for message in messages
     ]
+
+
+def _shown(image: Image) -> str:
+    """What tells a picture from others: the digest of its file, or of its pixels."""
+    held: Any = image.source
+    data = held.encode() if isinstance(held, str) else held.tobytes() if hasattr(held, "tobytes") else held
+    return hashlib.sha256(data).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from herd.data.reading import Place
 from herd.errors import FileProblem
@@ -84,16 +84,21 @@ Sample = Passage | Chat | Preference | Judged | Task
 
 
 class PictureFile(Image):
-    """A picture that lies in a file, opened when it is looked at."""
+    """A picture that lies in a file, read when it is looked at. `FileProblem` then, if it cannot be."""
 
-    __slots__ = ()
+    __slots__ = ("path",)
+    path: Path
 
-    def open(self) -> Any:
-        path = cast(Path, self.source)
+    def __init__(self, path: Path) -> None:
+        object.__setattr__(self, "path", path)
+
+    def __reduce__(self) -> tuple[type[PictureFile], tuple[Path]]:
+        return PictureFile, (self.path,)
+
+    @property
+    def source(self) -> bytes:
+        """The bytes of the file."""
         try:
-            data = path.read_bytes()
+            return self.path.read_bytes()
         except OSError as problem:
-            raise FileProblem(f"{path}: the picture cannot be read: {problem.strerror or problem}.") from None
-        from herd.images.decode import open_image
-
-        return open_image(data)
+            raise FileProblem(f"{self.path}: the picture cannot be read: {problem.strerror or problem}.") from None

@@ -5,7 +5,7 @@
     alpaca        {"instruction", "input", "output", "system", "history"}
     pairs         {"prompt", "completion"} and other names of the two (`PAIRS`), also with an "image"
     text          {"text"}, and text files
-    preference    {"prompt", "chosen", "rejected"}, as texts or as messages
+    preference    {"prompt" or "conversations", "chosen", "rejected"}, as texts or as messages
     judged        {"prompt", "completion", "label"}, the label true or false (KTO)
     task          {"prompt" or "messages", and one of "answer", "tests", "schema", "check"}
 
@@ -220,7 +220,7 @@ def _text(value: _Json, source: Source) -> Passage:
 
 
 def _preference(value: _Json, source: Source) -> Preference:
-    source.note_unused(value, {"prompt", "chosen", "rejected", "tools", "system"})
+    source.note_unused(value, {*conv.PROMPTS, "chosen", "rejected", "tools", "system"})
     tools = conv.read_offered(value, source)
     sides = [conv.side(value, key, source) for key in ("chosen", "rejected")]
     prompt, (chosen, rejected) = conv.common_prompt(sides, source)
