@@ -93,8 +93,11 @@ LAW = {
     "providers.pool": part(5, f"{BASE} text providers.base providers.supervisor"),
     "providers.remote": part(5, f"{BASE} text images sampling providers.base", "httpx"),
     # level 6: faces
-    "api": part(6, f"{BASE} models images text sampling family checkpoints backends data planner engine training providers core", "numpy"),
-    "convert": part(6, f"{BASE} models images text sampling family checkpoints backends engine", "numpy"),
+    # (convert: writes what was learned)
+    "api": part(
+        6, f"{BASE} models images text sampling family checkpoints backends data planner engine training providers convert core", "numpy"
+    ),
+    "convert": part(6, f"{BASE} models images text sampling family checkpoints backends planner engine", "numpy"),
     "bench": part(
         7,
         f"{BASE} models sampling family checkpoints backends.base planner engine convert api",

@@ -17,7 +17,8 @@ from herd import dtypes
 from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of
 from herd.training.batches import batch_of
-from herd.training.lora import Lora, targeted
+from herd.training.lora import targeted
+from herd.training.lora_settings import Lora
 from herd.training.student import Student
 from tiny import random_leaves, tiny_llama, tiny_llama3_vision
 from training.learning import documents_of, halved, loss_of, randomise, their_loss, their_model, their_module, their_updates

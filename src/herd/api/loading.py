@@ -58,7 +58,7 @@ def load(
     """A model, ready to answer.
 
     model        a name that `herd models` lists (fetched if it is not here, unless offline), a .gguf file, a folder in
-                 Hugging Face or Meta layout, or a llama2.c .bin file
+                 Hugging Face or Meta layout, a llama2.c .bin file, or the folder of a finished run of training
     backend      "cpu", "torch" (CPUs and GPUs; needs the extra herd-llama[torch]), or "reference" (numpy; slow, the definition
                  of right)
     threads      None: one per physical core that this process may use ("torch": as torch itself decides)
@@ -100,7 +100,7 @@ def load(
     from herd.checkpoints.open import open_checkpoint
     from herd.family.finding import find_model
 
-    found = find_model(model, progress=progress)
+    found, adapter = run_behind(find_model(model, progress=progress), adapter, progress)
     checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
     try:
         with _no_collector():
@@ -111,6 +111,22 @@ def load(
     except BaseException:
         checkpoint.close()
         raise
+
+
+def run_behind(
+    found: Found, adapter: str | os.PathLike[str] | None, progress: Progress = silent
+) -> tuple[Found, str | os.PathLike[str] | None]:
+    """What the folder of a finished run, or of an adapter, stands for: the model and the adapter over it. Other models as they are."""
+    from herd.checkpoints.trained import trained_in
+    from herd.family.finding import find_model
+
+    run = trained_in(found.path)
+    if run is None:
+        return found, adapter
+    if run.adapter is not None and adapter is not None:
+        raise UsageError(f"{found.name} is an adapter over {run.model} already. Merge it first: herd tune merge.")
+    base = find_model(run.model, progress=progress)
+    return replace(base, name=found.name), run.adapter if run.adapter is not None else adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +155,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
     if choices.context is not None and choices.context > config.context_length:
         raise UsageError(f"context is {choices.context}; {found.name} was trained for {config.context_length} tokens.")
     free = _if_larger_than_memory(found, checkpoint.num_bytes, choices) if choices.device == "cpu" else None
-    words = _words(found, checkpoint, choices.chat_format)
+    words = words_of(found, checkpoint, choices.chat_format)
     context = choices.context or config.context_length
     with ExitStack() as opened:
         backend = _backend(checkpoint, choices, free, partial(progress, f"packing {found.name} on the disk"))
@@ -198,7 +214,7 @@ def _speculation(choices: _Choices, backend: Backend, words: Words, context: int
     with ExitStack() as opened:
         checkpoint = open_checkpoint(found.path)
         opened.callback(checkpoint.close)
-        _check_vocabulary(found, checkpoint, backend, _words(found, checkpoint), words)
+        _check_vocabulary(found, checkpoint, backend, words_of(found, checkpoint), words)
         drafting = _backend(checkpoint, replace(choices, adapter=None))
         opened.callback(drafting.close)
         length = min(context, checkpoint.config.context_length)
@@ -255,7 +271,7 @@ def _stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
     return {*checkpoint.stop_ids, *(words.tokenizer.stop_ids if words.tokenizer is not None else ())}
 
 
-def _words(found: Found, checkpoint: Checkpoint, wanted: str | None = None) -> Words:
+def words_of(found: Found, checkpoint: Checkpoint, wanted: str | None = None) -> Words:
     """Tokenizer and chat format. A file without a template has the format that the family knows for its release, if it is one."""
     source = checkpoint.tokenizer
     if source is None:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from herd.checkpoints.account import refuse
 from herd.checkpoints.adapter_names import as_in_memory, modules
+from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.config_reader import ConfigReader, shown
 from herd.checkpoints.folder import inside
 from herd.checkpoints.huggingface import DTYPES
-from herd.checkpoints.merging import merged
+from herd.checkpoints.merging import Merged, merged
 from herd.checkpoints.safetensors import Entry, read_safetensors
 from herd.checkpoints.sources import Interleaved, StoredTensor
 from herd.errors import UsageError
@@ -106,6 +107,12 @@ class Adapter:
             return merged(base, update, self.magnitudes[name])
 
         return adapted
+
+    def merged_into(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint with the updates in its weights, put together when they are read."""
+        return checkpoint.with_sources(
+            {name: Merged(checkpoint.source(name), update, self.magnitudes.get(name)) for name, update in self.factors.items()}
+        )
 
 
 def open_adapter(folder: Path, cfg: Config) -> Adapter:

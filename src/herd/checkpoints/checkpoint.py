@@ -96,6 +96,15 @@ class Checkpoint:
             tensor.file.check_unchanged()
         return stored(source.dtype, source.shape, source.rows())
 
+    def with_sources(self, sources: Mapping[str, Source]) -> Checkpoint:
+        """The same checkpoint with some weights from elsewhere. Both share their files: closing one closes the other's."""
+        import copy
+
+        made = copy.copy(self)
+        made._sources = {**self._sources, **sources}
+        made.widened = {name: dtype for name, dtype in self.widened.items() if name not in sources}
+        return made
+
     def digest(self) -> str:
         """Tells whether these are the same files with the same contents as another time, from their headers and from what the system
         says about them; no weight is read. Hexadecimal."""

@@ -41,10 +41,11 @@ def convert(source: str, destination: Path, to: str, dtype: str | None, quant: s
 
     with fetching() as progress:
         report = write(source, destination, to=to, dtype=dtype, quant=quant, progress=progress)
-    _print(report, as_json)
+    print_report(report, as_json)
 
 
-def _print(report: Report, as_json: bool) -> None:
+def print_report(report: Report, as_json: bool) -> None:
+    """What was written, for people or programs."""
     from herd.cli.output import print_json, size
 
     if as_json:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from herd import dtypes
+from herd.checkpoints.adapter import open_adapter
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.gguf_mmproj import name_beside
 from herd.checkpoints.open import open_checkpoint
+from herd.checkpoints.trained import trained_in
 from herd.convert.carried import as_json, folder_files, gguf_texts
 from herd.convert.gguf_file import write_gguf
 from herd.convert.layouts import Layouts, layouts_of
@@ -82,7 +84,7 @@ def convert(
 ) -> Report:
     """Write the checkpoint at `source` to `destination`.
 
-    source       as for `herd.load`: a name, a file or a folder
+    source       as for `herd.load`: a name, a file or a folder, that of a finished run of training too
     to           "hf" (a folder with safetensors), "gguf" (a file), "meta" (a folder with params.json and consolidated.00.pth)
     dtype        plain numbers of all matrices: f32, f16, bf16; None: as stored (blocks become f32 where a layout has none)
     quant        a block format, for gguf only
@@ -100,7 +102,7 @@ def convert(
         raise UsageError(f"quant is {blocks.name}; only gguf has block formats. Choose --to gguf, or --dtype for {to}.")
     target = Path(destination)
     check_place(target, 0)
-    checkpoint = open_checkpoint(find_model(source, progress=progress).path)
+    checkpoint = _opened(source, progress)
     try:
         job = _job(checkpoint, Shaping(plain, blocks), progress)
         writers: dict[str, Callable[[_Job, Path], Report]] = {"gguf": _to_gguf, "meta": _to_meta}
@@ -109,6 +111,20 @@ def convert(
         return writers[to](job, target)
     finally:
         checkpoint.close()
+
+
+def _opened(source: str | os.PathLike[str], progress: Progress) -> Checkpoint:
+    """The checkpoint at `source`; of a finished run of training what it has learned, put together with its base."""
+    found = find_model(source, progress=progress)
+    run = trained_in(found.path)
+    if run is None:
+        return open_checkpoint(found.path)
+    checkpoint = open_checkpoint(find_model(run.model, progress=progress).path)
+    try:
+        return checkpoint if run.adapter is None else open_adapter(run.adapter, checkpoint.config).merged_into(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def _job(checkpoint: Checkpoint, shaping: Shaping, progress: Progress) -> _Job:
@@ -210,7 +226,7 @@ def gguf_contents(checkpoint: Checkpoint, shaping: Shaping) -> tuple[dict[str, A
 
 def _gguf_contents(job: _Job) -> tuple[dict[str, Any], list[Output]]:
     keys, outputs = job.layouts.gguf_outputs(job.checkpoint, job.config, job.shaping)
-    return {**_general(job, outputs), **keys, **_gguf_text(job), **gguf_texts(job.checkpoint)}, outputs
+    return {**_general(job, outputs), **keys, **_gguf_text(job), **gguf_texts(job.checkpoint, job.notes)}, outputs
 
 
 def _general(job: _Job, outputs: list[Output]) -> dict[str, Any]:

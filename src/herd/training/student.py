@@ -30,7 +30,8 @@ from herd.training.attention import Packed
 from herd.training.batches import Batch
 from herd.training.cross_entropy import Extras, token_logprobs, weighted_nll
 from herd.training.heads import head_of
-from herd.training.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, Lora, begin, targeted
+from herd.training.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, begin, targeted
+from herd.training.lora_settings import Lora
 
 CHUNK_ROWS = 512
 
@@ -147,15 +148,24 @@ class Student:
         return self.adapters.off()
 
     def updates(self) -> dict[str, Update]:
-        """With LoRA: what `Engine.add_adapter` takes and PEFT's files hold. `UsageError` for DoRA, which changes whole matrices."""
+        """With LoRA: what `Engine.add_adapter` takes. `UsageError` for DoRA, which changes whole matrices."""
+        if self.lora is not None and self.lora.dora:
+            raise UsageError("DoRA changes the length of whole rows; no low-rank update says that. Merge it: herd tune merge.")
+        return self.factors()
+
+    def factors(self) -> dict[str, Update]:
+        """With LoRA: both matrices of every update, as PEFT's files hold them."""
         if self.lora is None:
             raise UsageError("All weights are learned; there are no updates apart from them.")
-        if self.lora.dora:
-            raise UsageError("DoRA changes the length of whole rows; no low-rank update says that. Merge it: herd tune merge.")
         return {
             learned.name: Update(dense(learned.down, F32), dense(learned.up, F32), learned.leaf.scale)
             for learned in self.adapters.of.values()
         }
+
+    def magnitudes(self) -> dict[str, Dense]:
+        """With DoRA: the length of each row of the matrices that have an update. Else nothing."""
+        learned = [each for each in self.adapters.of.values() if each.magnitude is not None]
+        return {each.name: dense(each.magnitude, F32) for each in learned if each.magnitude is not None}
 
     def leaves(self, dtype: DType | None = None) -> dict[str, Matrix]:
         """All weights that differ from the base's, for `Backend.update`. Plain ones are in `dtype`; None: what is computed in. With

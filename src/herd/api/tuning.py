@@ -1,0 +1,172 @@
+"""A model on its way through training: opened, made a student, shown data, and written where `herd chat` finds it.
+
+    open_tuned(name) -> Opened     .student(settings) .tokenising(learn) .document(example) .answering()
+    finish(folder, opened, student) -> folder/adapter or folder/model
+
+Every recipe goes this way. What a finished run's folder holds is written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from herd.api.loading import load, run_behind, words_of
+from herd.api.model import Model
+from herd.api.pictures import Eyes
+from herd.api.words import Words
+from herd.backends.torch.devices import DTYPES, find_device
+from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.open import open_checkpoint
+from herd.convert import write_adapter
+from herd.convert.shaping import fitting
+from herd.convert.trained import write_trained
+from herd.data.tokenising import Example, Tokenising
+from herd.dtypes import BF16, BY_NAME, F32, DType
+from herd.engine.memory import available_bytes
+from herd.errors import FileProblem, UsageError
+from herd.family.finding import Found, find_model
+from herd.family.progress import Progress, silent
+from herd.models.architecture import Config, classifying
+from herd.models.weights import Kind, Leaf, Matrix
+from herd.models.weights import stored as stored_as
+from herd.quant import dequantize, quantize
+from herd.text.tokenizer import Tokenizer
+from herd.training.batches import Document
+from herd.training.checkpointing import recomputed
+from herd.training.computing import fastest_dtype
+from herd.training.student import Student
+from herd.training.student_settings import StudentSettings
+
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+# The share of free memory that a base in blocks may take decoded, so that it is not decoded twice in each step.
+KEPT_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that training begins with."""
+
+    asked: str
+    found: Found
+    checkpoint: Checkpoint
+    words: Words
+    eyes: Eyes
+
+    @property
+    def cfg(self) -> Config:
+        config: Config = self.checkpoint.config
+        return config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """`FileProblem` for a model without one."""
+        if self.words.tokenizer is None:
+            raise FileProblem(f"{self.found.name}: has no tokenizer, so texts cannot become its tokens. Give a model that came with one.")
+        return self.words.tokenizer
+
+    def student(self, settings: StudentSettings, seed: int) -> Student:
+        """The model as these settings let it learn."""
+        device = find_device(settings.device)
+        leaf: Leaf = self.checkpoint.leaf
+        if settings.base:
+            leaf = _in_blocks(self.checkpoint, BY_NAME[settings.base])
+        lora = settings.lora if settings.method == "lora" else None
+        dtype = fastest_dtype(device) if settings.dtype == "auto" else DTYPES[settings.dtype]
+        kept = (available_bytes() or 0) // KEPT_SHARE if device.type == "cpu" and lora is not None and not settings.recompute else 0
+        made = Student(self.cfg, leaf, device=device, dtype=dtype, lora=lora, seed=seed, keep_bytes=kept)
+        if settings.recompute:
+            made.run = recomputed
+        return made
+
+    def tokenising(self, learn: str = "answers") -> Tokenising:
+        """How samples become tokens of this model."""
+        return Tokenising(self.tokenizer, self.words.chat_format, learn, self.eyes.tiles if self.eyes.can_see else None)
+
+    def document(self, example: Example) -> Document:
+        """An example with its pictures as the model looks at them."""
+        if not example.pictures:
+            return Document(example.tokens, example.weights)
+        pictures = self.eyes.prepare([shown.image.source for shown in example.pictures])
+        return Document(example.tokens, example.weights, self.eyes.place(example.tokens, pictures))
+
+    def answering(self, **choices: Any) -> Model:
+        """The same model once more, to be asked; `choices` as in `herd.load`."""
+        return load(self.asked, **choices)
+
+
+@contextmanager
+def open_tuned(
+    model: str | os.PathLike[str], *, chat_format: str | None = None, mmproj: str | None = None, progress: Progress = silent
+) -> Iterator[Opened]:
+    """The model that `model` names, opened for training. `UsageError` for one that carries an adapter, and for classifiers."""
+    found, adapter = run_behind(find_model(model, progress=progress), None, progress)
+    if adapter is not None:
+        raise UsageError(
+            f"{os.fspath(model)} is an adapter over {found.path}. Put both together first: herd tune merge {os.fspath(model)} NEW"
+        )
+    checkpoint = open_checkpoint(found.path, mmproj)
+    try:
+        if classifying(checkpoint.config) is not None:
+            raise UsageError(f"{found.name} is a classifier of whole texts; language models are tuned here.")
+        asked = str(Path(model).resolve()) if Path(model).exists() and found.release is None else os.fspath(model)
+        yield Opened(asked, found, checkpoint, words_of(found, checkpoint, chat_format), Eyes(found.name, checkpoint.config))
+    finally:
+        checkpoint.close()
+
+
+def finish(folder: Path, opened: Opened, student: Student, files: Mapping[str, bytes] = NO_FILES) -> Path:
+    """Writes what was learned into a run's folder, in place of what an earlier end of the run left there; where it is.
+
+    files   what belongs beside it by name: licence and notices
+    """
+    if student.lora is not None:
+        target = _emptied(folder / "adapter")
+        factors, magnitudes = student.factors(), student.magnitudes()
+        return write_adapter(target, opened.cfg, factors, magnitudes=magnitudes, base_model=opened.asked, files=files)
+    target, checkpoint = _emptied(folder / "model"), opened.checkpoint
+    write_trained(
+        target,
+        opened.cfg,
+        student.leaves(plain_dtype(checkpoint)),
+        tokenizer=checkpoint.tokenizer,
+        chat_template=checkpoint.chat_template,
+        stop_ids=checkpoint.stop_ids,
+        beside=checkpoint.path if checkpoint.path.is_dir() else None,
+    )
+    for name, data in files.items():
+        (target / name).write_bytes(data)
+    return target
+
+
+def plain_dtype(checkpoint: Checkpoint) -> DType:
+    """What the model's matrices are written as: float32 if they were stored in that, else bfloat16."""
+    formats = {checkpoint.dtype(spec.name) for spec in checkpoint.specs if spec.kind is Kind.MATRIX}
+    return F32 if formats == {F32} else BF16
+
+
+def _emptied(folder: Path) -> Path:
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    return folder
+
+
+def _in_blocks(checkpoint: Checkpoint, wanted: DType) -> Leaf:
+    """The weights with all matrices and experts in a block format: a base that is never changed again. What is in blocks stays."""
+    kinds = {spec.name: spec.kind for spec in checkpoint.specs}
+
+    def leaf(name: str) -> Matrix:
+        stored = checkpoint.leaf(name)
+        if kinds[name] not in (Kind.MATRIX, Kind.EXPERTS) or stored.dtype.is_block:
+            return stored
+        dtype = fitting(wanted, stored.shape[-1])
+        values = dequantize(stored.dtype, stored.data, stored.shape).reshape(-1, stored.shape[-1])
+        return stored_as(dtype, stored.shape, quantize(dtype, values))
+
+    return leaf
