@@ -115,6 +115,11 @@ class FakeAnswer:
         await asyncio.sleep(0)
         return (step,)
 
+    async def pour(self, take: Callable[[tuple[Event, ...]], bool]) -> None:
+        async for events in self:
+            if not take(events):
+                return
+
     async def aclose(self) -> None:
         if self.is_open and not self.is_over:
             self.service.cancelled += 1

@@ -86,7 +86,8 @@ def test_what_fails_in_the_middle_ends_with_an_error_in_the_shape_of_its_api(ser
 def test_the_model_is_held_until_the_last_piece(serve: Serve) -> None:
     server = serve(FakePool(FakeService(script=[Text("a"), Wait(20), Text("b")])), ROUTES)
     with httpx.stream("POST", f"{server.url}/v1/ask", json=body(stream=True)) as answer:
-        next(answer.iter_text())
+        arriving = answer.iter_text()
+        next(arriving)
         assert server.pool.used == 1 and server.house.admission.running == 1
     assert until(lambda: server.pool.used == 0 and server.house.admission.running == 0)
 

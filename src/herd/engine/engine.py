@@ -25,7 +25,7 @@ from herd.engine.admission import check_request, check_tokens, new_answer, new_s
 from herd.engine.constrained import any_held, forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
 from herd.engine.driving import Driven, tell
-from herd.engine.forward import Outcome, accepted, extended, forward
+from herd.engine.forward import Outcome, Timed, accepted, extended, forward
 from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence
 from herd.engine.scheduler import Limits, Part
@@ -80,6 +80,7 @@ class Engine(Driven):
         super().__init__(backend, limits, context_length)
         self.stop_ids = frozenset(stop_ids)
         self.page_bytes = backend.page_bytes()
+        self._timed = Timed(backend)
         self._speculation = speculation
         self._next_number = 0
         self._max_waiting = max_waiting
@@ -104,7 +105,13 @@ class Engine(Driven):
             pages = self._scheduler.pages
             counts = pages.num_free, pages.num_owned, pages.num_cached
             scheduler = self._scheduler
-            return Load(*counts, waiting=len(scheduler.waiting), running=len(scheduler.running), preempted=scheduler.num_preempted)
+            return Load(
+                *counts,
+                waiting=len(scheduler.waiting),
+                running=len(scheduler.running),
+                preempted=scheduler.num_preempted,
+                model_s=self._timed.model_s,
+            )
 
     def validate(self, request: Request) -> None:
         """`UsageError` or `CapacityError` for a request that can never be honoured; says nothing about how busy the engine is."""
@@ -295,10 +302,10 @@ class Engine(Driven):
                 if fresh:
                     self._begin(fresh)
                 if speculation is not None:
-                    parts, outcomes = speculation.forward(self.backend, parts)
+                    parts, outcomes = speculation.forward(self._timed, parts)
                 else:
                     parts = with_masks(parts) if is_held else parts
-                    outcomes = forward(self.backend, parts)
+                    outcomes = forward(self._timed, parts)
             finally:
                 self._lock_again()
             for part, outcome in zip(parts, outcomes, strict=True):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as List
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from time import thread_time
+from typing import TYPE_CHECKING, Protocol, final
 
-from herd.backends.base import Backend, Plan, Span
+from herd.backends.base import Backend, Plan, Span, StepResult
 from herd.engine.request import Progress, Purpose, Sequence
 from herd.engine.scheduler import Part
 from herd.errors import CapacityError, HerdError
@@ -22,6 +23,31 @@ if TYPE_CHECKING:
     from herd.sampling.matching import Matcher
 
 
+class Steps(Protocol):
+    """What of a backend a step needs."""
+
+    vocab_size: int
+
+    def step(self, plan: Plan) -> StepResult: ...
+
+
+@final
+class Timed:
+    """A backend's steps. `model_s`: CPU time that this thread has spent in them, which is the model's and not the scheduler's."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.vocab_size = backend.vocab_size
+        self.model_s = 0.0
+
+    def step(self, plan: Plan) -> StepResult:
+        before = thread_time()
+        try:
+            return self._backend.step(plan)
+        finally:
+            self.model_s += thread_time() - before
+
+
 @dataclass(slots=True, eq=False)  # made for every token, as `Part`
 class Outcome:
     """What the backend made of one part: choices if it drew, logits rows if they were wanted, or an error."""
@@ -31,7 +57,7 @@ class Outcome:
     error: HerdError | None = None
 
 
-def forward(backend: Backend, parts: List[Part]) -> list[Outcome]:
+def forward(backend: Steps, parts: List[Part]) -> list[Outcome]:
     """One outcome per part. If the step fails as a whole, each part is run alone: a step can be repeated, as it writes the
     same values to the same places and random numbers are a function of the position. What fails with drafted tokens is run again
     without: a token that nobody would have chosen must not be to blame. A part that has a problem already is not run."""
@@ -88,7 +114,7 @@ def _is_whole_with(matcher: Matcher, token: int) -> bool:
     return matcher.is_done
 
 
-def _step(backend: Backend, parts: List[Part]) -> list[Outcome]:
+def _step(backend: Steps, parts: List[Part]) -> list[Outcome]:
     has_scores = any([part.sequence.purpose is Purpose.SCORES for part in parts])
     result = backend.step(Plan(tuple(map(_span, parts)), want_logits=has_scores))
     if not has_scores:

@@ -69,7 +69,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy the engine is: pages by owner, and sequences by status; and how often one had to give way since the start."""
+    """How busy the engine is: pages by owner, and sequences by status; and since the start how often one had to give way, and the CPU time
+    that those who drove steps spent in the backend."""
 
     free_pages: int
     owned_pages: int
@@ -77,6 +78,7 @@ class Load:
     waiting: int
     running: int
     preempted: int = 0
+    model_s: float = 0.0
 
 
 class Status(Enum):

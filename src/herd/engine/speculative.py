@@ -21,9 +21,8 @@ from itertools import accumulate
 from operator import mul
 from typing import Protocol
 
-from herd.backends.base import Backend
 from herd.engine.constrained import with_masks
-from herd.engine.forward import Outcome, forward
+from herd.engine.forward import Outcome, Steps, forward
 from herd.engine.request import Sequence
 from herd.engine.scheduler import Part
 
@@ -81,7 +80,7 @@ class Speculation:
             tokens, gain, longest = tokens + best, gain + expected[best], max(longest, best)
         return wanted
 
-    def forward(self, backend: Backend, parts: List[Part]) -> tuple[list[Part], list[Outcome]]:
+    def forward(self, backend: Steps, parts: List[Part]) -> tuple[list[Part], list[Outcome]]:
         """Drafts for the parts that have room, and runs the step: the parts as they were run, and an outcome for each."""
         asked = {part.sequence.number for part in parts if _is_asked(part)}
         parts = with_masks(self._drafted(parts, backend.vocab_size))

@@ -90,7 +90,6 @@ class Answering:
         if progress.stop_reason is not None or progress.error is not None or self._spelling.matched is not None:
             self.is_over = True
             events += self._last(progress)
-
         elif self._calls is not None and self._calls.is_full:
             self.is_over = True
             events.append(self._finished(progress, StopReason.END))
@@ -123,10 +122,10 @@ class PromptScores:
 
     def __init__(self, tokenizer: Tokenizer | None, tokens: Sequence[int], num_top: int) -> None:
         """num_top: how many alternatives each token comes with."""
-        self._tokenizer = tokenizer
+        self._token_bytes = None if tokenizer is None else tokenizer.token_bytes
         self._tokens = tokens
         self._num_top = num_top
-        self._found = [TokenLogprob(tokens[0], _bytes_of(tokenizer, tokens[0]), float("nan"))]
+        self._found = [_scored(self._token_bytes, tokens[0], float("nan"), ())]
 
     def push(self, logits_RV: NDArray[np.float32]) -> None:
         """The rows of the next positions."""
@@ -137,7 +136,7 @@ class PromptScores:
             if position == len(self._tokens):
                 return  # after the last token there is none to have a probability
             choice = token_logprob(row_V, self._tokens[position], self._num_top, position)
-            self._found.append(_scored(self._tokenizer, choice.token, choice.logprob, choice.top))
+            self._found.append(_scored(self._token_bytes, choice.token, choice.logprob, choice.top))
 
     @property
     def event(self) -> Prompted:
@@ -149,28 +148,28 @@ class _Spelling:
 
     def __init__(self, tokenizer: Tokenizer | None, stop_texts: StopTexts, shown: frozenset[int] = frozenset()) -> None:
         """shown: control tokens whose names are part of the text, for a parser to find."""
-        self._tokenizer = tokenizer
         self._stream = None if tokenizer is None else tokenizer.stream(shown) if shown else tokenizer.stream()
         self._stop_texts = stop_texts
+        self._is_plain = tokenizer is not None and stop_texts.is_empty
+        self._token_bytes = None if tokenizer is None else tokenizer.token_bytes
+        self.matched: str | None = None  # the stop text that was found
         self._decoded = 0
         self._certain = 0
         self._uncovered: deque[tuple[int, TokenLogprob]] = deque()
-
-    @property
-    def matched(self) -> str | None:
-        """The stop text that was found."""
-        return self._stop_texts.matched
 
     def push(self, progress: Progress) -> Text | None:
         """One more token; what became certain by it. A token that ends the answer is no part of its text."""
         assert progress.token is not None
         is_stop = progress.stop_reason is StopReason.END
         piece = "" if self._stream is None or is_stop else self._stream.push(progress.token)
-        self._decoded += len(piece)
-        token = _scored(self._tokenizer, progress.token, progress.logprob, progress.top)
+        token = _scored(self._token_bytes, progress.token, progress.logprob, progress.top)
+        if self._is_plain and piece and not self._uncovered:  # nearly all of them
+            return Text(piece, (token,))
         if self._stream is None:
             return Text("", (token,))
+        self._decoded += len(piece)
         certain = self._stop_texts.push(piece)
+        self.matched = self._stop_texts.matched
         self._certain += len(certain)
         if certain and not self._uncovered and self._certain == self._decoded:
             return Text(certain, (token,))
@@ -180,6 +179,7 @@ class _Spelling:
     def finish(self) -> Text | None:
         """The answer is over: everything that was held back, unless a stop text was found."""
         rest = "" if self._stream is None else self._stop_texts.push(self._stream.finish()) + self._stop_texts.finish()
+        self.matched = self._stop_texts.matched
         return self._text(rest, len(self._uncovered)) if rest or self._uncovered else None
 
     def _text(self, text: str, num_tokens: int) -> Text:
@@ -254,12 +254,7 @@ class _Times:
         )
 
 
-def _scored(tokenizer: Tokenizer | None, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> TokenLogprob:
-    if tokenizer is None:
+def _scored(token_bytes: Callable[[int], bytes] | None, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> TokenLogprob:
+    if token_bytes is None:
         return TokenLogprob(token, b"", logprob, top)
-    token_bytes = tokenizer.token_bytes
     return TokenLogprob(token, token_bytes(token), logprob, top, tuple([token_bytes(other) for other, _ in top]) if top else ())
-
-
-def _bytes_of(tokenizer: Tokenizer | None, token: int) -> bytes:
-    return b"" if tokenizer is None else tokenizer.token_bytes(token)

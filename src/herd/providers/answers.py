@@ -17,13 +17,27 @@ from herd.providers.base import Accepted, ChatRequest, CompletionRequest, Event,
 
 UNREAD_MAX = 65536
 """Events that may wait to be read. A client that leaves more unread for so long is given up."""
+_LAST = (Finished, Failed)
 
 
 @final
 class Stream:
     """One request, from when it is asked to its last event. leave: tells that nobody waits any more."""
 
-    __slots__ = ("_asked_at", "_leave", "_loop", "_waiter", "accepted", "events", "has_started", "is_over", "problem", "request", "tries")
+    __slots__ = (
+        "_asked_at",
+        "_leave",
+        "_loop",
+        "_take",
+        "_waiter",
+        "accepted",
+        "events",
+        "has_started",
+        "is_over",
+        "problem",
+        "request",
+        "tries",
+    )
 
     def __init__(self, request: ChatRequest | CompletionRequest, loop: asyncio.AbstractEventLoop, leave: Callable[[], None]) -> None:
         self.request = request
@@ -36,6 +50,7 @@ class Stream:
         self._loop = loop
         self._leave = leave
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[tuple[Event, ...]], bool] | None = None
 
     def current_request(self) -> ChatRequest | CompletionRequest:
         """The request as it is to be sent now: with what is left of its time, and with the seed that its asker was told."""
@@ -63,8 +78,18 @@ class Stream:
         """More events. False if nobody reads them."""
         if self.is_over:
             return False
+        self.is_over = type(events[-1]) in _LAST
+        if (take := self._take) is not None:
+            try:
+                goes_on = take(events)
+            except Exception as problem:
+                self._fail_waiter(problem)
+                return True
+            if self.is_over or not goes_on:
+                self._take = None
+                self._wake()
+            return True
         self.events += events
-        self.is_over = isinstance(events[-1], Finished | Failed)
         if len(self.events) > UNREAD_MAX and not self.is_over:
             self.events.append(Failed(CapacityError("The answer was not read as fast as it came, and was given up.")))
             self.is_over = True
@@ -96,6 +121,19 @@ class Stream:
             await self._waiter
         finally:
             self._waiter = None
+
+    async def poured(self, take: Callable[[tuple[Event, ...]], bool]) -> None:
+        """Has `take` called by whoever gives events, until it says no, or raises, or there are no more."""
+        self._take = take
+        try:
+            await self.wait()
+        finally:
+            self._take = None
+
+    def _fail_waiter(self, problem: Exception) -> None:
+        self._take = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(problem)
 
     def leave_soon(self) -> None:
         """As `leave`, from any thread: the garbage collector's, say."""
@@ -146,6 +184,13 @@ class StreamAnswer:
         events = tuple(stream.events)
         stream.events.clear()
         return events
+
+    async def pour(self, take: Callable[[tuple[Event, ...]], bool]) -> None:
+        stream = self._stream
+        if stream.events and not take(await self.__anext__()):
+            return
+        if not stream.events and not stream.is_over:
+            await stream.poured(take)
 
     async def aclose(self) -> None:
         self._stream.leave()

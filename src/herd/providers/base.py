@@ -8,11 +8,11 @@ service is a provider for a program that holds many requests in one thread (a se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from herd.errors import HerdError
 from herd.records import dataclass
@@ -123,8 +123,7 @@ class CompletionRequest:
     deadline_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """One generated token: id, its bytes, natural-log probability before temperature, and the asked-for alternatives, whose bytes are in
     `top_data`, as many as there are in `top`."""
 
@@ -135,7 +134,7 @@ class TokenLogprob:
     top_data: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every token
 class Text:
     """A piece of the answer; whole characters only. `tokens` are those that became certain with this piece."""
 
@@ -275,6 +274,11 @@ class Answer(Protocol):
 
     async def __anext__(self) -> tuple[Event, ...]: ...
 
+    async def pour(self, take: Callable[[tuple[Event, ...]], bool]) -> None:
+        """Calls `take` with events as soon as they are there, until it says no or the answer is over; what it was given is taken in
+        any case. Whoever calls this does not iterate meanwhile, and may do so afterwards. Raises what `take` raises."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
@@ -288,7 +292,8 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """How busy a model is, and what it did since it was loaded."""
+    """How busy a model is, and what it did since it was loaded. `scheduling_s`: CPU time of the thread that drives it, without the
+    model's own."""
 
     waiting: int = 0
     running: int = 0
@@ -302,6 +307,7 @@ class Gauges:
     steps: int = 0
     preempted: int = 0
     restarts: int = 0
+    scheduling_s: float = 0.0
 
 
 class Service(Protocol):

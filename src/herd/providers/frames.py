@@ -259,7 +259,7 @@ def _pack_said(frame: Said) -> list[Any]:
 
 def _pack_event(event: Event) -> Any:
     if type(event) is Text:
-        return (0, event.text, [(each.token, each.data, each.logprob, each.top, each.top_data) for each in event.tokens])
+        return (0, event.text, event.tokens)
     if isinstance(event, Failed):
         return (1, packer_of(Problem).pack(Problem.of(event.error)))
     return (2 + _RARE.index(type(event)), packer_of(type(event)).pack(event))
@@ -284,7 +284,11 @@ def _unpack_event(values: Any) -> Event:
         _, text, tokens = values
         if type(text) is not str:
             raise BadFrame(f"A text is {type(text).__name__}.")
-        return Text(text, tuple([_unpack_token(*each) for each in tokens]))
+        if len(tokens) == 1 and type(found := tokens[0]) is tuple and len(found) == 5 and not found[3]:  # nearly all of them
+            token, data, logprob, top, _ = found
+            if type(token) is int and type(data) is bytes and type(logprob) is float and type(top) is tuple:
+                return Text(text, (TokenLogprob(token, data, logprob),))
+        return Text(text, tuple([_unpack_token(*each) for each in tokens]) if tokens else ())
     if kind == 1:
         problem: Problem = packer_of(Problem).unpack(values[1], "Failed")
         return Failed(problem.error)

@@ -87,6 +87,8 @@ def _of_class(kind: type) -> Packer:
         return Packer(lambda v: isinstance(v, Image), _image_source, lambda value, at: Image(_read_source(value, at)))
     if issubclass(kind, Enum):
         return Packer(lambda v: isinstance(v, kind), lambda v: v.value, lambda value, at: kind(value))
+    if issubclass(kind, tuple):
+        return _named_tuple(kind)
     if not dataclasses.is_dataclass(kind):
         raise TypeError(f"{kind} cannot be packed")
     return _record(kind)
@@ -169,6 +171,12 @@ def _pair(inner: list[Packer]) -> Packer:
         return tuple(packer.read(each, f"{at}[{index}]") for index, (packer, each) in enumerate(zip(inner, value, strict=True)))
 
     return Packer(_is_sequence, lambda v: [packer.pack(each) for packer, each in zip(inner, v, strict=True)], read)
+
+
+def _named_tuple(kind: type) -> Packer:
+    hints = typing.get_type_hints(kind)
+    inner = _pair([packer_of(hints[name]) for name in hints])
+    return Packer(lambda v: isinstance(v, kind), inner.pack, lambda value, at: kind(*inner.read(value, at)))
 
 
 def _mapping(keys: Packer, values: Packer) -> Packer:

@@ -317,7 +317,8 @@ class Supervisor:
         stream = self._streams.get(number)
         if stream is None:
             return
-        self._started(number)
+        if not stream.has_started:
+            self._started(number)
         is_read = stream.give(tuple(events))
         if stream.is_over:
             now = time.monotonic()

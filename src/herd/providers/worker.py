@@ -102,9 +102,11 @@ class Worker:
         self._gauges_at = 0.0
         self._step_began: float | None = None
         self._prompt_tokens = self._cached_tokens = self._answer_tokens = self._steps = 0
+        self._began_s = 0.0
 
     def run(self) -> None:
         """Returns when the socket is closed and the step in progress is done."""
+        self._began_s = time.thread_time()
         self._engine.on_start = self._started
         self._send(Ready(self._facts))
         threads = [threading.Thread(target=self._read, daemon=True), threading.Thread(target=self._beat, daemon=True)]
@@ -228,6 +230,7 @@ class Worker:
             answer_tokens=self._answer_tokens,
             steps=self._steps,
             preempted=load.preempted,
+            scheduling_s=max(0.0, time.thread_time() - load.model_s - self._began_s),
         )
 
     # the reader and the preparers

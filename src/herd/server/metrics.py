@@ -65,6 +65,7 @@ class _OfModels:
         ("steps", "herd_model_steps", "Steps of the model."),
         ("preempted", "herd_model_preemptions", "Requests that lost their pages and were computed again."),
         ("restarts", "herd_model_restarts", "How often its process was started again."),
+        ("scheduling_s", "herd_model_scheduling_seconds", "CPU time of the thread that drives the model, without the model's own."),
     )
 
     def __init__(self, pool: Pool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -110,18 +110,33 @@ class _Watched:
 
     async def __anext__(self) -> tuple[Event, ...]:
         events = await self._answer.__anext__()
-        if self._first is None and any(isinstance(event, Text) for event in events):
-            self._first = time.perf_counter()
-            self._metrics.first.labels(self._model).observe(self._first - self._visit.began)
+        if self._first is None:
+            self._see_first(events)
         self._pieces += len(events)
         if type(last := events[-1]) is Finished:
             self._finish(last)
         return events
 
+    async def pour(self, take: Callable[[tuple[Event, ...]], bool]) -> None:
+        def seen(events: tuple[Event, ...]) -> bool:
+            if self._first is None:
+                self._see_first(events)
+            self._pieces += len(events)
+            if type(last := events[-1]) is Finished:
+                self._finish(last)
+            return take(events)
+
+        await self._answer.pour(seen)
+
     async def aclose(self) -> None:
         if not self._is_counted:
             self._count(self._pieces)
         await self._answer.aclose()
+
+    def _see_first(self, events: Sequence[Event]) -> None:
+        if any(isinstance(event, Text) for event in events):
+            self._first = time.perf_counter()
+            self._metrics.first.labels(self._model).observe(self._first - self._visit.began)
 
     def _ask(self, num_tokens: int) -> None:
         if not self._is_asked:

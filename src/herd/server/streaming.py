@@ -2,9 +2,9 @@
 
     pieces (bytes, each a whole event) --EventStream--> chunks of HTTP
 
-A stream is a plain ASGI response. Behind `front.py` a piece is written at once where the client reads as fast as it is told; elsewhere,
-and for all others, it is one `send`. When the client leaves, the request's task is cancelled (see
-`app.py`), and with it the iteration of the pieces. A client that does not read is dropped by `front.py`.
+A stream is a plain ASGI response. Behind `front.py` a piece is written at once where the client reads as fast as it is told, and those of
+an answer as soon as the engine says them (`pouring.py`); elsewhere, and for all others, it is one `send`. When the client leaves, the
+request's task is cancelled (see `app.py`), and with it the iteration of the pieces. A client that does not read is dropped by `front.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from herd.errors import HerdError
 from herd.server.errors import ApiError, api_error, error_event
+from herd.server.pouring import AnswerPieces
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -87,8 +88,15 @@ class EventStream:
     async def _send_all(self, scope: Scope, send: Send) -> None:
         message: dict[str, object] = {"type": "http.response.body", "body": b"", "more_body": True}
         write = scope.get("herd.write", _cannot)
+        pieces = self._pieces
         try:
-            async for piece in self._pieces:
+            while True:
+                if write is not _cannot and isinstance(pieces, AnswerPieces):
+                    await pieces.pour(write)
+                try:
+                    piece = await pieces.__anext__()
+                except StopAsyncIteration:
+                    break
                 self._is_quiet = False
                 if not write(piece):
                     message["body"] = piece
@@ -111,11 +119,15 @@ class EventStream:
         piece = error_event(scope["path"], error, getattr(visit, "request_id", ""))
         await send({"type": "http.response.body", "body": piece, "more_body": True})
 
+    @property
+    def _num_poured(self) -> int:
+        return self._pieces.num_poured if isinstance(self._pieces, AnswerPieces) else 0
+
     async def _pings(self, send: Send) -> None:
         while True:
-            self._is_quiet = True
+            self._is_quiet, before = True, self._num_poured
             await asyncio.sleep(self._ping_s)
-            if self._is_quiet:
+            if self._is_quiet and before == self._num_poured:
                 await send({"type": "http.response.body", "body": self._ping, "more_body": True})
 
 

@@ -97,8 +97,8 @@ def test_a_token_without_text_is_told_where_log_probabilities_are_wanted() -> No
     frame = Frame(HEAD, 1)
     tokens = (TokenLogprob(2, b"<|eot_id|>", -0.1),)
     quiet, told = ChatChunks(frame, 0), ChatChunks(frame, 0, num_top=0)
-    assert [len(values(each.push([Text("", tokens)]))) for each in (quiet, told)] == [1, 2], "besides the role"
-    assert ChatChunks(frame, 0, num_top=0).push([Text("", ())]).count("data:") == 1
+    assert [len(values(each.push([Text("", tokens)]).decode())) for each in (quiet, told)] == [1, 2], "besides the role"
+    assert ChatChunks(frame, 0, num_top=0).push([Text("", ())]).count(b"data:") == 1
 
 
 def test_pieces_of_calls_are_told_by_index(serve: Callable[..., Running], connect: Connect) -> None:
@@ -190,7 +190,7 @@ def values(text: str) -> list[Any]:
 )
 def test_any_text_is_one_event_of_valid_json(text: str) -> None:
     for is_padded in (False, True):
-        made = ChatChunks(Frame(HEAD, 7, has_usage=True, is_padded=is_padded), 3).push([Text(text)])
+        made = ChatChunks(Frame(HEAD, 7, has_usage=True, is_padded=is_padded), 3).push([Text(text)]).decode()
         role, said = values(made)
         assert said["choices"][0] == {"index": 3, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
         assert {key: said[key] for key in HEAD} == HEAD and said["usage"] is None and role["seed"] == 7

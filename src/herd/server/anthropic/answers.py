@@ -9,7 +9,7 @@ Finished              message_delta (stop_reason, usage), message_stop
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pydantic
@@ -191,17 +191,6 @@ class Events:
         reason = stop_reason(finished, bool(self._calls), self._max_tokens)
         delta = {"delta": {"stop_reason": reason, "stop_sequence": finished.stop_text}, "usage": usage_value(finished.usage)}
         return self._closed() + _event("message_delta", delta) + _event("message_stop", {})
-
-
-async def pieces(answer: Answer, accepted: Accepted, events: Events) -> AsyncIterator[bytes]:
-    """An answer as bytes to send, whole events each time."""
-    try:
-        yield events.begin(accepted)
-        async for each in answer:
-            if piece := events.write(each):
-                yield piece
-    finally:
-        await answer.aclose()
 
 
 def _event(kind: str, value: dict[str, Any]) -> bytes:

@@ -10,12 +10,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from herd.providers.base import ChatRequest, Service
-from herd.server.anthropic.answers import PING, CountReply, Events, MessageReply, pieces, whole_message
+from herd.server.anthropic.answers import PING, CountReply, Events, MessageReply, whole_message
 from herd.server.anthropic.requests import Asked, CountRequest, MessagesRequest, pictures_asked_by_address, to_chat
 from herd.server.errors import ApiError
 from herd.server.fetching import Rules, fetch_picture
 from herd.server.house import House, house_of
 from herd.server.operations import operation
+from herd.server.pouring import AnswerPieces
 from herd.server.reading import read_body
 from herd.server.replies import reply
 from herd.server.settings import LIMITS
@@ -40,7 +41,8 @@ async def messages(request: Request) -> Response | EventStream:
         accepted = await answer.accepted()
         if not body.stream:
             return reply(await whole_message(answer, body.model, body.max_tokens))
-        sent = pieces(answer, accepted, Events(body.model, body.max_tokens))
+        events = Events(body.model, body.max_tokens)
+        sent = AnswerPieces(answer, events.write, first=events.begin(accepted))
         return EventStream(sent, held=held.pop_all(), ping=PING, ping_s=house.settings.ping_s)
     raise AssertionError("the block above returns")
 

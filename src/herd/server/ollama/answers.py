@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -159,10 +159,3 @@ def logprobs(tokens: Sequence[TokenLogprob], num_top: int) -> list[dict[str, Any
 
 def _entry(data: bytes, logprob: float) -> dict[str, Any]:
     return {"token": data.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(data)}
-
-
-async def lines_of(answer: Answer, lines: Lines) -> AsyncIterator[bytes]:
-    """An answer as bytes to send, whole lines each time."""
-    async for events in answer:
-        if piece := lines.write(events):
-            yield piece

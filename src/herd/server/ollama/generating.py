@@ -14,10 +14,11 @@ from herd.errors import UsageError
 from herd.providers.base import Answer, Service
 from herd.server.errors import to_json
 from herd.server.house import house_of
-from herd.server.ollama.answers import AnswerReply, Lines, lines_of
+from herd.server.ollama.answers import AnswerReply, Lines
 from herd.server.ollama.names import model_name
 from herd.server.ollama.requests import Asked, ChatBody, GenerateBody, check, to_chat, to_completion, to_question
 from herd.server.operations import operation
+from herd.server.pouring import AnswerPieces
 from herd.server.reading import read_body
 from herd.server.replies import reply
 from herd.server.streaming import NDJSON, EventStream
@@ -70,7 +71,7 @@ async def _answered(
         await answer.accepted()
         if not body.is_streamed:
             return reply(await lines.whole(answer))
-        return EventStream(lines_of(answer, lines), media=NDJSON, held=held.pop_all())
+        return EventStream(AnswerPieces(answer, lines.write), media=NDJSON, held=held.pop_all())
     raise AssertionError("the block above returns")
 
 

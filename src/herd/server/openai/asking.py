@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
 from herd.errors import UsageError
 from herd.providers.base import Answer, Event, Usage
 from herd.server.openai.chunks import Frame, closing
+from herd.server.pouring import AnswerPieces
 
 
 class Chunks(Protocol):
@@ -17,7 +18,7 @@ class Chunks(Protocol):
 
     usage: Usage | None
 
-    def push(self, events: Sequence[Event]) -> str: ...
+    def push(self, events: Sequence[Event]) -> bytes: ...
 
 
 async def ask(
@@ -68,18 +69,22 @@ async def _next(answer: Answer) -> tuple[Event, ...] | None:
         return None
 
 
-async def streamed(
+def streamed(
     answers: Sequence[Answer], chunks: Sequence[Chunks], frame: Frame, *, has_usage: bool, prompts: int = 1
 ) -> AsyncIterator[bytes]:
     """The pieces of a stream, to its `[DONE]`. Raises what made an answer fail; the stream tells it and ends."""
-    if len(answers) == 1:  # what arriving does, with one generator less for each token
-        push = chunks[0].push
-        async for events in answers[0]:
-            if piece := push(events):
-                yield piece.encode("utf-8", "replace")
-    else:
-        async for index, events in arriving(answers):
-            if piece := chunks[index].push(events):
-                yield piece.encode("utf-8", "replace")
-    usages = [each.usage for each in chunks if each.usage is not None]
-    yield closing(frame, usages, has_usage=has_usage, prompts=prompts)
+
+    async def last() -> bytes:
+        usages = [each.usage for each in chunks if each.usage is not None]
+        return closing(frame, usages, has_usage=has_usage, prompts=prompts)
+
+    if len(answers) == 1:
+        return AnswerPieces(answers[0], chunks[0].push, last=last)
+    return _together(answers, chunks, last)
+
+
+async def _together(answers: Sequence[Answer], chunks: Sequence[Chunks], last: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
+    async for index, events in arriving(answers):
+        if piece := chunks[index].push(events):
+            yield piece
+    yield await last()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring
 from typing import Any
 
 from herd.providers.base import Called, Calling, Event, Failed, Finished, Text, TokenLogprob, Usage
@@ -21,6 +22,7 @@ PADDED_BYTES = 64
 """Padded chunks have a multiple of this many bytes."""
 
 _FILLER = "x" * PADDED_BYTES
+_text = encode_basestring
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
@@ -42,6 +44,12 @@ class Frame:
         self._begin = "data: " + _json(head)[:-1] + ',"choices":['
         self._end = ',"usage":null}\n\n' if has_usage and not is_counted else "}\n\n"
         self._is_padded = is_padded
+
+    def around(self, choice_open: str, choice_close: str) -> tuple[str, str] | None:
+        """What stands before and after a text in a chunk of it, where that is always the same."""
+        if self._is_padded or self.is_counted:
+            return None
+        return self._begin + choice_open, f"{choice_close}]{self._end}"
 
     def chunk(self, choice: str, more: str = "") -> str:
         """A chunk with one choice, which is JSON already. more: further fields of the chunk, each after a comma."""
@@ -85,27 +93,28 @@ class ChatChunks:
         self, frame: Frame, index: int, prompt_tokens: int = 0, *, num_top: int | None = None, is_deprecated: bool = False
     ) -> None:
         self._thread = Thread(frame, prompt_tokens)
-        self._plain = frame.chunk if num_top is None and not frame.is_counted else None
         self._num_top = num_top
         self._is_deprecated = is_deprecated
         self._open = f'{{"index":{index},"delta":{{'
         self._close = '},"logprobs":null,"finish_reason":null}'
         self._text_open = self._open + '"content":'
+        self._around = frame.around(self._text_open, self._close) if num_top is None else None
         self._has_begun = False
         self._calls_begun = 0
         self._calls_done = 0
         self.usage: Usage | None = None
 
-    def push(self, events: Sequence[Event]) -> str:
+    def push(self, events: Sequence[Event]) -> bytes:
         """All that these events say. Raises what made the answer fail."""
-        if len(events) == 1 and self._has_begun and type(first := events[0]) is Text and self._plain is not None:
-            return self._plain(f"{self._text_open}{_json(first.text)}{self._close}") if first.text else ""
+        if len(events) == 1 and self._has_begun and type(first := events[0]) is Text and self._around is not None:
+            begin, end = self._around
+            return f"{begin}{_text(first.text)}{end}".encode("utf-8", "replace") if first.text else b""
         made: list[str] = []
         if not self._has_begun:
             self._has_begun = True
             made.append(self._delta('"role":"assistant","content":"","refusal":null'))
         made.extend(self._text(event) if type(event) is Text else self._other(event) for event in events)
-        return "".join(made)
+        return "".join(made).encode("utf-8", "replace")
 
     def _text(self, event: Text) -> str:
         if self._num_top is not None:
@@ -176,11 +185,18 @@ class TextChunks:
         self._logprobs = None if num_top is None else TextLogprobs(num_top)
         self._echo = echo
         self._begin = f'{{"index":{index},"text":'
+        self._around = frame.around(self._begin, ',"logprobs":null,"finish_reason":null}') if num_top is None else None
+        self._has_begun = False
         self.usage: Usage | None = None
 
-    def push(self, events: Sequence[Event]) -> str:
+    def push(self, events: Sequence[Event]) -> bytes:
         """All that these events say. Raises what made the answer fail."""
-        return "".join(map(self._event, events))
+        if len(events) == 1 and self._has_begun and type(first := events[0]) is Text and self._around is not None:
+            begin, end = self._around
+            return f"{begin}{_text(first.text)}{end}".encode("utf-8", "replace") if first.text else b""
+        said = "".join(map(self._event, events))
+        self._has_begun = self._has_begun or bool(said)  # the first chunk has the seed, and the prompt's echo
+        return said.encode("utf-8", "replace")
 
     def _event(self, event: Event) -> str:
         match event:

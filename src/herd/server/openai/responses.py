@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from herd.server.openai.response_events import Building
 from herd.server.openai.response_items import AnyItem, ItemList, listed, stored_value, to_messages
 from herd.server.operations import operation
 from herd.server.paging import list_value, page_query, read_page
+from herd.server.pouring import AnswerPieces
 from herd.server.reading import read_body, validate
 from herd.server.replies import reply
 from herd.server.settings import LIMITS
@@ -111,18 +112,19 @@ async def create_response(request: Request) -> Response | EventStream:
     return reply(value)
 
 
-async def _pieces(answer: Answer, building: Building, kept: Kept | None) -> AsyncIterator[bytes]:
+def _pieces(answer: Answer, building: Building, kept: Kept | None) -> AnswerPieces:
     """The events of a stream. The answer is kept before its last event says that it is complete."""
-    yield building.begin()
-    try:
-        async for events in answer:
-            if piece := building.push(events):
-                yield piece
-        if kept is not None:
-            await kept.put()
-    except (HerdError, ApiError) as problem:
-        yield building.fail(api_error(problem))
-    yield building.last()
+
+    async def last() -> bytes:
+        failed = b""
+        try:
+            if kept is not None:
+                await kept.put()
+        except (HerdError, ApiError) as problem:
+            failed = building.fail(api_error(problem))
+        return failed + building.last()
+
+    return AnswerPieces(answer, building.push, first=building.begin(), last=last)
 
 
 @operation("Fetch a stored answer", reply=ResponseReply)

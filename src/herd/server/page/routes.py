@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from html import escape
 from importlib.resources import files
 
 from starlette.requests import Request
@@ -21,8 +22,11 @@ from herd.planner import units
 from herd.planner.devices import devices, find_device
 from herd.planner.formats import names as format_names
 from herd.planner.memory import Load, cache_format
+from herd.planner.notices import badges
 from herd.planner.page import STYLE, body
 from herd.planner.plan import Plan, answer, ask
+from herd.providers.base import Offer
+from herd.server.house import house_of
 from herd.server.operations import operation
 from herd.server.replies import reply
 
@@ -49,15 +53,23 @@ def _file(name: str) -> bytes:
     return files("herd.server.page").joinpath(name).read_bytes()
 
 
-def _page(name: str) -> Response:
+def _page(name: str, badge: bytes = b"") -> Response:
+    """One of the files; `badge` goes to the end of its header."""
     kind = _TYPES[name.rpartition(".")[2]]
-    return Response(_file(name), headers={"content-security-policy": POLICY, "cache-control": "no-cache"}, media_type=kind)
+    content = _file(name).replace(b"</header>", badge + b"</header>", 1)
+    return Response(content, headers={"content-security-policy": POLICY, "cache-control": "no-cache"}, media_type=kind)
+
+
+def served_names(offers: Iterable[Offer]) -> list[str]:
+    """By what the models of a server are known: their own names where they are loaded, else those they are offered under."""
+    return [offer.facts.name if offer.facts is not None else offer.name for offer in offers if offer.parent is None]
 
 
 @operation("A page to try the models", media="text/html", is_open=True, tag="Pages")
 async def home(request: Request) -> Response:
-    """Chats with the models of this server, in a browser."""
-    return _page("index.html")
+    """Chats with the models of this server, in a browser. Shows what their licences want shown."""
+    shown = "".join(f'<p class="badge">{escape(badge)}</p>' for badge in badges(served_names(house_of(request).pool.offers())))
+    return _page("index.html", shown.encode())
 
 
 @operation("A page to plan with", media="text/html", query=_QUERY, is_open=True, tag="Pages")
