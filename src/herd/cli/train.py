@@ -6,7 +6,7 @@ import click
 
 from herd.cli.options import Examples
 
-COMMANDS = ("pretrain", "scale", "upcycle")
+COMMANDS = ("pretrain", "scale", "tokenizer", "upcycle")
 
 
 class Train(Examples, click.Group):
@@ -21,6 +21,8 @@ class Train(Examples, click.Group):
                 from herd.cli.train_pretrain import pretrain as found
             case "scale":
                 from herd.cli.train_scale import scale as found
+            case "tokenizer":
+                from herd.cli.train_tokenizer import tokenizer as found
             case "upcycle":
                 from herd.cli.train_upcycle import upcycle as found
             case _:
