@@ -1,12 +1,14 @@
 """Models with the shapes of releases and random weights, as GGUF files: for questions about speed, which does not depend on what
-weights say. Fewer layers and a vocabulary cut in proportion, so that the share of every kind of matrix stays what it is.
+weights say. Fewer layers and a vocabulary cut in proportion, so that the share of every kind of matrix stays what it is; or a
+release's whole shape, by its name.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from herd.convert.gguf_file import write_gguf
 from herd.convert.streams import Output
 from herd.convert.writing import Told
 from herd.dtypes import BY_NAME, F32, DType
+from herd.family.catalogue import find
 from herd.family.progress import silent
 from herd.files.writing import atomic_write
 from herd.models.architecture import Config, architecture_of
@@ -26,6 +29,7 @@ from herd.models.llama4 import Llama4Config, every
 from herd.models.rope import Rope
 from herd.models.weights import Kind
 from herd.quant import quantize
+from herd.text.byte_level import ALPHABET
 
 _POOL_COLUMNS = 256
 _COMMON = {"context_length": 8192, "norm_eps": 1e-5}
@@ -92,19 +96,49 @@ class Random:
 
     def read(self, first: int, last: int) -> NDArray[np.uint8]:
         chance = np.random.default_rng([first, *self.shape])
+        columns = math.gcd(_POOL_COLUMNS, self.shape[-1])
         if self._pool is None:
-            values = np.random.default_rng(1).standard_normal((256, _POOL_COLUMNS)).astype(np.float32)
+            values = np.random.default_rng(1).standard_normal((256, columns)).astype(np.float32)
             self._pool = quantize(self.dtype, values * np.float32(self.spread))
-        chosen = chance.integers(0, len(self._pool), (last - first, self.shape[-1] // _POOL_COLUMNS))
+        chosen = chance.integers(0, len(self._pool), (last - first, self.shape[-1] // columns))
         return self._pool[chosen].reshape(last - first, -1)
 
     def rows(self) -> NDArray[np.uint8]:
         return self.read(0, math.prod(self.shape[:-1]))
 
 
-def write_model(path: Path, shape: str, quant: str) -> Config:
-    """A GGUF file of this shape, all matrices in the format `quant`."""
-    cfg, _ = SHAPES[shape]
+def shape_of(name: str) -> tuple[Config, str]:
+    """A shape of `SHAPES`, or the whole one of a release, with rotary positions that a file needs no further tensor for; and what it is."""
+    if name in SHAPES:
+        return SHAPES[name]
+    cfg = find(name).config()
+    assert isinstance(cfg, LlamaConfig)
+    return replace(cfg, rope=Rope(cfg.rope.theta, cfg.rope.width)), f"the shape of {name}"
+
+
+def vocabulary(size: int) -> dict[str, Any]:
+    """A byte-level vocabulary of so many tokens, as a file has it, for questions about what one takes: single bytes, then pairs of what
+    is there, so that every merge makes a new token; and an end."""
+    tokens, merges = list(ALPHABET), []
+    for number in range(size - len(tokens) - 1):
+        left, right = tokens[number // len(ALPHABET)], ALPHABET[number % len(ALPHABET)]
+        tokens.append(left + right)
+        merges.append(f"{left} {right}")
+    kinds = [1] * len(tokens) + [3]
+    keys = {
+        "model": "gpt2",
+        "pre": "llama-bpe",
+        "tokens": [*tokens, "<|end|>"],
+        "token_type": kinds,
+        "merges": merges,
+        "eos_token_id": size - 1,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
+
+
+def write_model(path: Path, shape: str, quant: str, *, words: bool = False) -> Config:
+    """A GGUF file of this shape, all matrices in the format `quant`; with `words`, a vocabulary too."""
+    cfg, _ = shape_of(shape)
     table = names.GGUF if isinstance(cfg, LlamaConfig) else LLAMA4
     outputs = []
     for spec in architecture_of(cfg).tensors(cfg):
@@ -119,7 +153,7 @@ def write_model(path: Path, shape: str, quant: str) -> Config:
         "general.file_type": FILE_TYPES[quant],
         **gguf_keys.keys_of(cfg),
         gguf_keys.CONFIG: gguf_keys.kept(cfg),
-        "tokenizer.ggml.model": "no_vocab",
+        **(vocabulary(cfg.vocab_size) if words else {"tokenizer.ggml.model": "no_vocab"}),
     }
     with atomic_write(path) as file:
         write_gguf(file, keys, outputs, Told(silent, path.name, 0))

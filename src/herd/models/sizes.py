@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from herd.dtypes import F16, F32, Q4_0, Q8_0, DType
 from herd.models.architecture import CacheShape, Config, architecture_of
@@ -58,6 +59,24 @@ def weight_parts(cfg: Config, dtype: Callable[[TensorSpec], DType]) -> dict[str,
     for spec in architecture_of(cfg).tensors(cfg):
         parts[part_of(spec)] = parts.get(part_of(spec), 0) + stored_bytes(dtype(spec), spec.shape)
     return parts
+
+
+_PACKED = {"q5_0": 26, "q5_1": 28, "q2_k": 164, "q3_k": 146, "q4_k": 148, "q5_k": 212, "iq4_xs": 138}
+"""Bytes of a block once the processor's backend has packed it, where they are not the file's: codes of 4, 6 or 8 bits and scales that are
+whole bytes (csrc/kernels/layout.h)."""
+PROGRAM_BYTES, VOCABULARY_BYTES = 48_000_000, 115
+"""Of a process with an engine on a processor, besides weights, cache and buffers: the interpreter with its libraries and what was made
+on the way; and for each token of the vocabulary its bytes, its place in a table and its merges. Measured."""
+
+
+def program_bytes(cfg: Config) -> int:
+    """What the engine's process takes besides weights, cache and buffers."""
+    return PROGRAM_BYTES + VOCABULARY_BYTES * cfg.vocab_size
+
+
+def packed(dtype: DType) -> DType:
+    """The format as the processor's backend holds it in memory."""
+    return replace(dtype, block_bytes=_PACKED.get(dtype.name, dtype.block_bytes))
 
 
 CACHE_DTYPES = {"float32": F32, "float16": F16, "int8": Q8_0, "int4": Q4_0}

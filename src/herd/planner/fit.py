@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from herd.models.architecture import Config, architecture_of
 from herd.planner.devices import Device
-from herd.planner.memory import RUNTIME_BYTES, USABLE_SHARE, Memory
+from herd.planner.memory import USABLE_SHARE, Memory, runtime_bytes
 from herd.planner.speed import Layout
 from herd.records import dataclass
 
@@ -70,4 +70,4 @@ def on_each(config: Config, memory: Memory, layout: Layout, kind: str) -> int:
     ends_share = 1.0 if layout.stages == 1 else 0.5
     weights = ((memory.weight_bytes - ends) * share + ends * ends_share) / layout.tensor
     cache = memory.cache_bytes * share / min(layout.tensor, max(1, layout.tensor // layout.copies))
-    return int(weights + cache + memory.pictures + memory.buffers + RUNTIME_BYTES[kind])
+    return int(weights + cache + memory.pictures + memory.buffers + runtime_bytes(config, kind))

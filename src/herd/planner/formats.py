@@ -7,12 +7,13 @@ are quantised, as in GGUF.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from herd.dtypes import BF16, BY_NAME, F8_E4M3, F32, DType
 from herd.errors import UsageError, did_you_mean
 from herd.models.architecture import Config, architecture_of
-from herd.models.sizes import part_of
+from herd.models.sizes import packed, part_of
 from herd.models.weights import Kind, TensorSpec
 from herd.records import dataclass
 
@@ -41,6 +42,13 @@ class Format:
     chosen: Chosen
     multiplied: tuple[str, ...]
     note: str
+
+    def on(self, kind: str) -> Format:
+        """The same as a device of this kind holds it: on processors, as herd's engine packs it."""
+        return replace(self, chosen=self._packed) if kind == "cpu" else self
+
+    def _packed(self, spec: TensorSpec) -> DType:
+        return packed(self.chosen(spec))
 
 
 def names() -> tuple[str, ...]:

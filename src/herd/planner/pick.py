@@ -139,7 +139,7 @@ def _fitting(release: Release, wish: Wish) -> Candidate | None:
         if memory is None or needed <= memory * USABLE_SHARE[kind]:
             rate = None
             if wish.device is not None and release.kind != "classifier":
-                rate = predict(Work(config, stored, cache), wish.device, Layout(), load).alone
+                rate = predict(Work(config, stored.on(kind), cache), wish.device, Layout(), load).alone
             return Candidate(release, name, needed, rate, tuple(_reasons(release, wish, name, needed, rate)))
     return None
 

@@ -128,7 +128,7 @@ def choose(question: Question, device: Device) -> Choice:
     fit = smallest(question.config, memory_of(question, device.kind), device)
     if fit.layout is None:
         return Choice(fit, None, None, None)
-    work = _work(cast(Hashable, question.config), question.stored, question.cache)
+    work = _work(cast(Hashable, question.config), question.stored.on(device.kind), question.cache)
     bound = predict(work, device, fit.layout, question.load, PEAK)
     expected = predict(work, device, fit.layout, question.load, question.shares)
     offers = [offer for offer in offers_of(question.release) if offer.takes(question.load.conversation_tokens)]

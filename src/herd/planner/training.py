@@ -15,7 +15,7 @@ from herd.models.sizes import count_parameters, num_chosen, part_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
 from herd.planner.devices import Device
 from herd.planner.formats import Format
-from herd.planner.memory import RUNTIME_BYTES, USABLE_SHARE
+from herd.planner.memory import USABLE_SHARE, runtime_bytes
 from herd.planner.speed import Work
 from herd.records import dataclass
 
@@ -119,7 +119,7 @@ def reckon_run(config: Config, run: Run, device: Device) -> TrainingPlan:
     trained = _adapter_count(specs, run.rank) if _is_adapter(run) else sum(s.count for s in specs if part_of(s) != "vision")
     memory = step_memory(config, run)
     per_token = operations_per_token(config, run)
-    layouts = tuple(_layouts(run, memory, per_token, device))
+    layouts = tuple(_layouts(config, run, memory, per_token, device))
     why_not = "" if layouts else f"{memory.on_each(2**14, 8, 16) / 1e9:,.0f} GB are needed on each device, however many share the rest"
     return TrainingPlan(run, count_parameters(config), trained, memory, per_token, per_token * run.tokens, layouts, why_not)
 
@@ -202,12 +202,12 @@ def operations_per_token(config: Config, run: Run) -> float:
     return total
 
 
-def _layouts(run: Run, memory: StepMemory, per_token: float, device: Device) -> Iterator[Sharing]:
+def _layouts(config: Config, run: Run, memory: StepMemory, per_token: float, device: Device) -> Iterator[Sharing]:
     """Numbers of devices over which the run fits, with everything sharded; a single one first. At most so many that each has a
     sequence of the batch."""
     if device.memory is None:
         raise UsageError(f"How much memory {device.title} has is what was built in; describe it with --device-memory.")
-    usable = int(device.memory * USABLE_SHARE[device.kind]) - RUNTIME_BYTES[device.kind]
+    usable = int(device.memory * USABLE_SHARE[device.kind]) - runtime_bytes(config, device.kind)
     peak = device.peak("bf16", "fp32")
     groups = None if run.batch_tokens is None else run.batch_tokens // (run.sequences * run.sequence_tokens)
     for devices in (2**power for power in range(15)):
