@@ -1,88 +1,159 @@
-"""Pictures of coloured shapes with words about them, made as they are needed: data whose every answer is known.
+"""Pictures of coloured shapes, drawn here, with what can be said and asked of them: data for models that learn to see.
 
-    drawing(seed, index) -> Drawing(picture, shape="circle", colour="red", count=3, ...)
+    drawing(seed, index, size=96)      ->  the picture, its facts, a caption, and questions with answers
 
-Between one and four shapes of one kind and colour lie on a light ground, each in a quarter of its own, of any size that fits and
-anywhere in it. What is drawn, and each pixel of it, comes from the seed and the index alone. Two seeds share no drawings: so one seed is
-learned from and another measured on.
+A pure function of its arguments. Every picture shows between one and four shapes of one kind and colour, apart from each other, on a
+light ground. Held-out pictures are those of another seed; `is_new` tells combinations that a training set left out on purpose.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
+import math
 from collections.abc import Mapping
-from math import cos, pi, sin
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw
-
+from herd.data.order import hashed
 from herd.records import dataclass
 
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (40, 80, 210),
-    "yellow": (235, 200, 30),
-    "purple": (140, 50, 170),
-    "black": (20, 20, 20),
+    "green": (46, 139, 60),
+    "blue": (38, 84, 200),
+    "yellow": (240, 196, 25),
+    "purple": (128, 48, 160),
+    "black": (24, 24, 24),
 }
-COUNTS = ("one", "two", "three", "four")
-PLURALS = {"cross": "crosses"}
-QUESTION = "What is in the picture?"
-_FINER = 4
-"""A drawing is made so many times larger and made small, which smooths its edges."""
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+_GROUNDS = ((255, 255, 255), (244, 240, 230), (230, 238, 246), (236, 246, 232))
+_FINE = 4
+"""Pictures are drawn this much larger and made small, so that edges are smooth."""
+_KIND, _PLACE = 11, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A picture, what is on it, and the words: `caption` as a text would have it, `question` and `answer` as a chat would."""
+    """facts: {"shape", "colour", "count"}. questions: (question, answer) pairs, the answer one word."""
 
-    picture: Image.Image
-    shape: str
-    colour: str
-    count: int
-    question: str
-    answer: str
+    picture: Image
+    facts: Mapping[str, Any]
+    caption: str
+    questions: tuple[tuple[str, str], ...]
 
-    @property
-    def caption(self) -> str:
-        return f"A picture of {self.answer}."
-
-
-def drawing(seed: int, index: int, side: int = 64) -> Drawing:
-    """Drawing `index` of the series `seed`, `side` x `side` pixels."""
-    drawn = random.Random(int.from_bytes(hashlib.blake2b(f"{seed} drawing {index}".encode(), digest_size=16).digest(), "little"))
-    shape, colour, count = drawn.choice(SHAPES), drawn.choice(list(COLOURS)), drawn.randint(1, len(COUNTS))
-    ground = tuple(drawn.randint(225, 255) for _ in range(3))
-    large = side * _FINER
-    picture = Image.new("RGB", (large, large), ground)
-    pen = ImageDraw.Draw(picture)
-    tint = tuple(max(0, min(255, value + drawn.randint(-15, 15))) for value in COLOURS[colour])
-    for quarter in drawn.sample(range(4), count):
-        half = large / 2
-        radius = half * drawn.uniform(0.28, 0.46)
-        x, y = (half * place + drawn.uniform(radius, half - radius) for place in (quarter % 2, quarter // 2))
-        _draw(pen, shape, x, y, radius, tint)
-    named = shape if count == 1 else PLURALS.get(shape, f"{shape}s")
-    answer = f"{COUNTS[count - 1]} {colour} {named}"
-    return Drawing(picture.resize((side, side), Image.Resampling.BOX), shape, colour, count, QUESTION, answer)
+    def record(self, picture: str, index: int) -> dict[str, Any]:
+        """A line of training data, the picture given by a data: URL or the name of a file: the caption, or one of the questions."""
+        asked, answer = (("What is in the picture?", self.caption), *self.questions)[index % (1 + len(self.questions))]
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": asked}]
+        return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
 
 
-def _draw(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, tint: tuple[int, ...]) -> None:
-    """A shape that fits into the circle of this radius."""
-    match shape:
-        case "circle":
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), tint)
-        case "square":
-            side = radius * 0.8
-            pen.rectangle((x - side, y - side, x + side, y + side), tint)
-        case "triangle":
-            pen.polygon([(x + radius * sin(turn), y - radius * cos(turn)) for turn in (0, 2 * pi / 3, 4 * pi / 3)], tint)
-        case "star":
-            corners = [(radius if each % 2 == 0 else radius * 0.42, pi * each / 5) for each in range(10)]
-            pen.polygon([(x + length * sin(turn), y - length * cos(turn)) for length, turn in corners], tint)
-        case _:
-            arm = radius * 0.32
-            pen.rectangle((x - radius, y - arm, x + radius, y + arm), tint)
-            pen.rectangle((x - arm, y - radius, x + arm, y + radius), tint)
+def facts_of(seed: int, index: int) -> dict[str, Any]:
+    """What the drawing shows: each shape, colour and count equally often, and in every combination."""
+    number = hashed(seed, index, _KIND)
+    number, shape = divmod(number, len(SHAPES))
+    number, colour = divmod(number, len(COLOURS))
+    return {"shape": SHAPES[shape], "colour": tuple(COLOURS)[colour], "count": 1 + number % len(COUNTS)}
+
+
+def is_new(facts: Mapping[str, Any], share: float, seed: int = 0) -> bool:
+    """Whether this combination of shape, colour and count is among the `share` that is left out of training to be asked for later."""
+    at = SHAPES.index(facts["shape"]), tuple(COLOURS).index(facts["colour"]), int(facts["count"])
+    return hashed(seed, *at) % 1000 < share * 1000
+
+
+def drawing(seed: int, index: int, size: int = 96) -> Drawing:
+    """The drawing of this number, RGB, `size` pixels a side."""
+    facts = facts_of(seed, index)
+    return Drawing(picture(facts, seed, index, size), facts, caption(facts), questions(facts))
+
+
+def caption(facts: Mapping[str, Any]) -> str:
+    """Such as "three red circles"."""
+    return f"{COUNTS[facts['count']]} {facts['colour']} {_plural(facts['shape'], facts['count'])}"
+
+
+def questions(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """One question for each fact."""
+    return (
+        ("Which shape is in the picture?", facts["shape"]),
+        (f"What colour {'is the shape' if facts['count'] == 1 else 'are the shapes'}?", facts["colour"]),
+        ("How many shapes are there?", COUNTS[facts["count"]]),
+    )
+
+
+def picture(facts: Mapping[str, Any], seed: int, index: int, size: int) -> Image:
+    """These facts drawn at places, sizes and turns that belong to seed and index."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    draws = _Numbers(seed, index)
+    large = size * _FINE
+    made = Pillow.new("RGB", (large, large), _GROUNDS[int(draws.below(len(_GROUNDS)))])
+    canvas = ImageDraw.Draw(made)
+    quarters = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    for _ in range(facts["count"]):
+        column, row = quarters.pop(int(draws.below(len(quarters))))  # one shape a quarter: they never touch
+        radius = large * (0.13 + draws.below(0.09))
+        slack = large / 2 - 2.2 * radius
+        centre = (column * large / 2 + 1.1 * radius + draws.below(slack), row * large / 2 + 1.1 * radius + draws.below(slack))
+        _draw(canvas, facts["shape"], centre, radius, (draws.below(1) - 0.5) * 0.5, _shaded(COLOURS[facts["colour"]], draws))
+    return made.resize((size, size), Pillow.Resampling.LANCZOS)
+
+
+class _Numbers:
+    """Numbers that depend on the key and on how many were drawn before."""
+
+    def __init__(self, *key: int) -> None:
+        self._key, self._count = key, 0
+
+    def below(self, most: float) -> float:
+        """Evenly from [0, most)."""
+        self._count += 1
+        return (hashed(*self._key, _PLACE, self._count) >> 11) / (1 << 53) * most
+
+
+def _draw(canvas: ImageDraw, shape: str, centre: tuple[float, float], radius: float, turn: float, colour: tuple[int, int, int]) -> None:
+    x, y = centre
+    if shape == "circle":
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        return
+    corners = [(x + radius * far * math.sin(angle + turn), y - radius * far * math.cos(angle + turn)) for angle, far in _outline(shape)]
+    canvas.polygon(corners, fill=colour)
+
+
+def _outline(shape: str) -> list[tuple[float, float]]:
+    """Corners as (angle from above, distance from the centre in radii)."""
+    if shape == "square":
+        return [(math.pi / 4 + at * math.pi / 2, 1.0) for at in range(4)]
+    if shape == "triangle":
+        return [(at * 2 * math.pi / 3, 1.0) for at in range(3)]
+    if shape == "star":
+        return [(at * math.pi / 5, 1.0 if at % 2 == 0 else 0.4) for at in range(10)]
+    narrow = math.atan(1 / 3)  # a cross whose arms are a third as wide as it is
+    inner = math.hypot(1, 1) / math.hypot(3, 1)
+    return [
+        corner
+        for at in range(4)
+        for corner in (
+            (at * math.pi / 2 - narrow, 1.0),
+            (at * math.pi / 2 + narrow, 1.0),
+            (at * math.pi / 2 + math.pi / 4, inner),
+        )
+    ]
+
+
+def _shaded(colour: tuple[int, int, int], draws: _Numbers) -> tuple[int, int, int]:
+    """The colour a little lighter or darker."""
+    shift = round(draws.below(30)) - 15
+    red, green, blue = (min(255, max(0, value + shift)) for value in colour)
+    return red, green, blue
+
+
+def _plural(shape: str, count: int) -> str:
+    if count == 1:
+        return shape
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
