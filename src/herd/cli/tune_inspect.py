@@ -79,7 +79,7 @@ def inspect(
         for line in _summary(found, tokenising, choices["max_tokens"]):
             click.echo(line)
         for group in found.shown:
-            for line in _shown(group, tokenising):
+            for line in _shown(group, tokenising, is_pair=found.account.shape == "preference"):
                 click.echo(line)
         if html is not None:
             click.echo(f"\nwrote {html}")
@@ -133,7 +133,7 @@ def _named(share: int) -> str:
     return {0: "shortest", 50: "median", 100: "longest"}.get(share, f"{share} %")
 
 
-def _shown(group: tuple[Example, ...], tokenising: Tokenising) -> Iterator[str]:
+def _shown(group: tuple[Example, ...], tokenising: Tokenising, *, is_pair: bool) -> Iterator[str]:
     """Examples as text: what carries loss in colour, or between marks where there are no colours."""
     import sys
 
@@ -141,8 +141,8 @@ def _shown(group: tuple[Example, ...], tokenising: Tokenising) -> Iterator[str]:
     from herd.data.inspection import runs
 
     is_coloured = is_terminal(sys.stdout)
-    names = ("chosen", "rejected") if len(group) == 2 and group[0].place == group[1].place else ("",) * len(group)
-    for name, example in zip(names, group, strict=False):
+    names = ("chosen", "rejected") if is_pair else ("",) * len(group)
+    for name, example in zip(names, group, strict=True):
         yield ""
         title = f"{example.place}  {name}".rstrip()
         yield f"{title}  ({len(example.tokens):,} tokens, {example.num_learned:,} with loss)"
