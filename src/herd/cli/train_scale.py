@@ -11,7 +11,6 @@ from herd.cli.options import Examples, offline_option
 from herd.errors import UsageError
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-PROBE_S = 1.0
 
 
 @click.command(
@@ -40,6 +39,7 @@ def scale(operations: float | None, time_text: str | None, speed: float | None, 
 
     from herd.cli.output import print_json, print_table
     from herd.training.scaling import operations_in, suggest
+    from herd.training.speed import measured_speed
 
     if (operations is None) == (time_text is None):
         raise UsageError("Give the budget, as --operations or as --time.")
@@ -78,18 +78,3 @@ def seconds_of(text: str) -> float:
     if match is None:
         raise UsageError(f"--time is {text!r:.40}; expected a number with s, min, h or d: 90s, 30min, 8h, 2d.")
     return float(match[1]) * UNITS[match[2]]
-
-
-def measured_speed() -> float:
-    """Floating-point operations a second that training can count on here: half of what plain products of matrices reach."""
-    import time
-
-    import torch
-
-    x = torch.randn(1024, 1024)
-    x @ x
-    count, begin = 0, time.monotonic()
-    while (spent := time.monotonic() - begin) < PROBE_S:
-        x @ x
-        count += 1
-    return count * 2 * 1024**3 / spent / 2

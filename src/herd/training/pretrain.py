@@ -53,7 +53,7 @@ class Pretraining:
     def step(self, number: int) -> dict[str, float]:
         self._enter(number)
         documents = [document for _, each in self._mixture.sequences(number) for document in each]
-        total = sum(len(document.tokens) - 1 for document in documents)
+        total = sum(weight != 0 for document in documents for weight in document.weights)
         tokens = sum(len(document.tokens) for document in documents)
         self._balance.begin(number)
         weight = self._balance.loss_weight

@@ -25,6 +25,8 @@ from herd.models.architecture import Config
 from herd.models.weights import Leaf, Matrix
 from herd.training.co_distillation import Teacher
 from herd.training.corpus import read_corpus, tokenised, write_corpus
+from herd.training.drawn import Drawings
+from herd.training.early_fusion import EarlyFusion, sees_at_once
 from herd.training.facts import gathered
 from herd.training.initialising import initial_leaf
 from herd.training.loop import End, Told, silent, train
@@ -65,7 +67,8 @@ def pretrain(
         run = opened.enter_context(open_run(folder, settings, gathered(files, digest, {"recipe": "pretrain"}), resume=resume, force=force))
         torch.manual_seed(settings.loop.seed)
         leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
-        student = Student(cfg, leaf, device=settings.device, dtype=_dtype(settings), seed=settings.loop.seed)
+        kind = EarlyFusion if sees_at_once(cfg) else Student
+        student = kind(cfg, leaf, device=settings.device, dtype=_dtype(settings), seed=settings.loop.seed)
         mixture = Mixture([_source(source, settings, words, cfg, folder / "tokens") for source in settings.data], settings)
         recipe = Pretraining(student, mixture, settings, _teacher(settings, words, opened))
         optimiser = make_optimiser(settings.optimiser, kinds_of(cfg, student.parameters))
@@ -101,6 +104,8 @@ def _config(settings: PretrainSettings, words: Words, begin: Checkpoint | None) 
 def _source(source: SourceSettings, settings: PretrainSettings, words: Words, cfg: Config, folder: Path) -> Sequences:
     """A source, its tokens made if they are not there already."""
     seed = settings.loop.seed
+    if source.kind == "drawings":
+        return Drawings(source.name, words.tokenizer, cfg, seed)
     key = _key(source, words, seed)
     name = f"{source.name}-{key[:16]}"
     if not (folder / f"{name}.learned.tokens").is_file():

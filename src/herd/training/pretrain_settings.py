@@ -22,13 +22,15 @@ class SourceSettings:
     """One source of documents.
 
     name      what figures call it
-    path      files or folders: text, or JSONL with a field `text`
+    path      files or folders: text, or JSONL with a field `text`; not for drawings
+    kind      "text", or "drawings": pictures of coloured shapes, made as they are needed, with a question and its answer
     weight    how often it is drawn from, beside the others' weights
     held_out  share of its sections that is never learned and that the held-out loss is measured on
     """
 
     name: str = "text"
     path: tuple[Path, ...] = ()
+    kind: Literal["text", "drawings"] = "text"
     weight: float = 1.0
     held_out: float = 0.01
 
@@ -36,8 +38,9 @@ class SourceSettings:
         need(bool(self.name) and "/" not in self.name, "data.name", self.name, "a name without /")
         need(self.weight > 0, "data.weight", self.weight, "a number above 0")
         need(0 <= self.held_out < 1, "data.held_out", self.held_out, "a share from 0 to below 1")
-        if not self.path:
-            raise UsageError(f"The data {self.name!r} has no path: name files or folders.", param="data.path")
+        if (self.kind == "text") != bool(self.path):
+            said = "has no path: name files or folders" if self.kind == "text" else "is drawn as it is needed and takes no path"
+            raise UsageError(f"The data {self.name!r} {said}.", param="data.path")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
