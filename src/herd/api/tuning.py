@@ -24,7 +24,9 @@ from herd.api.words import Words
 from herd.backends.torch.devices import DTYPES, find_device
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.open import open_checkpoint
+from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE
 from herd.convert import write_adapter
+from herd.convert.replaced import write_replaced
 from herd.convert.shaping import fitting
 from herd.convert.trained import write_trained
 from herd.data.tokenising import Example, Tokenising
@@ -41,12 +43,15 @@ from herd.text.tokenizer import Tokenizer
 from herd.training.batches import Document
 from herd.training.checkpointing import recomputed
 from herd.training.computing import fastest_dtype
+from herd.training.four_bits import is_rounded
 from herd.training.student import Student
 from herd.training.student_settings import StudentSettings
 
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 # The share of free memory that a base in blocks may take decoded, so that it is not decoded twice in each step.
 KEPT_SHARE = 4
+IN_GGUF = ("llama", "llama4")
+"""Architectures whose blocks of four bits can be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +79,15 @@ class Opened:
     def student(self, settings: StudentSettings, seed: int) -> Student:
         """The model as these settings let it learn."""
         device = find_device(settings.device)
+        if settings.qat and self.checkpoint.architecture not in IN_GGUF:
+            raise UsageError(f"{self.found.name} cannot learn for four bits: GGUF has no files of its architecture to keep them in.")
         leaf: Leaf = self.checkpoint.leaf
         if settings.base:
             leaf = _in_blocks(self.checkpoint, BY_NAME[settings.base])
         lora = settings.lora if settings.method == "lora" else None
         dtype = fastest_dtype(device) if settings.dtype == "auto" else DTYPES[settings.dtype]
         kept = (available_bytes() or 0) // KEPT_SHARE if device.type == "cpu" and lora is not None and not settings.recompute else 0
-        made = Student(self.cfg, leaf, device=device, dtype=dtype, lora=lora, seed=seed, keep_bytes=kept)
+        made = Student(self.cfg, leaf, device=device, dtype=dtype, lora=lora, seed=seed, keep_bytes=kept, four_bits=settings.qat)
         if settings.recompute:
             made.run = recomputed
         return made
@@ -126,15 +133,22 @@ def finish(folder: Path, opened: Opened, student: Student, files: Mapping[str, b
 
     files   what belongs beside it by name: licence and notices
     """
+    four_bits = student.adapters.four_bits
     if student.lora is not None:
-        target = _emptied(folder / "adapter")
-        factors, magnitudes = student.factors(), student.magnitudes()
-        return write_adapter(target, opened.cfg, factors, magnitudes=magnitudes, base_model=opened.asked, files=files)
-    target, checkpoint = _emptied(folder / "model"), opened.checkpoint
+        factors, magnitudes, base = student.factors(), student.magnitudes(), opened.asked
+        if four_bits:
+            frozen = {name: student.base(name) for name in student.specs if is_rounded(student.specs[name])}
+            base = str(write_replaced(_emptied(folder / "base.gguf"), opened.checkpoint, frozen).path.resolve())
+        target = _emptied(folder / ADAPTER)
+        return write_adapter(target, opened.cfg, factors, magnitudes=magnitudes, base_model=base, files=files)
+    leaves, checkpoint = student.leaves(plain_dtype(opened.checkpoint)), opened.checkpoint
+    if four_bits:
+        return write_replaced(_emptied(folder / MODEL_FILE), checkpoint, leaves).path
+    target = _emptied(folder / MODEL)
     write_trained(
         target,
         opened.cfg,
-        student.leaves(plain_dtype(checkpoint)),
+        leaves,
         tokenizer=checkpoint.tokenizer,
         chat_template=checkpoint.chat_template,
         stop_ids=checkpoint.stop_ids,
@@ -151,10 +165,12 @@ def plain_dtype(checkpoint: Checkpoint) -> DType:
     return F32 if formats == {F32} else BF16
 
 
-def _emptied(folder: Path) -> Path:
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    return folder
+def _emptied(place: Path) -> Path:
+    """A place where nothing is any more."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    return place
 
 
 def _in_blocks(checkpoint: Checkpoint, wanted: DType) -> Leaf:

@@ -1,7 +1,7 @@
 """The folder of a finished run of training, seen as a model: an adapter over the model that it began with, or a model of its own.
 
-NAME/adapter/    adapter_config.json names the base model
-NAME/model/      a whole model
+    NAME/adapter/    adapter_config.json names the base model
+    NAME/model/      a whole model; model.gguf if it was learned for four bits
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from herd.errors import FileProblem
 from herd.files import read_json
 from herd.records import dataclass
 
-ADAPTER, MODEL = "adapter", "model"
+ADAPTER, MODEL, MODEL_FILE = "adapter", "model", "model.gguf"
 RUN_FILES = ("config.toml", "facts.json")
 
 
@@ -33,8 +33,9 @@ def trained_in(folder: Path) -> Trained | None:
     adapter = adapter_in(folder)
     if adapter is not None:
         return Trained(_base_of(adapter), adapter)
-    if (folder / MODEL).is_dir():
-        return Trained(str(folder / MODEL))
+    for name in (MODEL, MODEL_FILE):
+        if (folder / name).exists():
+            return Trained(str(folder / name))
     if all((folder / name).is_file() for name in RUN_FILES):
         raise FileProblem(
             f"{folder}: is a run of training that has not come to its end, so there is no model in it yet. Go on with --resume."

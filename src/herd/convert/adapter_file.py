@@ -29,7 +29,7 @@ from herd.dtypes import BF16, F16, F32, DType
 from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.models.architecture import Config
-from herd.models.weights import Adapted, Dense, TensorSpec, Update
+from herd.models.weights import Adapted, Blocks, Dense, TensorSpec, Update
 
 NO_MAGNITUDES: Mapping[str, Dense] = MappingProxyType({})
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
@@ -39,7 +39,7 @@ NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 class Held:
     """Bytes in memory, as a source."""
 
-    leaf: Dense
+    leaf: Dense | Blocks
 
     @property
     def dtype(self) -> DType:
@@ -57,7 +57,7 @@ class Held:
         return self.rows()[first:last]
 
     def rows(self) -> Bytes:
-        return np.asarray(self.leaf.data, np.uint8)
+        return np.asarray(self.leaf.data, np.uint8).reshape(-1, self.leaf.dtype.row_bytes(self.leaf.shape[-1]))
 
 
 def write_adapter(

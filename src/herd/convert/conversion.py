@@ -104,13 +104,20 @@ def convert(
     check_place(target, 0)
     checkpoint = _opened(source, progress)
     try:
-        job = _job(checkpoint, Shaping(plain, blocks), progress)
-        writers: dict[str, Callable[[_Job, Path], Report]] = {"gguf": _to_gguf, "meta": _to_meta}
-        if to == "hf":
-            return _to_huggingface(job, target, shard_bytes)
-        return writers[to](job, target)
+        return write_opened(checkpoint, target, to, Shaping(plain, blocks), progress, shard_bytes)
     finally:
         checkpoint.close()
+
+
+def write_opened(
+    checkpoint: Checkpoint, target: Path, to: str, shaping: Shaping, progress: Progress = silent, shard_bytes: int = SHARD_BYTES
+) -> Report:
+    """The same for a checkpoint that is open, and stays so."""
+    job = _job(checkpoint, shaping, progress)
+    writers: dict[str, Callable[[_Job, Path], Report]] = {"gguf": _to_gguf, "meta": _to_meta}
+    if to == "hf":
+        return _to_huggingface(job, target, shard_bytes)
+    return writers[to](job, target)
 
 
 def _opened(source: str | os.PathLike[str], progress: Progress) -> Checkpoint:

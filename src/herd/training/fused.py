@@ -11,6 +11,7 @@ back: autograd keeps and walks every intermediate value of a chain, these keep t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,16 @@ from torch.nn import functional
 from herd.backends.torch.ops import TorchOps
 from herd.backends.torch.tensors import Tensors
 from herd.models.weights import Adapted, Blocks, Dense, Matrix, Vector
+from herd.training.joined import Joined, Products
 
 
 class FusedOps(TorchOps):
-    """Mixed into the operations of a student."""
+    """Mixed into the operations of a student. `joined`: groups of matrices that are multiplied as one, by their leaves."""
+
+    def __init__(self, tensors: Tensors, *, is_static: bool = False) -> None:
+        super().__init__(tensors, is_static=is_static)
+        self.joined: dict[int, Joined] = {}
+        self._waiting: Waiting | None = None
 
     def rms_norm(self, x: Tensor, weight: Vector | None, eps: float, *, centred: bool = False) -> Tensor:
         if not torch.is_grad_enabled():
@@ -45,11 +52,35 @@ class FusedOps(TorchOps):
         return y
 
     def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:
+        group = self.joined.get(id(w)) if torch.is_grad_enabled() else None
+        if group is not None:
+            made = self._from_group(group, x, w)
+            return made if bias is None else made + self._tensors.get(bias)
         if not (isinstance(w, Adapted) and torch.is_grad_enabled()) or self._tensors.get(w.down).dtype != x.dtype:
             return super().linear(x, w, bias)
         down, up = self._tensors.get(w.down), self._tensors.get(w.up)
         y: Tensor = _AdaptedLinear.apply(self._tensors, x, w.base, down, up, w.scale)  # type: ignore[no-untyped-call]
         return y if bias is None else y + self._tensors.get(bias)
+
+    def _from_group(self, group: Joined, x: Tensor, w: Matrix) -> Tensor:
+        """What `w` makes of x; what the others of its group make of it waits for their turn."""
+        if self._waiting is None or self._waiting.group is not group or self._waiting.x is not x or id(w) not in self._waiting.made:
+            updates = [self._tensors.get(part) for which in ("down", "up") for part in (getattr(leaf, which) for leaf in group.leaves)]
+            made = Products.apply(group, x, *updates)  # type: ignore[no-untyped-call]
+            self._waiting = Waiting(group, x, {id(leaf): y for leaf, y in zip(group.leaves, made, strict=True)})
+        y = self._waiting.made.pop(id(w))
+        if not self._waiting.made:
+            self._waiting = None
+        return y
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """What a group of matrices made of x and nobody has asked for yet."""
+
+    group: Joined
+    x: Tensor
+    made: dict[int, Tensor]
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -25,6 +25,7 @@ from herd.dtypes import F32
 from herd.errors import UsageError, did_you_mean
 from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec, Vector
 from herd.records import dataclass
+from herd.training.four_bits import rounded_tokens
 from herd.training.fused import FusedOps
 from herd.training.keyed import generator
 from herd.training.lora_settings import Lora
@@ -76,12 +77,15 @@ def begin(spec: TensorSpec, base: Dense | Blocks, lora: Lora, seed: int, device:
 
 @dataclass(slots=True)
 class Adapters:
-    """All updates of a student, found by their leaves; whether they are on; and the key of this step's dropout."""
+    """All updates of a student, found by their leaves; whether they are on; and the key of this step's dropout. With `four_bits` the
+    leaves in `rounded` are learned for four bits (`four_bits.py`), and so are the bases of all updates."""
 
     of: dict[int, Learned] = field(default_factory=dict)
     dropout: float = 0.0
     key: tuple[int | str, ...] | None = None
     are_on: bool = True
+    four_bits: bool = False
+    rounded: set[int] = field(default_factory=set)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -98,6 +102,8 @@ class LearningOps(CommonOps):
     adapters: Adapters
 
     def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:
+        if self.adapters.four_bits:
+            return self._in_four_bits(x, w, bias)
         if not isinstance(w, Adapted):
             return super().linear(x, w, bias)
         learned = self.adapters.of.get(id(w))
@@ -109,6 +115,18 @@ class LearningOps(CommonOps):
         y = product(self._tensors, x, w.base, low_rank, w.scale)
         if learned.magnitude is not None:
             y = (y.to(self._wide) * self._row_factors(learned)).to(self._dtype)
+        return y if bias is None else y + self._tensors.get(bias)
+
+    def _in_four_bits(self, x: Tensor, w: Matrix, bias: Vector | None) -> Tensor:
+        """Stored matrices get tokens rounded to 8 bits; updates get them as they are."""
+        if not isinstance(w, Adapted):
+            is_stored_so = id(w) in self.adapters.rounded
+            return super().linear(rounded_tokens(x) if is_stored_so else x, w, bias)
+        added = None
+        if self.adapters.are_on:
+            dropped = self._dropped(x, self.adapters.of[id(w)])
+            added = dropped @ self._tensors.get(w.down).T @ self._tensors.get(w.up).T
+        y = product(self._tensors, rounded_tokens(x), w.base, added, w.scale)
         return y if bias is None else y + self._tensors.get(bias)
 
     @property

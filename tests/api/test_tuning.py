@@ -1,0 +1,144 @@
+"""From data to a model that answers: `herd tune sft` on a tiny model, and everything that can be done with what it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
+
+import herd
+from cli.chat_model import write
+from herd.api.tuning_sft import Tuned, tune_sft
+from herd.checkpoints.trained import trained_in
+from herd.convert import convert
+from herd.errors import FileProblem, UsageError
+from herd.training.loop import Told
+from herd.training.settings import read_settings
+from herd.training.sft_settings import SftSettings
+
+LINES = [("a", "xx"), ("b", "yy")] * 8
+CHANGES = ["batch=4", "epochs=0", "loop.schedule.steps=40", "held_out=2", "samples=1", "lr=0.003", "student.dtype=float32"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "faq.jsonl"
+    lines = [{"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": two}]} for one, two in LINES]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def tune(base: Path, data: Path, folder: Path, *changes: str, **how: bool) -> Tuned:
+    settings = read_settings(SftSettings, None, [*CHANGES, *changes], {"model": str(base), "data": (str(data),)})
+    return tune_sft(settings, folder, **how)
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
+    yield tune(base, data, tmp_path_factory.mktemp("runs") / "faq", "student.method=lora", "student.lora.rank=4")
+
+
+def said(model: str | Path, text: str, **choices: str) -> str:
+    with herd.load(model, context=64, **choices) as loaded:
+        events = loaded.chat([{"role": "user", "content": text}], temperature=0.0, max_tokens=4)
+        return loaded.collect([], events).text
+
+
+def test_the_run_is_talked_to_at_once_and_has_learned(run: Tuned) -> None:
+    assert run.model == run.folder / "adapter" and run.end.is_complete
+    assert said(run.folder, "a") == "xx" and said(run.folder, "b") == "yy"
+    assert said(run.folder, "a", backend="torch") == "xx"
+    (answered,) = run.answers
+    assert answered.after == answered.wanted != answered.before
+    assert json.loads((run.folder / "samples.json").read_text())[0]["after"] == answered.after
+    assert run.curves is not None and run.curves.is_file()
+    losses = [json.loads(line).get("loss") for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.1 < losses[0]
+
+
+def test_an_adapter_is_put_together_with_its_base_in_every_layout(run: Tuned, tmp_path: Path) -> None:
+    convert(run.folder, tmp_path / "merged", to="hf")
+    convert(run.folder, tmp_path / "merged.gguf", to="gguf")
+    assert said(tmp_path / "merged", "a") == said(tmp_path / "merged.gguf", "a") == "xx"
+    with (
+        herd.load(run.folder, backend="reference", context=64) as one,
+        herd.load(tmp_path / "merged", backend="reference", context=64) as two,
+    ):
+        tokens = one.tokenizer.encode("some text")
+        assert abs(one.logits(tokens) - two.logits(tokens)).max() < 1e-3
+
+
+def test_a_served_base_takes_the_run_as_an_adapter(base: Path, run: Tuned) -> None:
+    with herd.load(base, context=64) as model:
+        model.add_adapter("faq", run.folder)
+        events = model.chat([{"role": "user", "content": "b"}], temperature=0.0, max_tokens=4, adapter="faq")
+        assert model.collect([], events).text == "yy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        (["student.method=full", "lr=0.001"], "model"),
+        (["student.method=lora", "student.lora.dora=true"], "adapter"),
+        (["student.method=lora", "student.base=q4_0"], "adapter"),
+        (["student.method=lora", "student.qat=true"], "adapter"),
+        (["student.method=full", "student.qat=true", "lr=0.001"], "model.gguf"),
+    ],
+    ids=["all weights", "dora", "over four bits", "updates for four bits", "all weights for four bits"],
+)
+def test_every_way_of_learning_leaves_a_model_that_answers(base: Path, data: Path, tmp_path: Path, changes: list[str], left: str) -> None:
+    tuned = tune(base, data, tmp_path / "run", "samples=0", *changes)
+    assert tuned.model == tmp_path / "run" / left
+    assert [said(tuned.folder, text) for text in "ab"] == ["xx", "yy"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(base: Path, data: Path, run: Tuned, tmp_path: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def told(news: Told) -> None:
+        if news.step == 20:
+            raise Enough
+
+    changes = [*CHANGES, "student.method=lora", "student.lora.rank=4", "loop.save_every=8"]
+    settings = read_settings(SftSettings, None, changes, {"model": str(base), "data": (str(data),)})
+    with pytest.raises(Enough):
+        tune_sft(settings, tmp_path / "run", told=told)
+    with pytest.raises(FileProblem, match="has not come to its end"):
+        trained_in(tmp_path / "run")
+    tune_sft(settings, tmp_path / "run", resume=True)
+    ours, theirs = (folder / "adapter" / "adapter_model.safetensors" for folder in (tmp_path / "run", run.folder))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_computed(base: Path, data: Path, run: Tuned, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="herd tune merge"):
+        tune(run.folder, data, tmp_path / "one")
+    with pytest.raises(UsageError, match="epochs say it"):
+        tune(base, data, tmp_path / "two", "epochs=2")
+    preferences = tmp_path / "pairs.jsonl"
+    preferences.write_text('{"prompt": "a", "chosen": "x", "rejected": "y"}\n')
+    with pytest.raises(UsageError, match="herd tune dpo"):
+        tune(base, preferences, tmp_path / "three")
+    empty = write(tmp_path / "wordless", has_tokenizer=False)
+    with pytest.raises(FileProblem, match="has no tokenizer"):
+        tune(empty, data, tmp_path / "four")
+    assert not (tmp_path / "one").exists()
+
+
+def test_an_adapter_without_a_known_base_says_so(run: Tuned, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(FileProblem, match="does not say which model"):
+        herd.load(folder)
