@@ -160,6 +160,17 @@ def test_what_cannot_go_along_is_said(tmp_path: Path) -> None:
     assert any("tokenizer.model cannot hold this vocabulary" in note for note in report.notes)
 
 
+def test_the_line_that_a_licence_wants_in_every_copy_is_written(tmp_path: Path) -> None:
+    """Of a release that the folder's name tells, the Notice and what is missing by name."""
+    report = convert(given(tmp_path / "Llama-3.2-1B-Instruct"), tmp_path / "llama.gguf", to="gguf")
+    assert any("LICENSE is missing" in note and "Llama 3.2 Community License" in note for note in report.notes)
+    assert open_checkpoint(tmp_path / "llama.gguf").texts["NOTICE"].startswith("Llama 3.2 is licensed under the Llama 3.2 Community")
+    (tmp_path / "older").mkdir()
+    first = given(tmp_path / "older" / "llama-2-7b", **{"LICENSE.txt": "its text"})
+    report = convert(first, tmp_path / "new", to="hf")
+    assert "LLAMA 2 Community License" in (tmp_path / "new" / "NOTICE").read_text() and not any("LICENSE" in note for note in report.notes)
+
+
 def test_rows_without_tokens_become_unused_tokens(tmp_path: Path) -> None:
     cfg = tiny_llama(width=32, num_layers=1, num_heads=4, num_kv_heads=2, head_width=8, ffn_width=32, vocab_size=520)
     first = write_huggingface(given(tmp_path / "first"), cfg, random_leaves(cfg, 1, F32))

@@ -33,6 +33,15 @@ def test_a_page_may_run_its_own_scripts_and_no_others(server: Running, path: str
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|<style", page.text), "nothing inline, which the policy forbids"
 
 
+def test_the_page_shows_what_the_licences_of_its_models_want_shown(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the page to chat with, and by the models' own names."""
+    running = serve()
+    assert "Built with" not in httpx.get(running.url + "/").text
+    monkeypatch.setattr("herd.server.page.routes.served_names", lambda offers: ["llama-3.2-1b-instruct", "llama-2-7b-chat"])
+    assert httpx.get(running.url + "/").text.count('<p class="badge">Built with Llama</p></header>') == 1
+    assert "Built with" not in httpx.get(running.url + "/plan").text
+
+
 def test_pages_are_given_out_without_a_key_and_what_they_ask_for_is_not(serve: Any, tmp_path: Any) -> None:
     running = serve(keys=Keys(tmp_path / "keys.json"), need_key=True)
     assert httpx.get(running.url + "/").status_code == 200

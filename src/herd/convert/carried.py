@@ -10,11 +10,11 @@ from typing import Any
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.folder import inside
 from herd.checkpoints.gguf_keys import FILES
+from herd.convert.notices import MAX_TEXT_BYTES, TEXTS, with_notices
 from herd.convert.tokens import ranks_file, tokenizer_config, tokenizer_json
 from herd.errors import FileProblem
 from herd.text.vocabulary import Vocabulary
 
-TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "ACCEPTABLE_USE*", "README*", "MODEL_CARD*")
 GENERATION = "generation_config.json"
 CLASSIFIER = "deberta-v2"
 TOKENIZER = (
@@ -27,7 +27,6 @@ TOKENIZER = (
     "chat_template.json",
 )
 PICTURES = ("preprocessor_config.json", "processor_config.json")
-MAX_TEXT_BYTES = 1 << 20
 MAX_BYTES = 64 << 20
 
 
@@ -48,13 +47,11 @@ def texts(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def folder_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str, notes: list[str]) -> dict[str, bytes]:
     """Everything of a folder but config and weights, by name."""
-    files = texts(checkpoint)
+    files = with_notices(texts(checkpoint), checkpoint.path, notes)
     files |= _tokenizer_files(checkpoint, vocabulary, to, notes)
     is_classifier = checkpoint.architecture == CLASSIFIER
     if not is_classifier and GENERATION not in files and (generation := _generation(checkpoint, vocabulary)):
         files[GENERATION] = as_json(generation)
-    if not any(name.upper().startswith(("LICENSE", "LICENCE")) for name in files):
-        notes.append("The source has no licence file, so none was carried along; the model's licence holds all the same.")
     return files
 
 
@@ -90,10 +87,10 @@ def _generation(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> dict[s
     return values
 
 
-def gguf_texts(checkpoint: Checkpoint) -> dict[str, str]:
+def gguf_texts(checkpoint: Checkpoint, notes: list[str]) -> dict[str, str]:
     """The same files as keys of a GGUF file."""
     found: dict[str, str] = {}
-    for name, data in texts(checkpoint).items():
+    for name, data in with_notices(texts(checkpoint), checkpoint.path, notes).items():
         try:
             found[FILES + name] = data.decode()
         except UnicodeDecodeError as problem:

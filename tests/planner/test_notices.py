@@ -1,0 +1,99 @@
+"""What licences want beside copies and shown by services: of each generation, the line, the badge and the missing text by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from herd.convert.notices import write_notices
+from herd.planner.notices import UNKNOWN, badges, due, release_at, release_named
+
+LINE = "{} is licensed under the {}, Copyright {} Meta Platforms, Inc. All Rights Reserved.\n"
+GENERATIONS = {
+    "llama-2-7b": (LINE.format("Llama 2", "LLAMA 2 Community License", "(c)"), None),
+    "code-llama-7b": (LINE.format("Llama 2", "LLAMA 2 Community License", "(c)"), None),
+    "llama-3-8b": (LINE.format("Meta Llama 3", "Meta Llama 3 Community License", "©"), "Built with Meta Llama 3"),
+    "llama-3.1-8b": (LINE.format("Llama 3.1", "Llama 3.1 Community License", "©"), "Built with Llama"),
+    "llama-3.2-1b": (LINE.format("Llama 3.2", "Llama 3.2 Community License", "©"), "Built with Llama"),
+    "llama-3.3-70b-instruct": (LINE.format("Llama 3.3", "Llama 3.3 Community License", "©"), "Built with Llama"),
+    "llama-4-scout": (LINE.format("Llama 4", "Llama 4 Community License", "©"), "Built with Llama"),
+    "smollm2-135m": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_each_generation_has_its_line_its_badge_and_asks_for_its_licence(name: str) -> None:
+    line, badge = GENERATIONS[name]
+    found = due(release_named(name), ())
+    assert {key: data.decode() for key, data in found.files.items()} == ({} if line is None else {"NOTICE": line})
+    assert found.badge == badge
+    (warning,) = found.warnings
+    assert warning.startswith("LICENSE is missing") and name in warning
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_with_the_texts_of_the_source_nothing_is_missing(name: str) -> None:
+    line, _ = GENERATIONS[name]
+    found = due(release_named(name), ("LICENSE.txt", "Notice"), (line or "").encode())
+    assert not found.files and not found.warnings
+
+
+def test_llama_1_wants_its_line_too() -> None:
+    """Section 3 of its licence."""
+    release = release_named("llama-1-7b") or release_named("llama-7b")
+    assert release is not None and b"LLaMA License" in due(release, ("LICENSE",)).files["NOTICE"]
+
+
+def test_a_notice_without_the_line_is_pointed_out() -> None:
+    found = due(release_named("llama-3.1-8b"), ("LICENSE", "NOTICE"), b"Something else.")
+    assert not found.files and "does not have the line" in found.warnings[0]
+
+
+def test_of_an_unknown_model_only_the_missing_licence_is_said() -> None:
+    assert due(None, ()).warnings == (UNKNOWN,) and not due(None, ()).files
+    assert not due(None, ("LICENCE.md",)).warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Llama-3.2-1B-Instruct-Q4_K_M.gguf", "llama-3.2-1b-instruct"),
+        ("Llama-3.2-1B", "llama-3.2-1b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b-chat"),
+        ("Meta-Llama-3-8B-Instruct", "llama-3-8b-instruct"),
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("something-of-my-own", None),
+        ("llama-3.2-1bis", None),
+    ],
+)
+def test_a_release_is_known_by_the_name_of_its_file_or_folder(text: str, name: str | None) -> None:
+    found = release_named(text)
+    assert (found.name if found is not None else None) == name
+
+
+def test_a_file_in_a_folder_of_the_models_name_is_that_model(tmp_path: Path) -> None:
+    found = release_at(tmp_path / "llama-3.1-8b" / "weights.gguf")
+    assert found is not None and found.name == "llama-3.1-8b"
+
+
+def test_services_show_each_badge_once_and_none_where_none_is_asked_for() -> None:
+    assert badges(["llama-3.2-1b", "llama-3.3-70b-instruct", "llama-3-8b", "my-own"]) == ("Built with Llama", "Built with Meta Llama 3")
+    assert badges(["llama-2-7b", "smollm2-135m", "llama-4-behemoth"]) == ()
+
+
+def test_what_was_made_from_a_model_gets_its_texts_and_the_line(tmp_path: Path) -> None:
+    """The function that trained adapters and models are finished with."""
+    source, made = tmp_path / "Llama-3.2-1B", tmp_path / "adapter"
+    for folder in (source, made):
+        folder.mkdir()
+    (source / "LICENSE.txt").write_text("the licence's text")
+    (source / "USE_POLICY.md").write_text("the policy")
+    (source / "README.md").write_text("about the model itself")
+    assert write_notices(made, source) == ()
+    assert sorted(path.name for path in made.iterdir()) == ["LICENSE.txt", "NOTICE", "USE_POLICY.md"]
+    assert (made / "NOTICE").read_text() == GENERATIONS["llama-3.2-1b"][0]
+    (made / "NOTICE").write_text("kept")
+    (source / "LICENSE.txt").unlink()
+    assert "LICENSE is missing" in write_notices(made, source)[0]
+    assert (made / "NOTICE").read_text() == "kept"
