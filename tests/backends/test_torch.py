@@ -62,7 +62,7 @@ def test_every_byte_of_a_block_format_means_what_the_definition_says(dtype: dtyp
 def test_a_large_matrix_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = torch.from_numpy(quantize(dtypes.Q4_K, np.random.default_rng(1).standard_normal((9, 512)).astype(np.float32)))
     whole = decode(dtypes.Q4_K, stored, torch.bfloat16)
-    monkeypatch.setattr("herd.backends.torch.blocks.CHUNK_ELEMENTS", 1024)
+    monkeypatch.setattr("herd.backends.torch.blocks.CHUNK_ELEMENTS_ON_CPU", 1024)
     assert torch.equal(decode(dtypes.Q4_K, stored, torch.bfloat16), whole)
 
 

@@ -16,6 +16,8 @@ from herd.dtypes import DType
 from herd.quant.reading import IQ4_VALUES
 
 CHUNK_ELEMENTS = 1 << 24
+CHUNK_ELEMENTS_ON_CPU = 1 << 20
+"""A dozen intermediate values of a piece stay in a CPU's caches."""
 
 
 def decode(dtype: DType, stored: Tensor, compute: torch.dtype) -> Tensor:
@@ -23,7 +25,7 @@ def decode(dtype: DType, stored: Tensor, compute: torch.dtype) -> Tensor:
     pieces, so that what decoding needs on the way stays small beside it."""
     columns = stored.shape[-1] // dtype.block_bytes * dtype.block
     blocks, meaning = stored.reshape(-1, dtype.block_bytes), _MEANING[dtype.name]
-    step = CHUNK_ELEMENTS // dtype.block
+    step = (CHUNK_ELEMENTS_ON_CPU if stored.device.type == "cpu" else CHUNK_ELEMENTS) // dtype.block
     if len(blocks) <= step:
         return meaning(blocks).to(compute).reshape(*stored.shape[:-1], columns)
     values = torch.empty((len(blocks), dtype.block), dtype=compute, device=stored.device)

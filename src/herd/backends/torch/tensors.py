@@ -51,6 +51,17 @@ class Tensors:
         assert tuple(tensor.shape) == tuple(leaf.shape), "a tensor of the leaf's shape"
         self._placed[id(leaf)] = (leaf, tensor)
 
+    def keep(self, leaf: Dense | Blocks, values: Tensor) -> None:
+        """Takes `values`, in the type that is computed in, for this leaf's from now on: in the place of plain ones, beside blocks."""
+        assert tuple(values.shape) == tuple(leaf.shape) and values.dtype == self.dtype, "the leaf's values"
+        self.forget(leaf)
+        if isinstance(leaf, Dense):
+            self._placed[id(leaf)] = (leaf, values)
+        else:
+            self.place(leaf)
+            self._decoded[id(leaf)] = values
+            self.decoded_bytes += values.nbytes
+
     def forget(self, leaf: Matrix) -> None:
         """Gives back what the device holds of a weight."""
         for part in parts(leaf):
