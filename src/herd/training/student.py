@@ -20,7 +20,7 @@ from herd.backends.base import Encoded, Picture, Plan, Span
 from herd.backends.torch.blocks import decode
 from herd.backends.torch.devices import find_device
 from herd.backends.torch.pictures import memories, overlays
-from herd.backends.torch.tensors import Tensors, as_stored
+from herd.backends.torch.tensors import as_stored
 from herd.dtypes import BF16, F32, DType
 from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of, classifying, seeing
@@ -29,6 +29,8 @@ from herd.models.weights import Adapted, Blocks, Dense, Leaf, Matrix, TensorSpec
 from herd.training.attention import Packed
 from herd.training.batches import Batch
 from herd.training.cross_entropy import Extras, token_logprobs, weighted_nll
+from herd.training.four_bits import FourBitTensors, is_rounded
+from herd.training.four_bits import stored as four_bits_of
 from herd.training.heads import head_of
 from herd.training.joined import joined
 from herd.training.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, begin, targeted
@@ -45,7 +47,7 @@ class Student:
     run          how a layer is computed (`models.ops.Step.run`); `checkpointing.recomputed` needs the least memory
 
     `keep_bytes`: a frozen base is kept as it is multiplied as far as that reaches: decoded, and matrices of one input as one
-    (`joined.py`). Else blocks are decoded twice in each step.
+    (`joined.py`). Else blocks are decoded twice in each step. `four_bits`: learn for blocks of four bits (`four_bits.py`).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Student:
         lora: Lora | None = None,
         seed: int = 0,
         keep_bytes: int = 0,
+        four_bits: bool = False,
     ) -> None:
         if classifying(cfg) is not None:
             raise UsageError("This model is a classifier of whole texts; language models are trained here.")
@@ -69,8 +72,10 @@ class Student:
         self.run: Callable[..., Tensor] = as_it_stands
         self.model, self._seeing = architecture_of(cfg), seeing(cfg)
         self.specs = {spec.name: spec for spec in self.model.tensors(cfg)}
-        self.tensors = Tensors(self.device, dtype, keep_bytes)
-        self.adapters = Adapters()
+        self.tensors = FourBitTensors(self.device, dtype, keep_bytes)
+        self.adapters = Adapters(four_bits=four_bits)
+        if four_bits and lora is not None and lora.dora:
+            raise UsageError("DoRA changes rows' lengths, which four bits do not hold; learn for four bits with plain updates.")
         self.parameters: dict[str, torch.nn.Parameter] = {}
         self._leaves = self._learn_all(leaf) if lora is None else self._learn_updates(leaf, lora)
         self.weights = self.model.weights(cfg, self._leaves.__getitem__)
@@ -79,7 +84,7 @@ class Student:
         self.ops.adapters = self._picture_ops.adapters = self.adapters
         if lora is not None and lora.dora:
             self._learn_magnitudes()
-        elif lora is not None and not lora.dropout:
+        elif lora is not None and not lora.dropout and not four_bits:
             self.ops.joined = joined(self.tensors, {learned.name: learned.leaf for learned in self.adapters.of.values()})
 
     def begin(self, step: int, part: int = 0) -> None:
@@ -176,12 +181,23 @@ class Student:
         LoRA each is its stored base with the update on it, with DoRA their product."""
         plain = dtype or (BF16 if self.dtype is torch.bfloat16 else F32)
         if self.lora is None:
-            return {
-                name: dense(parameter, F32 if self.specs[name].kind.is_vector else plain) for name, parameter in self.parameters.items()
-            }
+            return {name: self._learned_leaf(name, plain) for name in self.parameters}
         if self.lora.dora:
             return {learned.name: dense(self.merged(learned), plain) for learned in self.adapters.of.values()}
         return {name: update.over(self.base(name), name) for name, update in self.updates().items()}
+
+    def _learned_leaf(self, name: str, plain: DType) -> Dense | Blocks:
+        """A learned weight as it is stored."""
+        parameter, spec = self.parameters[name], self.specs[name]
+        if self.adapters.four_bits and is_rounded(spec):
+            return four_bits_of(parameter, spec.shape)
+        return dense(parameter, F32 if spec.kind.is_vector else plain)
+
+    def _in_four_bits(self, stored: Dense | Blocks) -> Blocks:
+        """A frozen weight, rounded for good."""
+        made = four_bits_of(self.wide(stored), tuple(stored.shape))
+        self.adapters.rounded.add(id(made))
+        return made
 
     def base(self, name: str) -> Dense | Blocks:
         """A weight as it was before an update was put on it."""
@@ -209,7 +225,10 @@ class Student:
             if isinstance(stored, Adapted):
                 raise UsageError(f"{name} carries an adapter; merge it first, or go on with LoRA.")
             parameter = torch.nn.Parameter(self.wide(stored).clone())
-            leaves[name] = self._bound(spec, parameter)
+            leaves[name] = bound = self._bound(spec, parameter)
+            if self.adapters.four_bits and is_rounded(spec):
+                self.tensors.round(bound)
+                self.adapters.rounded.add(id(bound))
             self.parameters[name] = parameter
         return leaves
 
@@ -222,6 +241,8 @@ class Student:
             stored = leaf(name)
             if isinstance(stored, Adapted):
                 raise UsageError(f"{name} carries an adapter already; merge it first.")
+            if self.adapters.four_bits and is_rounded(spec):
+                stored = self._in_four_bits(stored)
             leaves[name] = stored
             if name in chosen:
                 learned = begin(spec, stored, lora, self.seed, self.device, self.tensors.wide)
