@@ -65,6 +65,12 @@ class Busy(CapacityError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlinePassed(CapacityError):
+    """The time that was given for an answer is over. Asking the same again would take as long."""
+
+    http_status = 504
+
+
 class ProviderError(HerdError):
     """Somebody else's service or network failed: a hub, a package index, a remote model."""
 

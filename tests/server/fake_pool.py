@@ -208,6 +208,7 @@ class FakePool:
         self.services = {each.name: each for each in (services or (FakeService(),))}
         self.adapters: dict[str, str] = {}
         self.used = 0
+        self.put_away_models: list[str] = []
         self.is_ready = True
         self.before_use: Callable[[str], Any] = lambda model: None
 
@@ -232,6 +233,12 @@ class FakePool:
             yield self.services[base]
         finally:
             self.used -= 1
+
+    async def put_away(self, model: str) -> bool:
+        if model not in self.services:
+            raise UnknownModel(f"There is no model {model!r:.100} here.", param="model")
+        self.put_away_models.append(model)
+        return self.used == 0
 
     async def add_adapter(self, model: str, name: str, path: str) -> None:
         if model not in self.services:

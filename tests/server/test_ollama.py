@@ -185,6 +185,21 @@ def test_an_empty_question_loads_the_model(server: Running, client: ollama.Clien
     assert server.pool.only.asked == []
 
 
+@pytest.mark.parametrize("time", [0, "0", "0s", "0m0s", 0.0])
+def test_a_model_that_is_to_be_kept_for_no_time_goes_after_the_answer(server: Running, client: ollama.Client, time: Any) -> None:
+    assert client.chat("fake", HI, keep_alive=time).done
+    assert client.generate("fake", keep_alive=time).done_reason == "unload"
+    assert server.pool.put_away_models == ["fake", "fake"] and server.pool.used == 0
+
+
+def test_any_other_time_changes_nothing_and_what_is_no_time_is_refused(server: Running, client: ollama.Client) -> None:
+    for time in ("5m", "1h30m", -1, 300, "-1m"):
+        assert client.chat("fake", HI, keep_alive=time).done
+    assert server.pool.put_away_models == []
+    with pytest.raises(ollama.ResponseError, match="keep_alive"):
+        client.chat("fake", HI, keep_alive="soon")
+
+
 def test_a_name_may_say_latest(server: Running, client: ollama.Client) -> None:
     assert client.chat("fake:latest", HI).model == "fake:latest"
     assert client.show("fake:latest").capabilities == ["completion", "tools", "embedding"]

@@ -52,7 +52,7 @@ def test_what_is_not_json_is_refused_with_a_reason(data: bytes, said: str) -> No
 
 @pytest.mark.parametrize("data", [b"null", b"[]", b"1", b'"a"', b"true"])
 def test_json_that_is_no_object_is_refused(data: bytes) -> None:
-    with pytest.raises(ApiError, match="body is wrong"):
+    with pytest.raises(ApiError, match="body is not a JSON object"):
         parse_body(data, Ask)
 
 
@@ -78,7 +78,7 @@ def test_brackets_inside_texts_do_not_count_as_depth() -> None:
         ({"temperature": "1"}, "temperature", "valid number"),
         ({"audio": {"voice": "x"}}, "audio", "is not honoured here: answers are text"),
         ({"options": {"include_usge": True}}, "options.include_usge", "did you mean 'include_usage'?"),
-        ({"options": []}, "options", "dictionary"),
+        ({"options": []}, "options", "JSON object"),
         ({"parts": [{"kind": "a"}, {"kind": "b", "text": 5}]}, "parts.1.text", "valid string"),
         ({"parts": [{"text": "b"}]}, "parts.0.kind", "missing"),
         ({"parts": [{"kind": "a", "colour": 1}]}, "parts.0.colour", "not a field"),

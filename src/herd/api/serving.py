@@ -93,7 +93,21 @@ def served_facts(model: Model) -> ModelFacts:
         num_parameters=sum(_product(spec.shape) for spec in model.checkpoint.specs),
         weight_bytes=model.checkpoint.num_bytes,
         sampling={name: float(value) for name, value in model.recommended_sampling().items()},
+        sources={**facts.sources, "layout": _FORMATS.get(model.checkpoint.layout, model.checkpoint.layout), "dtype": _dtype(model)},
     )
+
+
+_FORMATS = {"huggingface": "safetensors"}
+
+
+def _dtype(model: Model) -> str:
+    """The format that most of the matrices' elements are stored in: Q4_1, BF16."""
+    elements: dict[str, int] = {}
+    for spec in model.checkpoint.specs:
+        if len(spec.shape) == 2:
+            name = model.checkpoint.leaf(spec.name).dtype.name
+            elements[name] = elements.get(name, 0) + _product(spec.shape)
+    return max(elements, key=lambda name: elements[name], default="").upper()
 
 
 def _takes_tools(chat_format: ChatFormat | None) -> bool:

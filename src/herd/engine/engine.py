@@ -29,7 +29,7 @@ from herd.engine.forward import Outcome, Timed, accepted, extended, forward
 from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence
 from herd.engine.scheduler import Limits, Part
-from herd.errors import Busy, CapacityError, HerdError, UsageError
+from herd.errors import Busy, DeadlinePassed, HerdError, UsageError
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
@@ -374,5 +374,5 @@ class Engine(Driven):
         return tell(sequence, Progress(sequence=sequence, error=error))
 
 
-def _too_late() -> CapacityError:
-    return CapacityError("The time that was given for this answer is over. Allow more time, ask for less, or ask when fewer others do.")
+def _too_late() -> DeadlinePassed:
+    return DeadlinePassed("The time that was given for this answer is over. Allow more time, ask for less, or ask when fewer others do.")

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, final
 from herd.errors import CapacityError, UsageError, did_you_mean
 from herd.providers.base import ChatRequest, CompletionRequest, ToolUse
 from herd.sampling.constraint import Constraint, ConstraintKind
-from herd.text.formats.languages import is_strict
 from herd.text.tools import BuiltIn, Tool
 
 if TYPE_CHECKING:
@@ -69,15 +68,18 @@ class Constraining:
         tools: Sequence[Tool | BuiltIn] = request.tools
         if choice.use is ToolUse.NAMED:
             tools = [tool for tool in tools if _name(tool) == choice.name]
+        _refuse_endless(tools)
         return chat_format.call_grammar(tools, parallel=choice.parallel and choice.use is not ToolUse.NAMED)
 
     def _once_begun(self, request: ChatRequest, chat_format: ChatFormat, stop_ids: Collection[int]) -> Matcher | None:
         """Who follows an answer that may call; None where calls cannot be held to a grammar and none of the tools is strict."""
         from herd.sampling.beginning import OnceBegun
+        from herd.text.formats.languages import is_strict
 
         beginnings = [text.encode() for text in chat_format.call_heads(request.tools)]
         assert self._tokenizer is not None, "a chat has a tokenizer"
         try:
+            _refuse_endless(request.tools)
             grammar = Constraint(ConstraintKind.GRAMMAR, chat_format.call_grammar(request.tools, parallel=request.tool_choice.parallel))
             inner = self._ready().matcher(grammar, stop_ids, param="tools", what="the schemas of the tools")
         except (UsageError, CapacityError):
@@ -95,6 +97,15 @@ class Constraining:
 
             self._grammars = Grammars(lambda: spelling(tokenizer, self._vocab_size))
         return self._grammars
+
+
+def _refuse_endless(tools: Sequence[Tool | BuiltIn]) -> None:
+    """`UsageError` for a tool whose arguments can never be complete."""
+    from herd.sampling.endless import has_instance
+
+    for tool in tools:
+        if isinstance(tool, Tool) and not has_instance(tool.parameters):
+            raise UsageError(f"The parameters of {tool.name} refer to themselves so that no finite value fits them.", param="tools")
 
 
 def as_chosen(request: ChatRequest) -> ChatRequest:

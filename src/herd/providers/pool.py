@@ -63,7 +63,7 @@ class ServedModel(Service, Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Room:
-    """A model's place in the pool. `loading` is shared by all that wait; `problem` is why it could not be loaded at the start."""
+    """A model's place in the pool. `loading` is shared by all that wait; `is_put_away`: it was unloaded because somebody said so."""
 
     hosted: Hosted
     created: int
@@ -73,6 +73,7 @@ class _Room:
     facts: ModelFacts | None = None
     users: int = 0
     used_at: float = 0.0
+    is_put_away: bool = False
 
 
 @final
@@ -143,6 +144,15 @@ class EnginePool:
     def use(self, model: str) -> AbstractAsyncContextManager[Service]:
         return self._use(model)
 
+    async def put_away(self, model: str) -> bool:
+        room, _ = self._find(model)
+        if room.supervisor is not None:
+            if not _is_idle(room):
+                return False
+            room.is_put_away = True
+            await _taken(room).aclose()
+        return room.loading is None
+
     async def add_adapter(self, model: str, name: str, path: str) -> None:
         """`UsageError` for a name that is taken and for what is no adapter of this model."""
         room, _ = self._find(model)
@@ -168,7 +178,7 @@ class EnginePool:
     def is_ready(self) -> bool:
         """Whether the models that were to be loaded at the start can answer."""
         rooms = [self._rooms[self._aliases.get(name, name)] for name in self._wanted]
-        return not self._is_closed and all(room.supervisor is not None and room.supervisor.is_up for room in rooms)
+        return not self._is_closed and all(room.is_put_away if room.supervisor is None else room.supervisor.is_up for room in rooms)
 
     # loading and unloading
 
@@ -214,7 +224,7 @@ class EnginePool:
                 await self._make_room(room)
                 supervisor = self._served(self._options(room))
                 room.facts = await supervisor.start()
-                room.supervisor, room.used_at = supervisor, self._clock()
+                room.supervisor, room.used_at, room.is_put_away = supervisor, self._clock(), False
                 return supervisor
         finally:
             room.loading = None

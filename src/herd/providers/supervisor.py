@@ -195,9 +195,11 @@ class Supervisor:
 
     async def add_adapter(self, name: str, path: str) -> None:
         await self._call(AddAdapter(name, path), type(None))
+        self._options = replace(self._options, adapters={**self._options.adapters, name: path})  # for the next process too
 
     async def remove_adapter(self, name: str) -> None:
         await self._call(RemoveAdapter(name), type(None))
+        self._options = replace(self._options, adapters={key: value for key, value in self._options.adapters.items() if key != name})
 
     # asking
 

@@ -25,6 +25,7 @@ from herd.records import dataclass
 from herd.sampling.compiling import LIMITS, Compiler, refusal
 from herd.sampling.compiling_child import Words
 from herd.sampling.constraint import Constraint, ConstraintKind
+from herd.sampling.endless import REPETITIONS_MAX, has_instance, longest, patterns_of
 from herd.sampling.matching import WORD_BITS, is_allowed
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Grammars:
         grammar = written(constraint, begins_with_space=vocabulary.begins_with_space, param=param, or_else=or_else)
         matcher = self._get(grammar)
         if matcher is None:
+            _refuse_endless(constraint, what, param)
             verdict = vocabulary.compiler.check(grammar)
             if verdict.problem:
                 raise refusal(verdict.problem, what, param)
@@ -297,6 +299,18 @@ def read_schema(text: str, param: str | None = None) -> Any:
     if isinstance(schema, dict) and "x-guidance" in schema:
         raise UsageError("the JSON schema has x-guidance, which is no keyword of JSON Schema; leave it out.", param=param)
     return schema
+
+
+def _refuse_endless(constraint: Constraint, what: str, param: str | None) -> None:
+    """`UsageError` for a language that compiles, and that no answer can come to the end of."""
+    patterns = [constraint.text] if constraint.kind is ConstraintKind.REGEX else []
+    if constraint.kind is ConstraintKind.JSON_SCHEMA:
+        schema = read_schema(constraint.text, param)
+        if not has_instance(schema):
+            raise UsageError(f"{what} refers to itself so that no finite value fits it.", param=param)
+        patterns = patterns_of(schema)
+    if (characters := max(map(longest, patterns), default=0)) > REPETITIONS_MAX:
+        raise UsageError(f"{what} repeats up to {characters:.3g} characters; at most {REPETITIONS_MAX} are possible.", param=param)
 
 
 def _refuse(text: str) -> None:

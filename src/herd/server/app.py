@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from herd.errors import CapacityError
+from herd.errors import CapacityError, ProviderError
 from herd.server.access_log import log_request
 from herd.server.callers import Visit
 from herd.server.errors import ApiError, api_error, error_body
@@ -76,7 +76,9 @@ class App:
             await outcome.fail(scope["path"], ApiError(503, "The server stopped before the answer was there.", retry_after_s=5.0))
         except Exception as problem:
             found = api_error(problem)
-            if found.status >= 500 and not isinstance(problem, CapacityError):
+            if isinstance(problem, ProviderError):  # the engine's end was logged where it was seen
+                _LOG.warning("request %s ended with its engine", visit.request_id)
+            elif found.status >= 500 and not isinstance(problem, CapacityError):
                 _LOG.exception("request %s failed", visit.request_id)
             await outcome.fail(scope["path"], found)
         finally:

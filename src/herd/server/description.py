@@ -30,6 +30,7 @@ ERRORS = {
     431: "The head of the request is too large.",
     500: "A bug of the server.",
     503: "The model cannot answer now; `Retry-After` says when to ask again.",
+    504: "The time that the request was given is over.",
 }
 ERROR_SCHEMA = {
     "type": "object",
@@ -125,7 +126,7 @@ def _operation(each: Described, names: Names) -> dict[str, Any]:
     if operation.body is not None:
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": names[operation.body, "validation"]}}}
     elif operation.uploads:
-        made["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": {"type": "object"}}}}
+        made["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": operation.form or {"type": "object"}}}}
     if operation.is_open:
         made["security"] = []
     return made

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from herd.errors import Busy, CapacityError, ContextExceeded, HerdError, ProviderError, UnknownModel, UsageError
+from herd.errors import Busy, CapacityError, ContextExceeded, DeadlinePassed, HerdError, ProviderError, UnknownModel, UsageError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -23,6 +23,7 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 415: "unsupported_media_type", 429: "rate_limit_exceeded", 503: "overloaded"}
 RETRY_S = 1.0
@@ -58,7 +59,10 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds, rounded up, as HTTP has it."""
+        """`Retry-After` in whole seconds, rounded up, as HTTP has it. Where asking again is no use, the official clients, which would ask
+        twice more, are told so in the way that they know."""
+        if self.status == 504:
+            return {"x-should-retry": "false"}
         return {} if self.retry_after_s is None else {"retry-after": str(max(1, -int(-self.retry_after_s // 1)))}
 
 
@@ -75,6 +79,8 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(error.http_status, str(error), param=error.param)
         case Busy():
             return ApiError(429, str(error), code="rate_limit_exceeded", retry_after_s=error.retry_after_s)
+        case DeadlinePassed():
+            return ApiError(504, str(error), code="deadline_exceeded")
         case CapacityError():
             return ApiError(503, str(error), retry_after_s=RETRY_S)
         case ProviderError():

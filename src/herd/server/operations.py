@@ -30,6 +30,7 @@ class Operation:
     streams     the media type of the answer in pieces, if the client may ask for that
     generates   whether a model works for it: such requests count against the limits of keys and of the server
     uploads     whether its body is a file (multipart), which the handler reads by itself
+    form        the JSON schema of such a body's parts
     query       parameters of the address: name to (JSON schema, description)
     is_open     whether it is answered without a key
     tag         the group it is shown in
@@ -43,6 +44,7 @@ class Operation:
     streams: str | None = None
     generates: bool = False
     uploads: bool = False
+    form: dict[str, Any] | None = None
     query: tuple[tuple[str, dict[str, Any], str], ...] = ()
     is_open: bool = False
     tag: str = "OpenAI"

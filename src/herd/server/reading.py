@@ -22,6 +22,8 @@ from herd.server.settings import LIMITS
 BIG_BYTES = 1 << 20
 """Bodies above are parsed beside the event loop, which others' tokens pass through."""
 _JSON = "application/json"
+_OF_OBJECTS = frozenset(("model_type", "model_attributes_type", "dataclass_type", "dict_type"))
+"""Faults that pydantic tells with the names of our classes."""
 B = TypeVar("B", bound="Body")
 
 
@@ -101,6 +103,8 @@ def told(problem: pydantic.ValidationError, value: object) -> ApiError:
         path.append(first["ctx"]["field"])
     elif first["type"] == "missing":
         said = "is missing"
+    elif first["type"] in _OF_OBJECTS:
+        said = "is not a JSON object"
     else:
         said = f"is wrong: {said[:1].lower()}{said[1:]}"
     name = ".".join(path)[:200]

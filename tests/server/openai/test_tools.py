@@ -131,7 +131,7 @@ def named(name: str) -> dict[str, Any]:
         ({"tools": [WEATHER, WEATHER]}, "tools", "names must differ"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0", "function, brave_search"),
         ({"tools": [{"type": "function"}]}, "tools.0.function", "missing"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools.0.function.parameters", "dictionary"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools.0.function.parameters", "JSON object"),
         ({"tools": [{"type": "function", "function": {"name": "f", "x": 1}}]}, "tools.0.function.x", "not a field"),
         ({"tools": [named(f"f{index}") for index in range(129)]}, "tools", "128"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),

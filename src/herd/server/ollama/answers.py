@@ -100,9 +100,9 @@ class Lines:
                         raise error
         raise CapacityError("The answer ended before it was complete.")
 
-    def loaded(self) -> dict[str, Any]:
-        """The answer to an empty question."""
-        return {**self._value({"content": ""}, "", done=True), "done_reason": "load", **self._times()}
+    def loaded(self, reason: str) -> dict[str, Any]:
+        """The answer to an empty question. reason: `load`, or `unload` where that was asked."""
+        return {**self._value({"content": ""}, "", done=True), "done_reason": reason, **self._times()}
 
     def counts(self, event: Finished) -> dict[str, Any]:
         """What the last line tells. `CapacityError` for an answer that was taken away."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field, Tag
@@ -17,6 +18,7 @@ from herd.providers.base import Service
 from herd.server.branches import by_shape
 from herd.server.house import caller, house_of
 from herd.server.ollama.answers import nanoseconds
+from herd.server.ollama.keeping_alive import KeepAlive, unload_after
 from herd.server.ollama.names import model_name
 from herd.server.ollama.requests import Options
 from herd.server.operations import operation
@@ -24,14 +26,12 @@ from herd.server.reading import Body, read_body
 from herd.server.replies import reply
 from herd.server.settings import LIMITS
 
-_HARMLESS = {"keep_alive": "models stay loaded until their memory is needed for another one"}
 _Model = Annotated[str, Field(min_length=1, max_length=LIMITS.name_characters)]
 
 
 class EmbedBody(Body):
-    HARMLESS: ClassVar[Mapping[str, str]] = _HARMLESS
-
     model: _Model
+    keep_alive: KeepAlive | None = None
     input: Annotated[
         Annotated[str, Tag("Text")] | Annotated[list[str], Field(max_length=LIMITS.prompts), Tag("List")],
         by_shape(),
@@ -52,9 +52,8 @@ class EmbedReply(pydantic.BaseModel):
 
 
 class EmbeddingsBody(Body):
-    HARMLESS: ClassVar[Mapping[str, str]] = _HARMLESS
-
     model: _Model
+    keep_alive: KeepAlive | None = None
     prompt: str
     options: Options | None = None
 
@@ -70,7 +69,9 @@ async def embed(request: Request) -> Response:
     texts = [body.input] if isinstance(body.input, str) else body.input
     house = house_of(request)
     began = time.perf_counter()
-    async with house.use(request, model_name(house, body.model)) as service:
+    async with AsyncExitStack() as held:
+        unload_after(house, held, model_name(house, body.model), body.keep_alive)
+        service = await held.enter_async_context(house.use(request, model_name(house, body.model)))
         loaded = time.perf_counter()
         inputs: Sequence[str | Sequence[int]] = [await _cut(service, text) for text in texts] if body.truncate else texts
         found = await service.embed(inputs, caller(request)) if inputs else []
@@ -84,7 +85,9 @@ async def embeddings(request: Request) -> Response:
     """The older form of `/api/embed`."""
     body = await read_body(request, EmbeddingsBody)
     house = house_of(request)
-    async with house.use(request, model_name(house, body.model)) as service:
+    async with AsyncExitStack() as held:
+        unload_after(house, held, model_name(house, body.model), body.keep_alive)
+        service = await held.enter_async_context(house.use(request, model_name(house, body.model)))
         (found,) = await service.embed([body.prompt], caller(request))
     return reply({"embedding": _values(found.values, None)})
 

@@ -15,6 +15,7 @@ from herd.providers.base import Answer, Service
 from herd.server.errors import to_json
 from herd.server.house import house_of
 from herd.server.ollama.answers import AnswerReply, Lines
+from herd.server.ollama.keeping_alive import unload_after
 from herd.server.ollama.names import model_name
 from herd.server.ollama.requests import Asked, ChatBody, GenerateBody, check, to_chat, to_completion, to_question
 from herd.server.operations import operation
@@ -61,11 +62,13 @@ async def _answered(
     house = house_of(request)
     began = time.perf_counter()
     async with AsyncExitStack() as held:
-        service = await held.enter_async_context(house.use(request, model_name(house, body.model)))
+        name = model_name(house, body.model)
+        goes = unload_after(house, held, name, body.keep_alive)
+        service = await held.enter_async_context(house.use(request, name))
         lines = Lines(body.model, is_chat=is_chat, num_top=body.num_top, began=began, load_s=time.perf_counter() - began)
         answer = await ask(service)
         if answer is None:
-            loaded = lines.loaded()
+            loaded = lines.loaded("unload" if goes else "load")
             return Response(to_json(loaded) + b"\n", media_type=NDJSON) if body.is_streamed else reply(loaded)
         held.push_async_callback(answer.aclose)
         await answer.accepted()

@@ -13,6 +13,7 @@ from herd.errors import UsageError
 from herd.providers.base import ChatRequest, CompletionRequest, ModelFacts
 from herd.sampling.constraint import Constraint, ConstraintKind
 from herd.sampling.params import SamplingParams
+from herd.server.ollama.keeping_alive import KeepAlive
 from herd.server.openai.constraints import schema_constraint
 from herd.server.openai.tools import Tools
 from herd.server.reading import Body
@@ -24,7 +25,6 @@ STOP_MAX = 16
 DEFAULTS: Mapping[str, float] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 """What Ollama draws with where neither the model's publisher nor the request says anything."""
 _LOADING = "how a model is loaded is decided when this server starts, and changes no answer"
-_KEPT = "models stay loaded until their memory is needed for another one"
 _Name = Annotated[str, Field(min_length=1, max_length=LIMITS.name_characters)]
 _Picture = Annotated[str, Field(min_length=1)]
 
@@ -78,13 +78,14 @@ Format = Annotated[
 class Asked(Body):
     """What all questions have in common."""
 
-    HARMLESS: ClassVar[Mapping[str, str]] = {"keep_alive": _KEPT, "shift": "a conversation that does not fit is refused, never shortened"}
+    HARMLESS: ClassVar[Mapping[str, str]] = {"shift": "a conversation that does not fit is refused, never shortened"}
     REFUSED: ClassVar[Mapping[str, str]] = {"template": "a server does not run templates that come with a request; use raw."}
 
     model: _Name
     stream: bool | None = Field(None, description="Whether the answer comes in pieces, a line each; it does unless this is false.")
     format: Format | None = None
     options: Options | None = None
+    keep_alive: KeepAlive | None = None
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     truncate: Literal[False] | None = Field(None, description="A prompt that does not fit is refused with both numbers, never cut.")
     logprobs: bool | None = None

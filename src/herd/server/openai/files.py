@@ -59,7 +59,24 @@ class DeletedReply(pydantic.BaseModel):
     deleted: bool
 
 
-@operation("Upload a file", reply=FileReply, uploads=True)
+_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "contentMediaType": BINARY, "minLength": 1},
+        "purpose": {"enum": list(PURPOSES)},
+        "expires_after[anchor]": {"const": "created_at", "description": "Needed with expires_after[seconds]."},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    },
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
+    "additionalProperties": False,
+}
+
+
+@operation("Upload a file", reply=FileReply, uploads=True, form=_FORM)
 async def create_file(request: Request) -> Response:
     """A form with `file` and `purpose` (batch, fine-tune, evals or user_data), and, if it is to go by itself, `expires_after[anchor]`
     (created_at) and `expires_after[seconds]`. Files of batches go after 30 days. Only the key that brought a file finds it."""

@@ -191,11 +191,12 @@ def read_conversation(given: Sequence[AnyMessage]) -> list[Message]:
     return found
 
 
-async def with_pictures(messages: Sequence[Message], rules: Rules) -> list[Message]:
+async def with_pictures(messages: Sequence[Message], rules: Rules, param: str | None = None) -> list[Message]:
     """The same messages with the bytes of pictures that are named by address. `UsageError` for what may not or cannot be fetched, and for
-    pictures that are together larger than `rules` lets one be, times four."""
+    pictures that are together larger than `rules` lets one be, times four. param: the field that errors name; None: the place in
+    `messages`."""
     places = {
-        str(part.source): f"messages.{index}.content.{place}.image_url"
+        str(part.source): param or f"messages.{index}.content.{place}.image_url"
         for index, message in reversed(list(enumerate(messages)))
         for place, part in reversed(list(enumerate(message.parts)))
         if isinstance(part, Image) and _is_address(part)
@@ -212,7 +213,7 @@ async def with_pictures(messages: Sequence[Message], rules: Rules) -> list[Messa
             except UsageError as problem:
                 raise UsageError(f"{at}: {problem}", param=at) from None
         if sum(map(len, found.values())) > FETCHES_AT_ONCE * rules.max_bytes:
-            raise UsageError(f"The pictures are larger than {FETCHES_AT_ONCE * rules.max_bytes} bytes together.", param="messages")
+            raise UsageError(f"The pictures are larger than {FETCHES_AT_ONCE * rules.max_bytes} bytes together.", param=param or "messages")
 
     await _together([fetch(url, at) for url, at in places.items()])
     return [

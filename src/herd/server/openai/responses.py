@@ -229,7 +229,7 @@ async def _earlier(house: House, owner: str, key: str | None) -> list[AnyItem]:
 
 async def _fitted(house: House, service: Service, body: Asked, items: Sequence[AnyItem]) -> tuple[ChatRequest, int]:
     """The question, and how many messages were left out so that it fits. Only whole turns go, the oldest first, and never the last."""
-    messages = await with_pictures(to_messages(items), Rules(hosts=house.settings.image_host))
+    messages = await with_pictures(to_messages(items), Rules(hosts=house.settings.image_host), "input")
     first = [Message(Role.SYSTEM, body.instructions)] if body.instructions else []
     if not messages:
         raise UsageError("input is empty; an answer needs something to answer.", param="input")
