@@ -85,7 +85,7 @@ CONTENTS = st.text(" \n\tab.é🦙<|im_end|>\r1", max_size=12)
 CONVERSATIONS = st.lists(st.tuples(CONTENTS, CONTENTS), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(pairs=CONVERSATIONS, system=st.none() | CONTENTS)
 def test_answers_are_what_the_assistant_says_and_its_end_and_the_prompt_is_the_one_that_asks(
     pairs: list[tuple[str, str]], system: str | None

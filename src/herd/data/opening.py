@@ -54,7 +54,7 @@ class _Zstandard(io.RawIOBase):
         self._library: Any = zstandard
         self._path, self._file = path, file
         self._frame: Any = None
-        self._packed, self._held = b"", b""
+        self._packed, self._held = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -76,7 +76,7 @@ class _Zstandard(io.RawIOBase):
         if self._frame is None:
             self._frame = self._library.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
         try:
-            self._held = self._frame.decompress(self._packed)
+            self._held = memoryview(self._frame.decompress(self._packed))
         except self._library.ZstdError as problem:
             raise FileProblem(f"{self._path}: cannot be unpacked: {problem}. It is damaged; copy it again.") from None
         self._packed = b""

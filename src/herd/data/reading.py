@@ -304,7 +304,8 @@ class _Text:
         depth, in_text, at = 0, False, self._at
         while True:
             found = _SIGNS.search(self._held, at)
-            if found is None or found[0] == b"\\":  # nothing more is here, or what is escaped was not read yet
+            is_cut = found is not None and found[0] == b"\\" and found.end() == len(self._held)
+            if found is None or is_cut:  # nothing more is here, or what is escaped was not read yet
                 at = (len(self._held) if found is None else found.start()) - self._at
                 if at > LINE_BYTES_MAX:
                     raise _too_long(self._path, self.line)
@@ -312,9 +313,12 @@ class _Text:
                     raise FileProblem(f"{self._path}:{self.line}: the file ends inside this element of the JSON array; it is cut short.")
                 continue  # what is held begins with the element now
             sign, at = found[0], found.end()
+            if sign == b"\\":
+                at += 1
+                continue
             if sign == b'"':
                 in_text = not in_text
-            elif not in_text and len(sign) == 1:
+            elif not in_text:
                 depth += 1 if sign in b"{[" else -1
                 if depth == 0:
                     element = self._held[self._at : at]
@@ -322,9 +326,11 @@ class _Text:
                     return element
 
     def _more(self, size: int) -> bool:
-        piece = self._file.read(size)
-        self._held, self._at = self._held[self._at :] + piece, 0
+        """Reads on, more the more is held, so that a long element is not copied again for each of its pieces."""
+        kept = self._held[self._at :]
+        piece = self._file.read(max(size, len(kept)))
+        self._held, self._at = kept + piece, 0
         return bool(piece)
 
 
-_SIGNS = re.compile(rb'["{}\[\]]|\\.?', re.DOTALL)
+_SIGNS = re.compile(rb'[\\"{}\[\]]')
