@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: commands, Python names, settings, endpoints, errors, number formats and the family.
+"""Writes docs/reference/ from the code: commands, Python names, settings, training, endpoints, errors, number formats and the family.
 
 python docs/make_reference.py            writes the pages that changed
 python docs/make_reference.py --check    exit code 1 and their names when any is stale
@@ -110,6 +110,47 @@ def settings() -> str:
     return "\n".join(parts)
 
 
+def training() -> str:
+    """What `--config` and `--set` of `herd tune` and `herd train` take: every dataclass of settings in training, in one table each."""
+    from herd.training.settings import described
+
+    parts = [
+        "# Settings of training\n",
+        "A recipe's settings are a TOML file (`--config`) and `--set NAME=VALUE`; where a field is a table, its name and a dot stand "
+        "before those of the table: `loop.schedule.lr`. How they are read: [runs](../how-to/runs.md).\n",
+    ]
+    for kind in training_kinds():
+        head = (inspect.getdoc(kind) or "").partition("\n")[0]
+        known = {setting.name: setting for setting in described(kind)}
+        rows = []
+        for field in dataclasses.fields(kind):
+            setting = known.get(field.name)
+            shown = ("a table", "see there", told(kind, field.name)) if setting is None else (setting.kind, setting.default, setting.help)
+            rows.append(f"| `{field.name}` | {' | '.join(cell(each) for each in shown)} |")
+        parts.append(
+            "\n".join([f"## {kind.__name__}\n", head + "\n", "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+        )
+    return "\n".join(parts)
+
+
+def training_kinds() -> list[type]:
+    """The dataclasses in training/*_settings.py and of schedules, by name."""
+    import importlib
+
+    folder = REFERENCE.parent.parent / "src" / "herd" / "training"
+    found: dict[str, type] = {}
+    for name in [*sorted(path.stem for path in folder.glob("*_settings.py")), "schedules"]:
+        module = importlib.import_module(f"herd.training.{name}")
+        found |= {key: value for key, value in vars(module).items() if dataclasses.is_dataclass(value) and isinstance(value, type)}
+    return [found[name] for name in sorted(found)]
+
+
+def told(kind: type, name: str) -> str:
+    """A field's line in the docstring of its class."""
+    lines = [line.split(None, 1) for line in (inspect.getdoc(kind) or "").splitlines()]
+    return next((line[1].strip() for line in lines if len(line) == 2 and line[0] == name), "")
+
+
 def default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
@@ -201,6 +242,7 @@ PAGES = {
     "commands.md": commands,
     "python.md": python,
     "settings.md": settings,
+    "training.md": training,
     "endpoints.md": endpoints,
     "errors.md": errors,
     "formats.md": formats,

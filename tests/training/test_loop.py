@@ -199,8 +199,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["cut", "text", "format", "step", "path", "gone"])
 def test_a_folder_that_is_no_whole_checkpoint_does_not_count(change: str, tmp_path: Path) -> None:
     save(tmp_path, 1, {"weights": {"a": torch.zeros(3)}}, {})
-    made = save(tmp_path, 2, {"weights": {"a": torch.ones(3), "b": torch.zeros(0), "c": torch.tensor(True)}}, {"x": 1})
+    save(tmp_path, 2, {"weights": {"a": torch.ones(3), "b": torch.zeros(0), "c": torch.tensor(True)}}, {"x": 1})
     assert [saved.step for saved in complete(tmp_path)] == [1, 2]
+    made = complete(tmp_path)[-1]
     manifest: dict[str, Any] = json.loads((made.folder / "manifest.json").read_text())
     match change:
         case "cut":

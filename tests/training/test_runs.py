@@ -128,7 +128,7 @@ def test_another_machine_is_noted(tmp_path: Path) -> None:
 
 def test_a_log_that_was_cut_is_refused(tmp_path: Path) -> None:
     with open_run(tmp_path / "a", SETTINGS, facts()) as run, pytest.raises(FileProblem, match="It was changed or cut"):
-        run.metrics.cut(5)
+        run.cut(5, 0)
 
 
 def test_a_full_disk_is_a_matter_of_capacity(tmp_path: Path) -> None:

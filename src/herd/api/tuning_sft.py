@@ -28,6 +28,7 @@ from herd.training.facts import gathered
 from herd.training.loop import End, Told, train
 from herd.training.loop import silent as nobody
 from herd.training.optim import kinds_of, make_optimiser
+from herd.training.parallel import Processes, company, divide, gather
 from herd.training.runs import open_run
 from herd.training.sft import Sft
 from herd.training.sft_settings import SftSettings
@@ -48,7 +49,8 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What a run came to. `model` is what was learned, None if the run was stopped; `curves` the picture of its log."""
+    """What a run came to. `model` is what was learned, None if the run was stopped; `curves` the picture of its log. Of several processes
+    under torchrun the first alone has results to show (`is_first`)."""
 
     folder: Path
     end: End
@@ -56,6 +58,7 @@ class Tuned:
     model: Path | None = None
     curves: Path | None = None
     answers: tuple[Answered, ...] = ()
+    is_first: bool = True
 
 
 @dataclass(slots=True)
@@ -89,15 +92,22 @@ def tune_sft(
     began   is told the settings with all numbers in place, what became of the data, and how many parameters are learned
     """
     keep_memory()
-    with open_tuned(settings.model, chat_format=settings.chat_format, progress=progress) as opened:
+    with (
+        company(settings.student.device) as (together, device),
+        open_tuned(settings.model, chat_format=settings.chat_format, progress=progress) as opened,
+    ):
+        is_first = together.index == 0
         data = _read(settings, opened)
         learned, held_out = _split(data, settings)
         settings = settings.resolved(len(data.of(learned)))
         facts = gathered(data.account.files, opened.checkpoint.digest(), {"account": data.account.as_json(), "base": opened.asked})
-        with open_run(folder, settings, facts, resume=resume, force=force) as run:
-            student = opened.student(settings.student, settings.loop.seed)
-            began(settings, data.account, sum(parameter.numel() for parameter in student.parameters.values()))
-            asked = _prompts(data, held_out, settings.samples)
+        with open_run(folder, settings, facts, resume=resume, force=force, company=together) as run:
+            student = opened.student(replace(settings.student, device=device), settings.loop.seed)
+            if is_first:
+                began(settings, data.account, sum(parameter.numel() for parameter in student.parameters.values()))
+            if isinstance(together, Processes) and settings.loop.divided:
+                divide(student, together)
+            asked = _prompts(data, held_out, settings.samples if is_first else 0)
             before = _answers(asked, settings, lambda: opened.answering(chat_format=settings.chat_format))
             recipe = Sft(
                 student=student,
@@ -107,9 +117,13 @@ def tune_sft(
                 size=settings.batch,
                 pack=settings.pack,
                 seed=settings.loop.seed,
+                company=together,
             )
             optimiser = make_optimiser(settings.optimiser, kinds_of(student.cfg, student.parameters))
-            end = train(recipe, run, settings.loop, optimiser, told)
+            end = train(recipe, run, settings.loop, optimiser, told if is_first else nobody, together)
+            gather(student)
+            if not is_first:
+                return Tuned(folder, end, data.account, is_first=False)
             tuned = Tuned(folder, end, data.account, curves=write_svg(folder))
             if not end.is_complete:
                 return tuned

@@ -68,7 +68,8 @@ def sft(out: Path | None, file: Path | None, changes: tuple[str, ...], resume: b
 
     with fetching() as progress, watching(folder.name) as told:
         tuned = tune_sft(settings, folder, resume=resume, force=force, told=told, began=_begun, progress=progress)
-    _print(tuned, as_json)
+    if tuned.is_first:
+        _print(tuned, as_json)
 
 
 def _begun(settings: SftSettings, account: Account, parameters: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
 from herd.training import gradients
+from herd.training.company import ALONE, Company
 from herd.training.curves import write_svg
 from herd.training.loop_settings import LoopSettings
 from herd.training.metrics import Board, Meter, peak_bytes
@@ -94,20 +95,30 @@ def silent(told: Told) -> None:
     """Nobody watches."""
 
 
-def train(recipe: Recipe, run: Run, settings: LoopSettings, optimiser: Optimiser, told: Callable[[Told], None] = silent) -> End:
+def train(
+    recipe: Recipe,
+    run: Run,
+    settings: LoopSettings,
+    optimiser: Optimiser,
+    told: Callable[[Told], None] = silent,
+    company: Company = ALONE,
+) -> End:
     """Runs a recipe to its last step, from the newest checkpoint of the run if there is one.
 
     A first SIGINT or SIGTERM lets the step finish, saves, and gives `End.STOPPED`; a second one acts at once. `UsageError` if there is
     nothing to train, and if more than `settings.max_bad_steps` steps in a row have a loss or gradient that is no number.
     """
-    return _Loop(recipe, run, settings, optimiser, told).run()
+    return _Loop(recipe, run, settings, optimiser, told, company).run()
 
 
 class _Loop:
     """One call of `train`."""
 
-    def __init__(self, recipe: Recipe, run: Run, settings: LoopSettings, optimiser: Optimiser, told: Callable[[Told], None]) -> None:
-        self._recipe, self._run, self._settings, self._optimiser, self._told = recipe, run, settings, optimiser, told
+    def __init__(
+        self, recipe: Recipe, run: Run, settings: LoopSettings, optimiser: Optimiser, told: Callable[[Told], None], company: Company
+    ) -> None:
+        self._recipe, self._run, self._settings, self._optimiser = recipe, run, settings, optimiser
+        self._told, self._company = told, company
         self._parameters = recipe.parameters
         self._meter = Meter()
         self._step = 0  # how many are done
@@ -121,7 +132,7 @@ class _Loop:
         _check_trainable(self._parameters)
         self._restore()
         state, why = State.FAILED, ""
-        if self._settings.tensorboard:
+        if self._settings.tensorboard and self._run.is_first:
             self._board = Board(self._run.folder / "tensorboard", self._step)
         try:
             end = self._steps()
@@ -137,7 +148,8 @@ class _Loop:
                 self._board.close()
             if state is not State.INTERRUPTED:
                 self._run.end(state, self._step, why)
-        write_svg(self._run.folder)
+        if self._run.is_first:
+            write_svg(self._run.folder)
         return end
 
     def _steps(self) -> End:
@@ -149,10 +161,13 @@ class _Loop:
                 self._one()
                 is_last = self._step == settings.steps
                 is_best = bool(settings.evaluate_every) and (is_last or self._step % settings.evaluate_every == 0) and self._evaluate()
-                if is_last or asked or is_best or self._is_time_to_save():
+                is_asked = not self._company.all_agree(not asked)
+                if is_last or is_asked or is_best or self._is_time_to_save():
                     self._save()
-                if asked and not is_last:
-                    self._say(f"{asked.signal_name}: step {self._step} of {settings.steps} is saved; go on with --resume.")
+                if is_asked and not is_last:
+                    self._say(
+                        f"{asked.signal_name or 'Asked to stop'}: step {self._step} of {settings.steps} is saved; go on with --resume."
+                    )
                     return End.STOPPED
         return End.FINISHED
 
@@ -162,7 +177,8 @@ class _Loop:
         self._meter.begin()
         torch.manual_seed(_seed_of(self._settings.seed, number))
         figures = dict(recipe.step(number))
-        length = gradients.norm(self._parameters)
+        self._company.sum_gradients(self._parameters)
+        length = self._company.norm(self._parameters)
         is_bad = not (math.isfinite(figures["loss"]) and math.isfinite(length))
         lr = lr_at(self._settings.schedule, number)
         if number == 0 and figures["tokens"] == 0:
@@ -208,6 +224,9 @@ class _Loop:
 
     def _keep_bad(self, number: int, figures: Figures, length: float) -> None:
         """Writes down what the step was computed from."""
+        bad = gradients.names_of_bad(self._parameters)
+        if not self._run.is_first:
+            return
         place = self._run.folder / "bad" / f"step-{number + 1:06d}"
         batch = getattr(self._recipe, "batch", None)
         tensors, values = batch(number) if batch is not None else ({}, {})
@@ -215,7 +234,7 @@ class _Loop:
         if tensors:
             write_tensors(place / "batch.safetensors", tensors)
         about = {"step": number + 1, "gradient": repr(length), "figures": {name: repr(value) for name, value in figures.items()}}
-        write_json(place / "about.json", about | {"parameters": gradients.names_of_bad(self._parameters), "batch": values})
+        write_json(place / "about.json", about | {"parameters": bad, "batch": values})
         self._say(f"Step {number + 1}: loss {figures['loss']}, gradient {length}: no numbers to learn from. Left out; see {place}.")
 
     def _give_up(self) -> None:
@@ -231,53 +250,58 @@ class _Loop:
     def _is_time_to_save(self) -> bool:
         settings = self._settings
         is_step = settings.save_every > 0 and self._step % settings.save_every == 0
-        return is_step or 0 < settings.save_minutes * 60 <= time.monotonic() - self._saved_at
+        is_late = 0 < settings.save_minutes * 60 <= time.monotonic() - self._saved_at
+        return is_step or not self._company.all_agree(not is_late)
 
     def _save(self) -> None:
         """A checkpoint of now, unless there is one."""
         if self._saved_step == self._step:
             return
         tensors, values = self._recipe.state()
-        self._run.metrics.sync()
-        parts: dict[str, Mapping[str, Tensor]] = {
-            "weights": dict(self._parameters),
-            "optimiser": self._optimiser.state(),
-            "recipe": tensors,
-        }
-        mine = {"bad_steps": self._bad_steps, "best": self._best, "metrics_bytes": self._run.metrics.num_bytes}
-        measured = {"timings_bytes": self._run.timings.num_bytes}
-        save(self._run.checkpoints, self._step, parts, {"loop": mine, "recipe": values, "measured": measured})
+        metrics_bytes, timings_bytes = self._run.num_bytes()
+        parts: dict[str, Mapping[str, Tensor]] = {"weights": self._parameters, "optimiser": self._optimiser.state(), "recipe": tensors}
+        kept = {part: self._company.kept(tensors) for part, tensors in parts.items()}
+        mine = {"bad_steps": self._bad_steps, "best": self._best, "metrics_bytes": metrics_bytes}
+        about = {"loop": mine, "recipe": values, "measured": {"timings_bytes": timings_bytes}}
+        save(self._run.checkpoints, self._step, kept, about, self._company)
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self._drop_old()
 
     def _drop_old(self) -> None:
+        if not self._run.is_first:
+            return
         steps = [saved.step for saved in complete(self._run.checkpoints)][-self._settings.keep_last :]
         best = [self._best[0]] if self._best is not None and self._settings.keep_best else []
         keep_only(self._run.checkpoints, {*steps, *best})
 
     def _restore(self) -> None:
         """Goes back to the newest whole checkpoint, or to the beginning."""
-        remove_litter(self._run.checkpoints)
+        if self._run.is_first:
+            remove_litter(self._run.checkpoints)
+        self._company.all_agree(True)
         for note in self._run.notes:
             self._say(note)
         found = newest(self._run.checkpoints)
+        self._company.all_agree(True)
         if found is None:
-            self._run.metrics.cut(0)
-            self._run.timings.cut(0)
+            self._run.cut(0, 0)
             return
         saved, parts, problems = found
         for problem in problems:
             self._say(f"{problem} Going on from step {saved.step}.")
         mine = saved.values["loop"]
-        self._run.metrics.cut(mine["metrics_bytes"])
-        self._run.timings.cut(min(saved.values["measured"]["timings_bytes"], self._run.timings.num_bytes))
-        _put(self._parameters, parts["weights"], saved.folder)
-        self._optimiser.restore(parts["optimiser"])
+        self._run.cut(mine["metrics_bytes"], saved.values["measured"]["timings_bytes"])
+        _check_same(self._parameters, parts["weights"], saved.folder)
+        for name, value in self._company.placed(parts["weights"], self._parameters).items():
+            with torch.no_grad():
+                self._parameters[name].copy_(value)
+        self._optimiser.restore(self._company.placed(parts["optimiser"], self._parameters))
         self._recipe.restore(parts["recipe"], saved.values["recipe"])
         self._step = self._saved_step = saved.step
         self._bad_steps, best = mine["bad_steps"], mine["best"]
         self._best = None if best is None else (best[0], best[1])
-        keep_only(self._run.checkpoints, range(saved.step + 1))
+        if self._run.is_first:
+            keep_only(self._run.checkpoints, range(saved.step + 1))
         self._drop_old()
 
     def _tell(self, figures: Figures, *, is_evaluation: bool = False, note: str = "") -> None:
@@ -293,8 +317,8 @@ def _check_trainable(parameters: Mapping[str, torch.nn.Parameter]) -> None:
         raise UsageError("There is nothing to train: no parameter takes a gradient.")
 
 
-def _put(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Tensor], folder: object) -> None:
-    """Gives parameters the values of a checkpoint. `FileProblem` if these are other parameters."""
+def _check_same(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Tensor], folder: object) -> None:
+    """`FileProblem` if a checkpoint is of other parameters."""
     if parameters.keys() != tensors.keys():
         strange = sorted(parameters.keys() ^ tensors.keys())[0]
         raise FileProblem(f"{folder}: has other weights than this run trains, {strange} among them. It is of another model or recipe.")
@@ -304,8 +328,6 @@ def _put(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Ten
             raise FileProblem(
                 f"{folder}: {name} is {value.dtype} {list(value.shape)}; this run trains {parameter.dtype} {list(parameter.shape)}."
             )
-        with torch.no_grad():
-            parameter.copy_(value)
 
 
 def _seed_of(seed: int, number: int) -> int:

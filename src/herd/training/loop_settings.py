@@ -24,6 +24,7 @@ class LoopSettings:
     keep_last       how many of the newest checkpoints are kept
     keep_best       whether the checkpoint whose evaluation was best is kept as well, and made when it happens
     best            held-out figure that says which is best: the lowest is, or with a minus before its name the highest
+    divided         among several processes: whether each keeps only its part of the learned weights, gradients and moments
     tensorboard     whether curves are also written for TensorBoard, to the folder `tensorboard` of the run
     """
 
@@ -37,6 +38,7 @@ class LoopSettings:
     keep_last: int = 2
     keep_best: bool = False
     best: str = "loss"
+    divided: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -56,5 +58,5 @@ class LoopSettings:
         return self.schedule.steps
 
 
-HARMLESS = ("save_every", "save_minutes", "keep_last", "keep_best", "best", "tensorboard", "max_bad_steps")
+HARMLESS = ("divided", "save_every", "save_minutes", "keep_last", "keep_best", "best", "tensorboard", "max_bad_steps")
 """Settings of the loop that a resumed run may change freely: nothing that is learned depends on them."""

@@ -29,6 +29,7 @@ from herd.errors import FileProblem, UsageError
 from herd.files import atomic_write, take_lock
 from herd.files.json import read_json
 from herd.files.writing import cannot_write, sync_folder
+from herd.training.company import ALONE, Company
 from herd.training.loop_settings import HARMLESS
 from herd.training.settings import differences, from_toml, to_toml
 
@@ -99,60 +100,96 @@ class Log:
 
 class Run:
     """A run's folder, opened for the one process that works on it. `is_resumed`: it was there before. `notes`: what a person should
-    know of how it was resumed."""
+    know of how it was resumed. Of several processes that train together the first alone writes (`is_first`)."""
 
-    def __init__(self, folder: Path, is_resumed: bool, notes: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, is_resumed: bool, notes: Sequence[str] = (), is_first: bool = True) -> None:
         self.folder = folder
         self.is_resumed = is_resumed
         self.notes = tuple(notes)
-        self.metrics = Log(folder / METRICS)
-        self.timings = Log(folder / TIMINGS)
+        self.is_first = is_first
+        self._logs = (Log(folder / METRICS), Log(folder / TIMINGS)) if is_first else None
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    def num_bytes(self) -> tuple[int, int]:
+        """How long metrics and timings are; the metrics are on the disk then."""
+        if self._logs is None:
+            return 0, 0
+        self._logs[0].sync()
+        return self._logs[0].num_bytes, self._logs[1].num_bytes
+
+    def cut(self, metrics_bytes: int, timings_bytes: int) -> None:
+        """Takes the logs back to where they were. What is missing of the timings is not missed."""
+        if self._logs is not None:
+            self._logs[0].cut(metrics_bytes)
+            self._logs[1].cut(min(timings_bytes, self._logs[1].num_bytes))
+
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """Logs figures of a step, what is measured apart from what is computed."""
-        self.metrics.add({"step": step} | {name: value for name, value in figures.items() if not name.endswith(MEASURED)})
+        if self._logs is None:
+            return
+        metrics, timings = self._logs
+        metrics.add({"step": step} | {name: value for name, value in figures.items() if not name.endswith(MEASURED)})
         if measured := {name: value for name, value in figures.items() if name.endswith(MEASURED)}:
-            self.timings.add({"step": step} | measured)
+            timings.add({"step": step} | measured)
 
     def end(self, state: State, step: int, why: str = "") -> None:
         """Writes down how it ended."""
-        write_json(self.folder / END, {"state": state.value, "step": step, "why": why})
+        if self.is_first:
+            write_json(self.folder / END, {"state": state.value, "step": step, "why": why})
 
     def close(self) -> None:
-        self.metrics.close()
-        self.timings.close()
+        for log in self._logs or ():
+            log.close()
 
 
 @contextmanager
-def open_run(folder: Path, settings: Any, facts: Mapping[str, Any], *, resume: bool = False, force: bool = False) -> Iterator[Run]:
+def open_run(
+    folder: Path, settings: Any, facts: Mapping[str, Any], *, resume: bool = False, force: bool = False, company: Company = ALONE
+) -> Iterator[Run]:
     """The folder of a new run, or of one that goes on.
 
     `settings`: a dataclass as `settings.read_settings` makes them. `facts`: see `facts.gathered`; what is under "data" and "model" has to
     be the same when a run is resumed. `force`: go on with other settings or data all the same. `UsageError` if the folder is not
     empty, is in use, or holds a run of other settings; `FileProblem` if it cannot be written.
     """
+    if company.index > 0:
+        if not company.all_agree(True):
+            raise UsageError(f"{folder}: the first process could not open it; see what it says.")
+        yield Run(folder, resume, is_first=False)
+        return
+    try:
+        run, lock = _opened(folder, settings, facts, resume, force)
+    except BaseException:
+        company.all_agree(False)
+        raise
+    try:
+        company.all_agree(True)
+        yield run
+    finally:
+        run.close()
+        os.close(lock)
+
+
+def _opened(folder: Path, settings: Any, facts: Mapping[str, Any], resume: bool, force: bool) -> tuple[Run, int]:
+    """The run, and the lock on its folder."""
     _make(folder)
     lock = _locked(folder)
     try:
         is_there = (folder / CONFIG).is_file()
         notes: list[str] = []
         if not is_there:
-            _begin(folder, settings, facts, resume)
+            _begin(folder, settings, facts)
         elif not resume:
             raise UsageError(f"{folder} holds a run already ({_ended(folder).value}). Go on with it by --resume, or choose another folder.")
         else:
             notes = _continue(folder, settings, facts, force)
-        run = Run(folder, is_there, notes)
-        try:
-            yield run
-        finally:
-            run.close()
-    finally:
+        return Run(folder, is_there, notes), lock
+    except BaseException:
         os.close(lock)
+        raise
 
 
 def saved_settings(folder: Path, kind: type[S]) -> S:
@@ -240,7 +277,7 @@ def _is_ours(name: str) -> bool:
     return name in (LOCK, FACTS) or (name.startswith(".") and name.endswith(".part"))
 
 
-def _begin(folder: Path, settings: Any, facts: Mapping[str, Any], resume: bool) -> None:
+def _begin(folder: Path, settings: Any, facts: Mapping[str, Any]) -> None:
     _clean(folder)
     write_json(folder / FACTS, facts)
     with atomic_write(folder / CONFIG) as file:

@@ -5,7 +5,9 @@
     checkpoints/.step-000123.77-1f2e.part/          one that is being made, or was when its process died
 
 A checkpoint is written into a folder of another name; every file is synced, then that folder, which then gets its name, and the
-folder around it is synced. So a name means that everything under it is on the disk. Reading trusts nothing all the same: the newest
+folder around it is synced. So a name means that everything under it is on the disk. Where several processes keep parts of the weights, each
+writes a file of its own (`weights-00002-of-00004.safetensors`); a tensor that several files have is their rows one after another, so
+that any number of processes can go on. Reading trusts nothing all the same: the newest
 checkpoint whose manifest, sizes and digests agree is taken. Nothing here can run code out of a file.
 """
 
@@ -18,7 +20,7 @@ import re
 import secrets
 import shutil
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -32,10 +34,12 @@ from herd.errors import CapacityError, FileProblem
 from herd.files import MappedFile, read_json
 from herd.files.writing import FULL, cannot_write, sync_folder
 from herd.records import dataclass
+from herd.training.company import ALONE, Company
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PIECE_BYTES = 32 << 20
+_PLACE = re.compile(r"(-\d{5}-of-\d{5})?\.safetensors$")
 _NAME = re.compile(r"step-(\d{6,})")
 _TYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
@@ -55,9 +59,17 @@ class Saved:
 
     def read(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each part, by name. `FileProblem` if a file is not what was written."""
-        return {name.removesuffix(".safetensors"): self._part(name, *expected) for name, expected in self.files.items()}
+        pieces: dict[str, dict[str, list[Tensor]]] = {}
+        for name, expected in sorted(self.files.items()):
+            part = pieces.setdefault(_PLACE.sub("", name), {})
+            for tensor, value in self._file(name, *expected).items():
+                part.setdefault(tensor, []).append(value)
+        return {
+            part: {name: rows[0] if len(rows) == 1 else torch.cat(rows) for name, rows in tensors.items()}
+            for part, tensors in pieces.items()
+        }
 
-    def _part(self, name: str, num_bytes: int, digest: str) -> dict[str, Tensor]:
+    def _file(self, name: str, num_bytes: int, digest: str) -> dict[str, Tensor]:
         file = MappedFile(self.folder / name)
         try:
             if file.size != num_bytes or hashlib.sha256(file.view).hexdigest() != digest:
@@ -67,29 +79,48 @@ class Saved:
             file.close()
 
 
-def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Saved:
+def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any], company: Company = ALONE) -> None:
     """Makes the checkpoint of a step; one that was there under its name is replaced.
 
-    `CapacityError` if the disk is full, `FileProblem` if it cannot be written otherwise; then everything is as before.
+    Of several processes each gives the rows that it keeps and writes a file for each part; the first makes the manifest and gives the
+    folder its name. `CapacityError` if the disk is full, `FileProblem` if it cannot be written otherwise; then everything is as before.
     """
     target = root / f"step-{step:06d}"
-    temporary = root / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
+    temporary = root / f".{target.name}.{f'{os.getpid()}-{secrets.token_hex(4)}' if company.count == 1 else 'together'}.part"
+    is_first = company.index == 0
+    place = "" if company.count == 1 else f"-{company.index + 1:05d}-of-{company.count:05d}"
     total = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
-    try:
+
+    def begin() -> None:
         root.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+
+    def write() -> None:
+        told = {f"{part}{place}.safetensors": _write(temporary / f"{part}{place}.safetensors", tensors) for part, tensors in parts.items()}
+        _put(temporary / f"written{place}.json", [_json(told)])
+
+    def finish() -> None:
+        files: dict[str, Any] = {}
+        for path in sorted(temporary.glob("written*.json")):
+            files |= read_json(path)
+            path.unlink()
+        _put(temporary / MANIFEST, [_json({"format": FORMAT, "step": step, "files": files, "values": values})])
+        sync_folder(temporary)
+        if target.exists():
+            _remove(target)
+        temporary.rename(target)
+
+    try:
         try:
-            temporary.mkdir()
-            files = {f"{part}.safetensors": _write(temporary / f"{part}.safetensors", tensors) for part, tensors in parts.items()}
-            manifest = {"format": FORMAT, "step": step, "files": {name: list(each) for name, each in files.items()}, "values": values}
-            _put(temporary / MANIFEST, [memoryview(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")])
-            sync_folder(temporary)
-            if target.exists():
-                _remove(target)
-            temporary.rename(target)
+            _in_step(company, begin if is_first else _nothing)
+            _in_step(company, write)
+            _in_step(company, finish if is_first else _nothing)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_folder(root)
+        if is_first:
+            sync_folder(root)
     except OSError as problem:
         if problem.errno in FULL:
             free = shutil.disk_usage(root.parent).free
@@ -98,7 +129,24 @@ def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], value
                 "there). What was saved before is whole. Make room, then go on with --resume."
             ) from problem
         raise cannot_write(target, problem) from problem
-    return Saved(target, step, values, files)
+
+
+def _in_step(company: Company, work: Callable[[], None]) -> None:
+    """`work`, and then waiting for the other processes: what fails for one fails for all."""
+    problem: BaseException | None = None
+    try:
+        work()
+    except BaseException as found:
+        problem = found
+    is_fine = company.all_agree(problem is None)
+    if problem is not None:
+        raise problem
+    if not is_fine:
+        raise FileProblem("The checkpoint could not be written: another process failed; see what it says.")
+
+
+def _nothing() -> None:
+    """Another process does it."""
 
 
 def complete(root: Path) -> list[Saved]:
@@ -208,6 +256,10 @@ def _put(path: Path, pieces: Iterable[memoryview]) -> str:
     finally:
         os.close(descriptor)
     return digest.hexdigest()
+
+
+def _json(value: Any) -> memoryview:
+    return memoryview(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

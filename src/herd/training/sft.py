@@ -19,6 +19,7 @@ from herd.data.packing import packed_rows
 from herd.data.tokenising import Example
 from herd.records import dataclass
 from herd.training.batches import Document, batch_of
+from herd.training.company import ALONE, Company, shared
 from herd.training.loop import Figures
 from herd.training.student import Student
 
@@ -30,6 +31,7 @@ class Sft:
     documents   an example as the student takes it; pictures are prepared only now
     size        examples of a step
     pack        tokens that are computed together
+    company     the processes that share a step's packs
     """
 
     student: Student
@@ -39,6 +41,7 @@ class Sft:
     size: int
     pack: int
     seed: int
+    company: Company = ALONE
 
     @property
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
@@ -48,13 +51,13 @@ class Sft:
         chosen = self._examples(number)
         total = sum(sum(example.weights) for example in chosen)
         loss = 0.0
-        for part, examples in enumerate(packs(chosen, self.pack)):
+        for part, examples, counts in shared(self.company, list(packs(chosen, self.pack))):
             self.student.begin(number, part)
             nll, _ = self.student.nll(batch_of([self.document(example) for example in examples], self.student.device))
-            (nll / total).backward()  # type: ignore[no-untyped-call]
-            loss += nll.item() / total
+            (nll * counts / total).backward()  # type: ignore[no-untyped-call]
+            loss += nll.item() * counts / total
         return {
-            "loss": loss,
+            "loss": self.company.total(loss),
             "tokens": sum(example.num_learned for example in chosen),
             "tokens_read": sum(len(example.tokens) for example in chosen),
         }
@@ -67,9 +70,10 @@ class Sft:
         self.student.rest()
         total = sum(sum(example.weights) for example in self.held_out)
         cost = 0.0
-        for examples in packs(self.held_out, self.pack):
+        for _, examples, counts in shared(self.company, list(packs(self.held_out, self.pack))):
             nll, _ = self.student.nll(batch_of([self.document(example) for example in examples], self.student.device))
-            cost += nll.item()
+            cost += nll.item() * counts
+        cost = self.company.total(cost)
         return {"loss": cost / total, "perplexity": math.exp(min(cost / total, 700.0))}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,94 @@
+"""Processes that train one model together, as a recipe and the loop see them. Alone is the company of one; `parallel.py` has others.
+
+What belongs to a step is the same for every process, as data order is a pure function; each computes its part of it. Gradients and
+figures are *sums* over processes: a recipe divides by what the whole step has, which every process can count without asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from herd.records import dataclass
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+class Company(Protocol):
+    """`index` of this process among `count`."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def total(self, value: float) -> float:
+        """The sum of what all processes give. Every process has to call it at the same place."""
+        ...
+
+    def all_agree(self, is_so: bool) -> bool:
+        """Whether it is so for every process. Waits for all."""
+        ...
+
+    def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """After a step's gradients are made: sums over processes of those that are not summed already."""
+        ...
+
+    def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
+        """The norm of all gradients as one vector, the parts of other processes included."""
+        ...
+
+    def kept(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Which of these this process writes into a checkpoint: its own rows of what is divided; the first also what is whole."""
+        ...
+
+    def placed(self, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.Tensor]:
+        """Tensors of a checkpoint, divided as the parameter that they are of, or of which they are a moment ("NAME.first")."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One process."""
+
+    index: int = 0
+    count: int = 1
+
+    def total(self, value: float) -> float:
+        return value
+
+    def all_agree(self, is_so: bool) -> bool:
+        return is_so
+
+    def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        pass
+
+    def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
+        from herd.training import gradients
+
+        return gradients.norm(parameters)
+
+    def kept(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return tensors
+
+    def placed(self, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.Tensor]:
+        return tensors
+
+
+ALONE = Alone()
+
+
+def shared(company: Company, items: Sequence[T]) -> Iterator[tuple[int, T, float]]:
+    """This process's part of a step's items: (place among all, item, what it counts).
+
+    Every process gets equally many, as what is computed together has to be called equally often: where they do not divide, an item that
+    is another's is computed as well and counts 0. Alone, this is all of them with 1.
+    """
+    rounds = -(-len(items) // company.count)
+    for number in range(rounds):
+        place = number * company.count + company.index
+        yield (place, items[place], 1.0) if place < len(items) else (place, items[place % len(items)], 0.0)

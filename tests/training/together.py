@@ -1,0 +1,123 @@
+"""A tiny model that one process trains, or two together; run as a program it is one of them.
+
+`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER CASE ...`, CASE being METHOD-OPTIMISER-WEIGHTS[-STOP].
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.training.batches import Document, batch_of
+from herd.training.company import ALONE, Company, shared
+from herd.training.loop import Told, train
+from herd.training.loop_settings import LoopSettings
+from herd.training.optim import kinds_of, make_optimiser
+from herd.training.optimiser_settings import OptimiserSettings
+from herd.training.parallel import Processes, company, divide, gather
+from herd.training.runs import open_run
+from herd.training.saving import write_tensors
+from herd.training.schedules import Schedule
+from herd.training.student import Student
+from tiny import random_leaves, tiny_llama
+
+SETTINGS = LoopSettings(schedule=Schedule(lr=0.01, steps=6), save_every=2, save_minutes=0, evaluate_every=3, clip=0.5)
+STOPPED_AFTER = 3
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Three packs of documents of unequal length a step, each process taking its own."""
+
+    student: Student
+    company: Company
+
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        return self.student.parameters
+
+    def step(self, number: int) -> dict[str, float]:
+        packs = [documents_of(lengths, 10 * number + index) for index, lengths in enumerate(((9, 4), (17,), (3, 5, 2)))]
+        return self._computed(packs, is_learning=True)
+
+    def _computed(self, packs: list[list[Document]], *, is_learning: bool) -> dict[str, float]:
+        total = sum(sum(document.weights) for pack in packs for document in pack)
+        mine = 0.0
+        for _, pack, counts in shared(self.company, packs):
+            nll, _ = self.student.nll(batch_of(pack))
+            loss = nll * counts / total
+            if is_learning:
+                loss.backward()  # type: ignore[no-untyped-call]
+            mine += float(loss.detach())
+        tokens = sum(weight != 0 for pack in packs for document in pack for weight in document.weights)
+        return {"loss": self.company.total(mine), "tokens": float(tokens)}
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        with torch.no_grad():
+            return self._computed([documents_of((8,), 999)], is_learning=False)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        pass
+
+
+def documents_of(lengths: tuple[int, ...], seed: int) -> list[Document]:
+    """Random documents; about two thirds of their tokens count, some more than others."""
+    random = np.random.default_rng([7, seed])
+    made = []
+    for length in lengths:
+        weights = random.choice([0.0, 1.0, 0.5], length)
+        weights[0], weights[-1] = 0.0, 1.0
+        made.append(Document(tuple(random.integers(4, 200, length).tolist()), tuple(weights.tolist())))
+    return made
+
+
+def student_of(method: str) -> Student:
+    from herd.training.lora_settings import Lora
+
+    cfg = tiny_llama()
+    leaves = random_leaves(cfg)
+    return Student(cfg, leaves.__getitem__, dtype=torch.float64, lora=Lora(rank=4, targets=("all",)) if method == "lora" else None)
+
+
+def work(folder: Path, case: str, together: Company = ALONE) -> None:
+    """Trains to the end, or until it is stopped; writes the weights that came of it as `learned.safetensors`."""
+    method, optimiser, weights, *stop = case.split("-")
+    student = student_of(method)
+    if weights == "divided" and isinstance(together, Processes):
+        divide(student, together)
+    made = make_optimiser(OptimiserSettings(name=optimiser), kinds_of(student.cfg, student.parameters))
+
+    def told(seen: Told) -> None:
+        if stop and seen.step == STOPPED_AFTER and not seen.is_evaluation and not seen.note and together.index == together.count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    facts = {"data": {}, "model": "", "machine": {}, "version": {}}
+    with open_run(folder, SETTINGS, facts, resume=(folder / "config.toml").exists(), company=together) as run:
+        train(Packed(student, together), run, SETTINGS, made, told, together)
+    gather(student)
+    if together.index == 0:
+        write_tensors(folder / "learned.safetensors", student.parameters)
+
+
+def main() -> None:
+    with company() as (together, _):
+        for case in sys.argv[2:]:
+            name, _, case = case.rpartition("=")
+            work(Path(sys.argv[1]) / (name or case), case, together)
+            together.all_agree(True)
+
+
+if __name__ == "__main__":
+    main()
