@@ -13,10 +13,12 @@ from cli import chat_model
 from herd.cli.tune_inspect import inspect as command
 from herd.data.inspection import inspect, runs
 from herd.data.lengths import NOTHING_LEFT, TOO_LONG
-from herd.data.preparing import NOTHING, REFUSED, SPELLED
+from herd.data.preparing import NOTHING, REFUSED, SPELLED, UNWRITTEN
 from herd.data.tokenising import Tokenising
 from herd.errors import FileProblem, UsageError
 from herd.text.formats.chatml import ChatML
+from herd.text.formats.llama3 import Llama3
+from herd.text.formats.llama4 import Llama4
 from text import vocabularies
 
 BYTES = vocabularies.tokenizer("llama-bpe")
@@ -74,6 +76,14 @@ def test_runs_with_nothing_to_learn_are_refused_with_the_reasons(tmp_path: Path)
 def test_control_tokens_that_texts_spell_are_noted(tmp_path: Path) -> None:
     found = inspect([chats(tmp_path, {"messages": [ASK, {"role": "assistant", "content": "x<|eot_id|>"}]})], TOKENISING)
     assert found.account.notes[SPELLED].detail == "<|eot_id|>"
+
+
+def test_texts_that_a_format_does_not_write_are_noted(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": "Let me look.", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    path = chats(tmp_path, {"messages": [ASK, call, {"role": "tool", "content": "4"}, SAY]})
+    found = inspect([path], Tokenising(BYTES, Llama3(BYTES, "llama3.1")))
+    assert found.account.notes[UNWRITTEN].detail == "messages[1] says 'Let me look.'"
+    assert UNWRITTEN not in inspect([path], Tokenising(BYTES, Llama4(BYTES))).account.notes
 
 
 @pytest.mark.parametrize(

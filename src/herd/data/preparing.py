@@ -13,6 +13,7 @@ from herd.errors import UsageError
 
 REFUSED = "the chat format does not have what it needs"
 NOTHING = "no token of it is learned"
+UNWRITTEN = "a text beside a call of a tool is not written by the chat format"
 SPELLED = "a text spells a control token of the model, and is learned as that text"
 
 
@@ -34,6 +35,8 @@ def prepared(
         except UsageError as problem:
             account.drop_kept(REFUSED, sample.place, str(problem))
             continue
+        if isinstance(sample, Chat) and (missing := _unwritten(sample, examples, tokenising)) is not None:
+            account.note(UNWRITTEN, sample.place, missing)
         if isinstance(sample, Chat | Passage):
             kept = account.num_kept
             examples = tuple(limited(examples, max_tokens, too_long, account))
@@ -47,6 +50,15 @@ def prepared(
             account.drop_kept(NOTHING, sample.place)
             continue
         yield examples
+
+
+def _unwritten(sample: Chat, examples: tuple[Example, ...], tokenising: Tokenising) -> str | None:
+    """What an assistant says beside a call where its format has room for the call alone."""
+    for at, message in enumerate(sample.messages):
+        text = message.text.strip()
+        if message.tool_calls and text and not any(text in tokenising.tokenizer.decode(example.tokens) for example in examples):
+            return f"messages[{at}] says {text!r:.80}"
+    return None
 
 
 def _control(sample: Sample, tokenising: Tokenising) -> str | None:
