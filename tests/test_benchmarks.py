@@ -54,3 +54,23 @@ def test_the_newest_results_fill_the_marked_places(
     side_by_side = tables.renewed(page.replace("results: versus", "summary: versus"))
     assert "| | herd | herd's share of the bound |" in side_by_side and "| decode | 2 tokens/s | 50% |" in side_by_side
     assert filled.startswith("before\n") and filled.endswith("after\n") and tables.renewed(filled) == filled
+
+
+def test_the_arithmetic_of_a_tuning_step_is_what_its_products_are() -> None:
+    """Counted product by product for one document: two of the frozen matrices, three of the updates, seven of attention's."""
+    from herd.models import llama
+    from tiny import tiny_llama
+
+    cfg, length, rank = tiny_llama(num_layers=1, tied_embeddings=True), 3, 4
+    matrices = [(256, 256), (64, 256), (64, 256), (256, 256), (512, 256), (512, 256), (256, 512)]
+    frozen = 2 * length * (sum(out * columns for out, columns in matrices) + 320 * 256)
+    updates = 2 * length * rank * sum(out + columns for out, columns in matrices)
+    attention = 2 * (1 + 2 + 3) * 8 * 32
+    operations = script("tuning").operations
+    assert operations(cfg, tuple(llama.tensors(cfg)), rank, [length], False) == 2 * frozen + 3 * updates + 7 * attention
+    assert operations(cfg, tuple(llama.tensors(cfg)), rank, [length], True) == 3 * frozen + 7 * attention
+
+
+def test_documents_are_packed_largest_first_and_no_fuller_than_allowed() -> None:
+    packs = script("tuning_workers").packs
+    assert list(packs([3, 9, 5, 1, 20], 10, lambda size: size)) == [[20], [9, 1], [5, 3]]

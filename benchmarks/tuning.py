@@ -1,0 +1,232 @@
+"""How fast and how small a step of tuning is, beside trl and peft in the same run. Prints one JSON line.
+
+    python benchmarks/tuning.py MODEL [--data chats.jsonl] [--forms "herd lora" "trl lora" ...] [--documents 8] [--steps 3]
+
+MODEL is what `herd.load` takes. `--data` holds conversations ({"messages": ...} and the other shapes that `herd tune` reads), which are
+cut at `--max-tokens`; without it documents are random tokens, as long as real chats are (median 460 of at most 512), which cost the
+same. All forms learn the same documents, each in a process of its own, by turns, `--rounds` times.
+
+"tuned" forms tell glibc by environment variables to keep memory; herd tells it by itself. Counted are real tokens: padding is nobody's
+work. Figures are medians; `of_peak` is the share of the arithmetic that this machine can do at most:
+
+    LoRA      2 products of every frozen matrix (there, and the gradient of its input), 3 of every update
+    full      3 products of every matrix
+    attention 2 products there and 5 back, of the keys that a query can see (all are counted, also those that a form computes again)
+
+Recomputed layers count once: computing them again is no work that was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from record import commit, machine, say, sha256
+from tuning_workers import FORMS
+
+from herd.backends.cpu.limits import measure_float32
+from herd.checkpoints import Checkpoint, open_checkpoint
+from herd.models.llama import LlamaConfig
+from herd.models.weights import Kind
+
+WORKERS = Path(__file__).resolve().parent / "tuning_workers.py"
+# What a user of trl reads in forums: keep memory instead of mapping it anew for each tensor.
+TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
+DEFAULT_FORMS = (
+    "herd lora",
+    "herd lora recomputed",
+    "trl lora",
+    "trl lora float32 kept",
+    "trl lora float32 kept, tuned",
+    "peft loop float32, tuned",
+)
+NUM_PAIRS = 4
+
+
+def documents_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> list[list[int]]:
+    """Conversations as tokens, or random ones as long as real ones are."""
+    if arguments.data is None:
+        return random_documents(arguments.documents, arguments.max_tokens, checkpoint.config.vocab_size)
+    from herd.data.account import Account
+    from herd.data.samples import Chat, Passage
+    from herd.data.shapes import read_samples
+    from herd.data.tokenising import Tokenising
+    from herd.text.formats import choose_format
+    from herd.text.tokenizer import load_tokenizer
+
+    source = checkpoint.tokenizer
+    assert source is not None, "the model has a tokenizer"
+    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
+    tokenising = Tokenising(tokenizer, choose_format(tokenizer, checkpoint.chat_template), learn="all")
+    found: list[list[int]] = []
+    for sample in read_samples([arguments.data], Account()):
+        assert isinstance(sample, Chat | Passage), "conversations or texts"
+        found += [list(example.tokens)[: arguments.max_tokens] for example in tokenising.examples(sample)]
+    return random.Random(1).sample(found, arguments.documents)
+
+
+def random_documents(count: int, longest: int, vocabulary: int) -> list[list[int]]:
+    """Lengths as chats cut at 512 tokens have: half of them above nine tenths of the limit."""
+    chance = random.Random(1)
+    lengths = [longest if chance.random() < 0.42 else chance.randint(longest // 8, longest) for _ in range(count)]
+    return [[chance.randrange(vocabulary) for _ in range(length)] for length in lengths]
+
+
+def pairs_of(documents: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    """Preferences between the second halves of neighbours."""
+    chosen = [documents[index % len(documents)] for index in range(2 * NUM_PAIRS)]
+    return [
+        {"prompt": first[: len(first) // 3], "chosen": first[len(first) // 3 :], "rejected": second[len(second) // 3 :]}
+        for first, second in zip(chosen[0::2], chosen[1::2], strict=True)
+    ]
+
+
+def operations(cfg: LlamaConfig, specs: Any, rank: int, lengths: Sequence[int], full: bool) -> float:
+    """Arithmetic that a step over these documents asks for: multiplications and additions."""
+    matrices = [spec for spec in specs if spec.kind is Kind.MATRIX]
+    head = cfg.vocab_size * cfg.width
+    held: int = sum(spec.count for spec in matrices) + head
+    updates: int = sum(rank * sum(spec.shape) for spec in matrices)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    attention = 7 * 2 * pairs * cfg.num_heads * cfg.head_width * cfg.num_layers
+    return sum(lengths) * (6 * held if full else 4 * held + 6 * updates) + attention
+
+
+def run(form: str, job: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One form once. What it writes to standard error is shown only if it fails."""
+    name = form.removesuffix(", tuned")
+    environment = os.environ | (TUNED if form.endswith(", tuned") else {})
+    command = [*shlex.split(arguments.before), sys.executable, str(WORKERS), name, str(job)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=arguments.limit_s, check=False)
+    if done.returncode:
+        raise SystemExit(f"{form} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def converted(model: Path, folder: Path) -> Path:
+    """The same weights for transformers, in float32."""
+    command = [sys.executable, "-m", "herd", "convert", str(model), str(folder), "--to", "hf", "--dtype", "f32"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int, peak: float) -> dict[str, Any]:
+    seconds = [each for result in found for each in result["seconds"]]
+    middle = statistics.median(seconds)
+    made = {
+        "s_per_step": round(middle, 3),
+        "spread_s": [round(min(seconds), 3), round(max(seconds), 3)],
+        "peak_gib": round(max(each["peak_bytes"] for each in found) / 2**30, 2),
+        "dtype": found[0]["dtype"],
+        "first_losses": [round(each, 4) for each in found[0]["losses"][:2]],
+    }
+    if "dpo" in form:
+        return made | {"pairs_per_s": round(NUM_PAIRS / middle, 3)}
+    return made | {"tokens_per_s": round(tokens / middle, 1), "of_peak": round(work / middle / peak, 3)}
+
+
+def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(arguments.model)
+    assert isinstance(checkpoint.config, LlamaConfig), "a llama of text"
+    documents = documents_of(arguments, checkpoint)
+    needs_peers = any(not form.startswith("herd") for form in arguments.forms)
+    hf = (arguments.folder or converted(arguments.model, folder / "model")) if needs_peers else None
+    job = folder / "job.json"
+    facts = {"checkpoint": str(arguments.model), "folder": str(hf), "documents": documents, "pairs": pairs_of(documents)}
+    settings = ("rank", "pack", "warmup", "steps", "threads", "max_tokens")
+    job.write_text(json.dumps(facts | {name: getattr(arguments, name) for name in settings}), encoding="utf-8")
+    peaks, results = [], {form: [] for form in arguments.forms}  # type: tuple[list[float], dict[str, list[dict[str, Any]]]]
+    for turn in range(arguments.rounds):
+        peaks.append(measure_float32(arguments.threads))
+        for form in arguments.forms:
+            say(f"round {turn + 1}: {form}")
+            results[form].append(run(form, job, arguments))
+            say(f"    {results[form][-1]}")
+    lengths = [len(ids) for ids in documents]
+    peak = max(peaks)
+
+    def work(form: str) -> float:
+        return operations(checkpoint.config, checkpoint.specs, arguments.rank, lengths, "full" in form)
+
+    forms = {form: summary(form, found, work(form), sum(lengths), peak) for form, found in results.items()}
+    return {"lengths": lengths, "float32_peak_gflops": round(peak / 1e9, 1), "forms": forms}
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, help="conversations; default: random tokens")
+    parser.add_argument("--folder", type=Path, help="the same model as transformers reads it, if it is there already")
+    parser.add_argument("--forms", nargs="+", default=list(DEFAULT_FORMS), help=f"any of {', '.join(FORMS)}; peers also with ', tuned'")
+    for name, default in {
+        "documents": 8,
+        "max-tokens": 512,
+        "rank": 16,
+        "pack": 512,
+        "warmup": 1,
+        "steps": 3,
+        "rounds": 1,
+        "threads": 2,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--limit-s", type=float, default=3600, help="the longest that one form may take")
+    parser.add_argument("--before", default="", help="put before each worker's command, such as 'nice -n -5' or 'numactl -N 0'")
+    arguments = parser.parse_args()
+    for form in arguments.forms:
+        if form.removesuffix(", tuned") not in FORMS:
+            parser.error(f"{form!r} is no form; there are: {', '.join(FORMS)}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parsed()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(arguments, Path(folder))
+    ours = [form for form in arguments.forms if form == "herd lora"]
+    ratios = {}
+    if ours:
+        first = found["forms"][ours[0]]
+        for form, theirs in found["forms"].items():
+            if "tokens_per_s" in theirs and form not in ours:
+                ratios[form] = {
+                    "times_as_fast": round(first["tokens_per_s"] / theirs["tokens_per_s"], 2),
+                    "of_its_memory": round(first["peak_gib"] / theirs["peak_gib"], 2),
+                }
+    versions = {name: __import__(name).__version__ for name in ("torch", "transformers", "peft", "trl") if importable(name)}
+    line = {
+        "figure": "tuning step",
+        "unit": "real tokens/s",
+        "value": found["forms"][ours[0]]["tokens_per_s"] if ours else None,
+        **found,
+        "herd_lora_beside": ratios,
+        "settings": {name: getattr(arguments, name) for name in ("documents", "max_tokens", "rank", "pack", "steps", "rounds", "threads")},
+        "data": "random tokens" if arguments.data is None else arguments.data.name,
+        "machine": machine(),
+        "commit": commit(),
+        "model": arguments.model.name,
+        "model_sha256": sha256(arguments.model) if arguments.model.is_file() else None,
+        "versions": versions,
+    }
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def importable(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+if __name__ == "__main__":
+    main()
