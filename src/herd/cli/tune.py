@@ -6,7 +6,7 @@ import click
 
 from herd.cli.options import Examples, offline_option
 
-COMMANDS = ("dpo", "inspect", "kto", "list", "merge", "orpo", "reward", "sft", "show", "simpo")
+COMMANDS = ("distill", "dpo", "grpo", "inspect", "kto", "list", "merge", "orpo", "reject", "reward", "sft", "show", "simpo")
 
 
 class Tune(Examples, click.Group):
@@ -38,8 +38,6 @@ def _command(name: str) -> click.Command | None:
     match name:
         case "inspect":
             from herd.cli.tune_inspect import inspect as found
-        case "inspect":
-            from herd.cli.tune_inspect import inspect as found
         case "list":
             from herd.cli.tune_runs import list_runs as found
         case "merge":
@@ -48,10 +46,16 @@ def _command(name: str) -> click.Command | None:
             from herd.cli.tune_sft import sft as found
         case "show":
             from herd.cli.tune_runs import show_run as found
+        case "distill":
+            from herd.cli.tune_distill import distill as found
         case "dpo" | "kto" | "orpo" | "reward" | "simpo":
             from herd.cli import tune_preferences
 
             found = getattr(tune_preferences, name)
+        case "grpo" | "reject":
+            from herd.cli import tune_grpo
+
+            found = getattr(tune_grpo, name)
         case _:
             return None
     return found

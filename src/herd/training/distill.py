@@ -133,7 +133,7 @@ class Distillation:
         batch = batch_of([each.document for each in group], self.student.device)
         ids_RK = torch.cat([each.ids_RK for each in group]).to(self.student.device)
         p_RK1 = torch.cat([each.logprobs_RK1 for each in group]).to(self.student.device)
-        name, beta, temperature = self.targets.divergence, self.targets.beta, self.temperature
+        name, beta, temperature = self.targets.divergence or "forward", self.targets.beta, self.temperature
 
         def far(logits_RV: Tensor, rows: slice) -> Tensor:
             q_RK1 = grouped(logits_RV, ids_RK[rows], temperature)
@@ -215,7 +215,7 @@ class OnPolicy:
         """The divergence summed over all tokens, and what each token of the answers cost the student [R]."""
         batch = batch_of(documents, self.student.device)
         teacher_RV = torch.cat([self.teacher.logits(document) for document in documents]).to(self.student.device)
-        name, beta = self.targets.divergence, self.targets.beta
+        name, beta = self.targets.divergence or "reverse", self.targets.beta
         costs: dict[int, Tensor] = {}
 
         def far(logits_RV: Tensor, rows: slice) -> Tensor:

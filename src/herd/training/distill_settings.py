@@ -23,21 +23,21 @@ LR = {"lora": 2e-4, "full": 5e-5}
 class SoftTargets:
     """How the teacher counts. Formulas: training/divergences.py.
 
-    divergence   "forward": cover all that the teacher does; "reverse": keep to it; "js": between them
+    divergence   "forward": cover all that the teacher does; "reverse": keep to it; "js": between them; empty: forward, on-policy reverse
     beta         of js: the teacher's part of the mixture
     start        weight of the teacher at the first step, beside the token that really follows
     end          its weight at the last step
     shape        how it goes from one to the other: "constant", "linear" or "cosine"
     """
 
-    divergence: str = "forward"
+    divergence: str = ""
     beta: float = 0.5
     start: float = 0.5
     end: float = 0.5
     shape: str = "linear"
 
     def __post_init__(self) -> None:
-        need(self.divergence in DIVERGENCES, "divergence", self.divergence, " or ".join(DIVERGENCES))
+        need(self.divergence in ("", *DIVERGENCES), "divergence", self.divergence, " or ".join(DIVERGENCES))
         need(self.shape in SHAPES, "shape", self.shape, " or ".join(SHAPES))
         need(0 < self.beta < 1, "beta", self.beta, "a number between 0 and 1")
         for name in ("start", "end"):
@@ -104,6 +104,14 @@ class DistillSettings:
         for name in ("batch", "answers", "pack"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
         need(self.max_tokens >= 2, "max_tokens", self.max_tokens, "a whole number, 2 or more")
+        if self.way == "on-policy":
+            unused = {"temperature": 1.0, "words": "", "learn": "answers"}
+            for name, value in unused.items():
+                need(getattr(self, name) == value, name, getattr(self, name), f"{value!r} on-policy, where it says nothing")
+            targets = self.targets
+            need(
+                (targets.start, targets.end) == (0.5, 0.5), "targets.start", targets.start, "nothing on-policy: there are soft targets only"
+            )
         steps, rate = self.loop.schedule.steps, self.loop.schedule.lr
         need(not self.epochs or steps == Schedule().steps, "loop.schedule.steps", steps, "nothing where epochs say it; or set epochs = 0")
         need(rate in (Schedule().lr, self.peak), "loop.schedule.lr", rate, f"nothing: lr says it, which is {self.peak}")

@@ -1,0 +1,144 @@
+"""`herd tune grpo` and `herd tune reject`: answers that a program can judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from herd.cli.options import Examples, offline_option
+from herd.cli.tune_options import NAMES, named, place_of, run_options, student_options, watching
+from herd.cli.tune_preferences import begun, show
+
+OWN = {
+    **{name: at for name, at in NAMES.items() if name != "steps"},
+    **{name: name for name in ("model", "data", "chat_format", "held_out", "steps", "backend")},
+    **{name: f"rollouts.{name}" for name in ("prompts", "answers", "max_tokens", "temperature")},
+    "evaluate_every": "loop.evaluate_every",
+}
+KINDS = ("number", "text", "tests", "schema", "length", "pattern", "function")
+
+
+@click.command(
+    cls=Examples,
+    short_help="Learn from rewards that a program can check.",
+    examples="""
+    herd tune grpo --model smollm2-135m-instruct --data sums.jsonl                         {"prompt": "2 + 3?", "answer": 5} on each line
+    herd tune grpo --model smollm2-135m-instruct --data code.jsonl --reward tests          {"prompt": ..., "tests": "assert ..."}
+    herd tune grpo --model smollm2-135m-instruct --data p.jsonl --reward mine.py:score     def score(answer, task): return 0.5
+    herd tune grpo --model smollm2-135m-instruct --data sums.jsonl --variant dr_grpo       as another paper has it
+    """,
+)
+@click.option("--model", metavar="NAME", help="What is tuned: a name, a .gguf file or a folder.")
+@click.option("--data", multiple=True, metavar="PATH", help="Prompts with what answers are checked by, as JSONL. Can be repeated.")
+@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{', '.join(KINDS[:-1])}, or FILE.py:NAME. Added up.  [number]")
+@click.option("--variant", metavar="NAME", help="Loss of a paper: grpo, dr_grpo or dapo.  [default: dapo]")
+@click.option("--prompts", type=int, metavar="N", help="Prompts of a step.  [default: 4]")
+@click.option("--answers", type=int, metavar="N", help="Answers to each.  [default: 8]")
+@click.option("--max-tokens", type=int, metavar="N", help="The longest answer.  [default: 256]")
+@click.option("--temperature", type=float, metavar="X", help="Of drawing.  [default: 1]")
+@click.option("--backend", metavar="NAME", help="What answers are drawn by: cpu or torch.  [default: cpu]")
+@click.option("--chat-format", metavar="NAME", help="How conversations become tokens, for models that do not say.")
+@click.option("--held-out", type=float, metavar="X", help="Measured and not learned: a share below 1, or how many.  [default: 0.05]")
+@click.option("--evaluate-every", type=int, metavar="N", help="Steps between two evaluations.  [default: only before and after]")
+@run_options
+@student_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def grpo(
+    out: Path | None,
+    file: Path | None,
+    changes: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    rewards: tuple[str, ...],
+    variant: str | None,
+    **options: Any,
+) -> None:
+    """Online reinforcement learning: the model answers prompts, a program judges, and answers that beat their neighbours become likelier.
+
+    How far the engine's probabilities are from the trainer's is measured at every step and logged as gap and gap_most.
+    """
+    from herd.cli.output import fetching
+    from herd.training.grpo_settings import GrpoSettings
+    from herd.training.grpo_settings import variant as loss_of
+    from herd.training.settings import read_settings
+
+    given = named(options, OWN)
+    if rewards:
+        given["rewards"] = [reward_of(each) for each in rewards]
+    if variant is not None:
+        loss = loss_of(variant)
+        given |= {f"loss.{name}": getattr(loss, name) for name in ("scale", "over", "clip_low", "clip_high", "kl")}
+    settings = read_settings(GrpoSettings, file, changes, given)
+    folder = place_of(out, settings.data)
+    from herd.api.tuning_grpo import tune_grpo
+
+    with fetching() as progress, watching(folder.name) as told:
+        found = tune_grpo(settings, folder, resume=resume, force=force, told=told, began=begun, progress=progress)
+    show(found, "grpo", as_json)
+
+
+@click.command(
+    cls=Examples,
+    short_help="Write down the best of several answers.",
+    examples="""
+    herd tune reject --model smollm2-135m-instruct --data sums.jsonl --reward number --out good.jsonl    the right ones of 8
+    herd tune reject --model teacher --data prompts.jsonl --answers 1 --out made.jsonl                   answers of a teacher
+    herd tune sft --model smollm2-135m-instruct --data good.jsonl --lora                                 learn them
+    """,
+)
+@click.option("--model", metavar="NAME", help="Who answers: a name, a .gguf file or a folder.")
+@click.option("--data", multiple=True, metavar="PATH", help="Prompts, with what answers are checked by where there are rewards.")
+@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{', '.join(KINDS[:-1])}, or FILE.py:NAME.  [none: all are kept]")
+@click.option("--answers", type=int, metavar="N", help="Answers to each prompt.  [default: 8]")
+@click.option("--keep", type=int, metavar="N", help="How many of them are kept at most.  [default: 1]")
+@click.option("--least", type=float, metavar="X", help="What an answer must be worth to be kept.  [default: 1]")
+@click.option("--max-tokens", type=int, metavar="N", help="The longest answer.  [default: 512]")
+@click.option("--temperature", type=float, metavar="X", help="Of drawing.  [default: 1]")
+@click.option("--backend", metavar="NAME", help="What answers are drawn by: cpu or torch.  [default: cpu]")
+@click.option("--chat-format", metavar="NAME", help="How conversations become tokens, for models that do not say.")
+@click.option("--seed", type=int, metavar="N", help="What everything that is drawn comes from.  [default: 0]")
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="One setting. Can be repeated.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The JSONL file to be written.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@offline_option
+def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool, rewards: tuple[str, ...], **options: Any) -> None:
+    """Rejection sampling: several answers to each prompt, and the best of them as conversations to learn from."""
+    from herd.cli.output import fetching, print_json
+    from herd.training.rejection_settings import RejectionSettings
+    from herd.training.settings import read_settings
+
+    names = ("model", "data", "answers", "keep", "least", "max_tokens", "temperature", "backend", "chat_format", "seed")
+    given = named(options, {name: name for name in names})
+    if rewards:
+        given["rewards"] = [reward_of(each) for each in rewards]
+    elif "answers" in given:
+        given.setdefault("keep", given["answers"])
+    settings = read_settings(RejectionSettings, file, changes, given)
+    from herd.api.tuning_grpo import reject as draw
+
+    with fetching() as progress:
+        found = draw(settings, out, progress=progress)
+    told = {"file": str(found.path), "prompts": found.asked, "kept": found.kept}
+    means = {"mean_reward": found.mean_reward, "kept_reward": found.kept_reward}
+    if as_json:
+        print_json({**told, **means, "data": found.account.as_json()})
+        return
+    for line in found.account.lines():
+        click.echo(line, err=True)
+    click.echo(f"{found.kept:,} answers to {found.asked:,} prompts kept in {found.path}; mean reward {found.mean_reward:.3f}")
+
+
+def reward_of(text: str) -> Any:
+    """`--reward KIND` or `--reward FILE.py:NAME` as settings."""
+    from herd.errors import UsageError, did_you_mean
+    from herd.training.rewards import RewardSettings
+
+    if ".py:" in text:
+        return RewardSettings(kind="function", function=text)
+    if text not in KINDS:
+        raise UsageError(f"There is no reward {text!r:.60}{did_you_mean(text, KINDS)} There are {', '.join(KINDS[:-1])}, and FILE.py:NAME.")
+    return RewardSettings(kind=text)  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+"""`herd tune dpo`, `simpo`, `kto`, `orpo`, `reward`, `grpo`, `reject`, `distill`: from files to a folder that answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
+
+from click.testing import CliRunner
+
+import herd
+from cli.chat_model import write
+from herd.cli.main import main
+from herd.training.reward_model import FILE, read_head
+
+PAIRS = [{"prompt": one, "chosen": one + one, "rejected": "q"} for one in "abcdefghij"]
+SMALL = ("--set", "student.dtype=float32", "--set", "loop.save_minutes=0", "--lora", "--rank", "4", "--batch", "4", "--held-out", "3")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("base") / "model")
+
+
+def lines(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    return str(path)
+
+
+def run(*words: object) -> Any:
+    """What a command prints as JSON."""
+    found = CliRunner().invoke(main, ["tune", *map(str, words), "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["dpo", "simpo", "orpo"])
+def test_pairs_are_learned_and_the_folder_answers(method: str, base: Path, tmp_path: Path) -> None:
+    data, out = lines(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "run"
+    told = run(method, "--model", base, "--data", data, "--out", out, "--steps", 6, "--lr", 0.003, *SMALL)
+    assert told["end"] == "finished" and "before_accuracy" in told["held_out"]
+    losses = [each["loss"] for each in figures(out) if "loss" in each]
+    assert losses[-1] < losses[0]
+    with herd.load(out, context=64) as model:
+        events = model.chat([{"role": "user", "content": "a"}], temperature=0.0, max_tokens=3)
+        assert isinstance(model.collect([], events).text, str)
+
+
+def test_single_judgements_are_learned(base: Path, tmp_path: Path) -> None:
+    judged = [{"prompt": one, "completion": one if index % 2 else "q", "label": bool(index % 2)} for index, one in enumerate("abcdefghij")]
+    data = lines(tmp_path / "judged.jsonl", judged)
+    told = run("kto", "--model", base, "--data", data, "--out", tmp_path / "run", "--steps", 8, "--lr", 0.003, *SMALL)
+    losses = [each["loss"] for each in figures(tmp_path / "run") if "kl" in each]
+    assert told["end"] == "finished" and losses[-1] < losses[0]
+
+
+def test_records_of_another_kind_are_refused(base: Path, tmp_path: Path) -> None:
+    data = lines(tmp_path / "pairs.jsonl", PAIRS)
+    found = CliRunner().invoke(main, ["tune", "kto", "--model", str(base), "--data", data, "--out", str(tmp_path / "run")])
+    assert found.exit_code == 2 and "prompt, completion and label" in found.output
+
+
+def test_a_reward_model_keeps_its_head_beside_its_updates(base: Path, tmp_path: Path) -> None:
+    data, out = lines(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "run"
+    told = run("reward", "--model", base, "--data", data, "--out", out, "--steps", 8, "--lr", 0.01, *SMALL)
+    assert told["held_out"]["accuracy"] == 1
+    with herd.load(base, context=64) as model:
+        assert read_head(out, model.config.width).abs().max() > 0 and (out / FILE).is_file()
+
+
+def test_a_function_of_ones_own_is_learned_online(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def short(answer, task):\n    return -len(answer) / 8\n")
+    data = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": one} for one in "abcdefgh"])
+    common = ("grpo", "--model", base, "--data", data, "--reward", f"{tmp_path / 'mine.py'}:short", "--lora", "--rank", 4, "--lr", 0.02)
+    more = ("--prompts", 2, "--answers", 4, "--max-tokens", 4, "--held-out", 1, "--set", "student.dtype=float32", "--steps", 3)
+    told = run(*common, *more, "--out", tmp_path / "run")
+    assert told["end"] == "finished" and "reward" in told["held_out"]
+    found = [each for each in figures(tmp_path / "run") if "gap_most" in each]
+    assert len(found) == 3 and all(each["gap_most"] < 1e-3 for each in found)
+
+
+def test_the_best_answers_are_written_down(base: Path, tmp_path: Path) -> None:
+    data, out = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": "x"} for one in "abc"]), tmp_path / "made.jsonl"
+    told = run("reject", "--model", base, "--data", data, "--reward", "length", "--answers", 4, "--max-tokens", 40, "--out", out)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert told["prompts"] == 3 and told["kept"] == len(records) <= 3
+    for record in records:
+        assert [message["role"] for message in record["messages"]] == ["user", "assistant"] and record["reward"] == 1
+
+
+@pytest.mark.parametrize("way", ["--stored", "--on-policy"])
+def test_a_teacher_is_learned_from(way: str, base: Path, tmp_path: Path) -> None:
+    student = write(tmp_path / "student")
+    records: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": "zz"}]} for one in "abcdef"
+    ]
+    data, out = lines(tmp_path / "chats.jsonl", records), tmp_path / "run"
+    words = ("--model", student, "--teacher", base, "--data", data, "--out", out, "--k", 4, "--steps", 2, "--held-out", 1, "--batch", 2)
+    told = run("distill", *words, way, "--max-tokens", 32, "--set", "student.dtype=float32")
+    assert told["end"] == "finished" and (out / "model").is_dir()
+    if way == "--stored":
+        assert (tmp_path / "run-teacher" / "teacher.json").is_file()
+
+
+def test_unknown_rewards_are_refused_with_what_was_meant(base: Path) -> None:
+    found = CliRunner().invoke(main, ["tune", "grpo", "--model", str(base), "--data", "x", "--reward", "numbr"])
+    assert found.exit_code == 2 and "did you mean 'number'" in found.output
