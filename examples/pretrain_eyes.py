@@ -33,7 +33,7 @@ SIDE = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, nargs="+", default=[HERE.parent / "docs"], help="text; default: the documentation")
+    parser.add_argument("--data", type=Path, nargs="+", default=[HERE.parent / "docs" / "explain"], help="text; default: documentation")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--asked", type=int, default=500, help="drawings at the end")
     parser.add_argument("--seed", type=int, default=0)
