@@ -152,6 +152,34 @@ def test_a_template_that_writes_the_past_otherwise_gives_each_answer_a_conversat
         assert list(each.ids[: answer.begin]) == chat_format.render(messages[: answer.message])
 
 
+def test_an_answer_that_the_prompt_begins_is_learned_from_there_on() -> None:
+    chat_format = Jinja(BYTES, source=PREFILLED.replace("{{ m.content }}", "{{ m.content.split('<answer>')[-1] }}"))
+    messages = chat(("user", "a"), ("assistant", "<answer>b"), ("user", "c"), ("assistant", "<answer>\n\nd "))
+    found = answered(chat_format, messages)
+    texts = [decoded(chat_format, each.ids[each.answers[0].begin : each.answers[0].end]) for each in found]
+    assert texts == ["b<|im_end|>", "d <|im_end|>"]
+    for each in found:
+        answer = each.answers[0]
+        assert list(each.ids[: answer.begin]) == chat_format.render(messages[: answer.message])
+
+
+def test_reasoning_is_learned_as_the_template_of_a_model_that_thinks_asks_for_it(shared_data: Path) -> None:
+    path = shared_data / "tokenizers" / "chat_templates" / "deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    known = vocabularies.gguf("llama-bpe")
+    tokens, kinds = known["tokenizer.ggml.tokens"], known["tokenizer.ggml.token_type"]
+    end = "<\uff5cend\u2581of\u2581sentence\uff5c>"
+    tokenizer = vocabularies.tokenizer("llama-bpe", tokens=[*tokens, end], token_type=[*kinds, 3], eos_token_id=len(tokens))
+    chat_format = choose_format(tokenizer, path.read_text("utf-8"))
+    assert chat_format is not None
+    messages = chat(("user", "One?"), ("assistant", "<think>\nEasy.\n</think>\n\n1."))
+    (found,) = answered(chat_format, messages)
+    (answer,) = found.answers
+    assert list(found.ids[: answer.begin]) == chat_format.render(messages[:1])
+    assert decoded(chat_format, found.ids[answer.begin : answer.end]) == f"Easy.\n</think>\n\n1.{end}"
+
+
 @pytest.mark.parametrize(
     ("chat_format", "expected"),
     [

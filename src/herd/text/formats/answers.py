@@ -6,11 +6,12 @@ An answer begins where the prompt that asks for it ends, and ends with the first
     prompt         <|start_header_id|>user ... <|eot_id|><|start_header_id|>assistant<|end_header_id|>\\n\\n
     answer                                                                                                  four <|eot_id|>
 
-So the definition is the format's own `pieces`, rendered up to each answer, and it holds for every format and template. Two things
+So the definition is the format's own `pieces`, rendered up to each answer, and it holds for every format and template. Three things
 can go differently, and are seen to:
 
   a token over the border   where the prompt's last text and the answer's first would become one token, they are cut there: a model
                             that is asked never sees that token
+  a begun answer            some prompts begin the answer (`<think>`). An answer that has that beginning is learned from there on
   another past              some templates write earlier turns otherwise than the last one (they drop its reasoning, say). Then
                             each answer is a conversation of its own that ends with it
 """
@@ -93,6 +94,8 @@ def _upto(chat_format: ChatFormat, conversation: Conversation, at: int) -> tuple
     prompt = _items(chat_format, replace(_cut(conversation, at), add_generation_prompt=True))
     items = _items(chat_format, _cut(conversation, at + 1))
     begin = _border(prompt, items)
+    if begin is None and (begun := _begun(chat_format, prompt, items, conversation.messages[at])) is not None:
+        return begun
     if begin is None:
         raise UsageError(
             f"the chat format {chat_format.name} writes messages[{at}] otherwise than the prompt that asks for it, so it cannot be said"
@@ -105,6 +108,24 @@ def _upto(chat_format: ChatFormat, conversation: Conversation, at: int) -> tuple
             " would never stop. Train with another chat format (--format)."
         )
     return items, (begin, end)
+
+
+def _begun(
+    chat_format: ChatFormat, prompt: list[_Item], items: list[_Item], message: Message
+) -> tuple[list[_Item], tuple[_Border, int]] | None:
+    """For formats whose prompt begins the answer (`<think>`), which the conversation writes otherwise: the prompt, then what follows
+    that beginning in an answer that has it, up to the end that the conversation gives it. None for other formats and answers."""
+    last, there = prompt[-1], items[len(prompt) - 1] if len(prompt) <= len(items) else None
+    if not (isinstance(last, str) and isinstance(there, str)) or prompt[:-1] != items[: len(prompt) - 1] or message.tool_calls:
+        return None
+    shared = next((at for at, (one, other) in enumerate(zip(last, there, strict=False)) if one != other), min(len(last), len(there)))
+    beginning, text = last[shared:].strip(), message.text.lstrip()
+    end = _end(chat_format, items, (len(prompt) - 1, 0))
+    if not beginning or not text.startswith(beginning) or end is None:
+        return None
+    rest = text[len(beginning) :].lstrip("\n")
+    made = [*prompt[:-1], last + rest, *items[len(prompt) : end]]
+    return made, ((len(prompt) - 1, len(last)), len(made))
 
 
 def _stands(alone: tuple[list[_Item], tuple[_Border, int]], whole: list[_Item]) -> bool:
