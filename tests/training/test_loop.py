@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
 import torch
 
 from herd.checkpoints.safetensors import read_safetensors

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
 import torch
 from torch import Tensor
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
+
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.training.facts import digest, gathered
 from herd.training.loop_settings import LoopSettings
