@@ -1,7 +1,7 @@
 """Preference optimisation: DPO (with the NLL term and the masking of Llama 3), SimPO and ORPO from pairs, KTO from single answers.
 
     pair -> two documents in one pass -> log π of both answers -> loss of the pair            mean over the pairs of a step
-    for DPO and KTO the same of the model as it was (with LoRA: without the updates), once for each answer and then remembered
+    for DPO and KTO the same of the model as it was (with LoRA: without the updates), in a pass of its own
 
 Formulas are in `losses.py`. Figures: "accuracy" is the share of pairs whose chosen answer is ahead (for DPO: gained more than the
 rejected one since the start), "margin" by how much, times beta.
@@ -53,26 +53,16 @@ class Judgement:
 
 
 class Reference:
-    """log π_ref of answers: of the model as it was. Each is computed by itself, so that it does not depend on what else is in a step,
-    and remembered."""
+    """log π_ref of answers: of the model as it was."""
 
     def __init__(self, student: Student, frozen: Student | None = None) -> None:
         """`frozen`: the model as it was, where all weights are learned."""
         if frozen is None and student.lora is None:
             raise UsageError("All weights are learned, so the model as it was is not in here; give it as a second student.")
         self._student, self._frozen = student, frozen
-        self._known: dict[Any, float] = {}
 
     def __call__(self, documents: Sequence[Document]) -> list[float]:
-        """For answers that come again."""
-        keys = [_key(document) for document in documents]
-        for key, document in zip(keys, documents, strict=True):
-            if key not in self._known:
-                self._known[key] = self.once([document])[0]
-        return [self._known[key] for key in keys]
-
-    def once(self, documents: Sequence[Document]) -> list[float]:
-        """For answers that do not come again: computed together and forgotten."""
+        """log π_ref of each document, computed in one pass: what a step needs depends on nothing that was computed before."""
         with torch.no_grad(), self.policy() as student:
             batch = batch_of(documents, student.device)
             found: list[float] = sums(student.logprobs(batch), batch).tolist()
@@ -228,16 +218,12 @@ class Preferences:
         for group in in_groups(crossed, lambda each: len(each.tokens), self.pack):
             batch = batch_of(group, self.student.device)
             now_N = sums(self.student.logprobs(batch), batch)
-            found.append(now_N - now_N.new_tensor(self.reference.once(group)))
+            found.append(now_N - now_N.new_tensor(self.reference(group)))
         return losses.kto_kl(torch.cat(found))
 
     def _figures(self, total: Mapping[str, float], count: int, kl: Tensor | None) -> Figures:
         found = {name: value if name == "tokens" else value / count for name, value in total.items()}
         return found if kl is None else found | {"kl": float(kl)}
-
-
-def _key(document: Document) -> Any:
-    return document.tokens, document.weights, tuple(placed.picture.digest for placed in document.pictures)
 
 
 def _examples(item: Pair | Judgement) -> tuple[Example, ...]:
