@@ -88,8 +88,8 @@ def test_a_served_base_takes_the_run_as_an_adapter(base: Path, run: Tuned) -> No
     ("changes", "left"),
     [
         (["student.method=full", "lr=0.001"], "model"),
-        (["student.method=lora", "student.lora.dora=true"], "adapter"),
-        (["student.method=lora", "student.base=q4_0"], "adapter"),
+        pytest.param(["student.method=lora", "student.lora.dora=true"], "adapter", marks=pytest.mark.slow),
+        pytest.param(["student.method=lora", "student.base=q4_0"], "adapter", marks=pytest.mark.slow),
         (["student.method=lora", "student.qat=true"], "adapter"),
         (["student.method=full", "student.qat=true", "lr=0.001"], "model.gguf"),
     ],

@@ -75,7 +75,7 @@ def test_loss_and_slopes_equal_those_of_peft(name: str, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+@pytest.mark.parametrize("kind", ["LoRA", pytest.param("DoRA", marks=pytest.mark.slow)])
 def test_fifty_steps_of_adamw_in_float32_follow_pefts_curve(kind: str) -> None:
     leaves = random_leaves(SMALL)
     student = Student(SMALL, leaves.__getitem__, lora=KINDS[kind])
