@@ -61,7 +61,11 @@ def model_options(function: Any) -> Any:
 )
 @click.option("--ray", "replicas", type=click.IntRange(min=1), metavar="N", help="Run N replicas of each model under Ray Serve.")
 @click.option(
-    "--adapter", "adapters", multiple=True, metavar="[MODEL:]NAME=FOLDER", help="A LoRA adapter that requests may ask for. Can be repeated."
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[[MODEL:]NAME=]FOLDER",
+    help="A LoRA adapter, or the run that learned it. Can be repeated.",
 )
 @click.option(
     "--adapter-folder", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Adapters that may be loaded while it runs."
@@ -89,6 +93,7 @@ def serve(
     """Serve MODELs. The first is loaded at once, and the others if memory allows; NAME= gives one another name."""
     _need_libraries()
     _check_replicas(replicas, memory)
+    from herd.cli.serve_jobs import TuneJobs
     from herd.cli.start_page import start_page
     from herd.family.catalogue import DEFAULT_NAME
     from herd.server.access_log import start_log
@@ -115,6 +120,7 @@ def serve(
             _pool(hosted, budget, replicas),
             lambda pool: _start(pool, names),
             lambda house: None if quiet else click.echo(start_page(house, url, hosted[0].name)),
+            jobs=TuneJobs({each.name: each.options.model for each in hosted}),
         )
 
 
@@ -179,19 +185,26 @@ def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, A
 def _adapters_of(model: str, adapters: Sequence[str], is_only: bool) -> dict[str, str]:
     found = {}
     for text in adapters:
-        full, _, folder = text.partition("=")
-        base, _, name = full.rpartition(":")
+        base, name, folder = _adapter_parts(text)
         if base == model or (not base and is_only):
             found[name] = str(Path(folder).absolute())
     return found
 
 
+def _adapter_parts(text: str) -> tuple[str, str, str]:
+    """Model, name and folder of an adapter; a folder alone is called as it is called."""
+    if "=" not in text and Path(text).is_dir():
+        return "", Path(text).resolve().name, text
+    full, _, folder = text.partition("=")
+    base, _, name = full.rpartition(":")
+    return base, name, folder
+
+
 def _check_adapters(adapters: Sequence[str], names: Sequence[str]) -> None:
     for text in adapters:
-        full, equals, folder = text.partition("=")
-        base, _, name = full.rpartition(":")
-        if not equals or not name or not folder:
-            raise UsageError(f"--adapter is {text!r:.100}; expected NAME=FOLDER, or MODEL:NAME=FOLDER.")
+        base, name, folder = _adapter_parts(text)
+        if not name or not folder:
+            raise UsageError(f"--adapter is {text!r:.100}; expected a folder, NAME=FOLDER, or MODEL:NAME=FOLDER.")
         if base not in names and (base or len(names) > 1):
             raise UsageError(
                 f"--adapter {text!r:.100} names no model that is served; expected MODEL:NAME=FOLDER with one of {', '.join(names)}."

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from herd.engine.engine import Engine
@@ -111,13 +112,15 @@ class LocalProvider:
         return self._chat_format
 
     def add_adapter(self, name: str, path: str) -> None:
-        """Gives requests the LoRA adapter of a folder to name. `UsageError` for a name that cannot be or is taken, and for an adapter
-        of another model; `FileProblem` for the folder."""
+        """Gives requests the LoRA adapter of a folder, or of a finished run's, to name. `UsageError` for a name that cannot be or is taken,
+        and for an adapter of another model; `FileProblem` for the folder."""
         if not ADAPTER_NAME.fullmatch(name):
             raise UsageError(f"An adapter cannot be named {name!r:.80}; names have letters, digits, and . _ - between them.", param="name")
         if self._read_adapter is None:
             raise UsageError(f"{self._facts.name} takes no adapters.")
-        self._engine.add_adapter(name, self._read_adapter(path))
+        from herd.checkpoints.trained import adapter_in
+
+        self._engine.add_adapter(name, self._read_adapter(str(adapter_in(Path(path)) or path)))
 
     def remove_adapter(self, name: str) -> None:
         """Requests that have it finish; new ones are refused. `UsageError` for one that is not there."""

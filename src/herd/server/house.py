@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import field
 from typing import TYPE_CHECKING
 
-from herd.providers.base import Caller, Pool, Service
+from herd.providers.base import Caller, Jobs, Pool, Service
 from herd.records import dataclass
 from herd.server.admission import Admission
 from herd.server.callers import Visit
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class House:
     """The server as its handlers see it, in `request.app.state.house`.
 
+    jobs          fine-tuning, where there is any
     started       seconds since 1970
     is_draining   whether it was told to stop: what runs may finish, and nothing new begins
     """
@@ -36,6 +37,7 @@ class House:
     metrics: Metrics
     admission: Admission
     keeping: Keeping
+    jobs: Jobs | None = None
     started: float = field(default_factory=time.time)
     is_draining: bool = False
 
@@ -71,7 +73,7 @@ def caller(request: Request) -> Caller:
     return visit_of(request).caller
 
 
-def make_house(pool: Pool, settings: Settings, keys: Keys | None = None) -> House:
+def make_house(pool: Pool, settings: Settings, keys: Keys | None = None, jobs: Jobs | None = None) -> House:
     """A house with fresh measures."""
     metrics = Metrics(pool)
     return House(
@@ -81,4 +83,5 @@ def make_house(pool: Pool, settings: Settings, keys: Keys | None = None) -> Hous
         metrics=metrics,
         admission=Admission(settings, metrics),
         keeping=Keeping(settings),
+        jobs=jobs,
     )

@@ -42,6 +42,8 @@ class Keeping:
         self._beside: list[asyncio.Task[None]] = []
         self._lock: int | None = None
         self.batch_places = asyncio.Semaphore(settings.max_batch_lines)
+        self.tuning_place = asyncio.Semaphore(1)
+        self.taught: set[str] = set()  # jobs of fine-tuning whose results the models have
 
     @property
     def path(self) -> Path:

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 async def resume(house: House) -> None:
-    """Background answers that nobody works on any more have failed; batches go on."""
-    from herd.server.openai import background, batch_work
+    """Background answers that nobody works on any more have failed; batches and fine-tuning go on."""
+    from herd.server.openai import background, batch_work, tuning_work
 
     await background.resume(house)
     await batch_work.resume(house)
+    await tuning_work.resume(house)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import uvicorn
 
 from herd.errors import UsageError
-from herd.providers.base import Pool
+from herd.providers.base import Jobs, Pool
 from herd.server.app import build
 from herd.server.front import LimitedProtocol
 from herd.server.house import House, make_house
@@ -102,6 +102,7 @@ def run(
     start: Callable[[P], Awaitable[None]],
     on_ready: Callable[[House], None] = lambda house: None,
     routes: Sequence[Route] | None = None,
+    jobs: Jobs | None = None,
 ) -> None:
     """Serves until a signal ends it.
 
@@ -109,11 +110,12 @@ def run(
     start      loads the models of the start, while the server already answers that it is not ready; what it raises ends the server
     on_ready   is called once, when they are loaded
     routes     None: all there are
+    jobs       fine-tuning, where there is any
     """
 
     async def all_of_it() -> None:
         async with opening as pool:
-            house = make_house(pool, settings, keys)
+            house = make_house(pool, settings, keys, jobs)
             front = Front(house, build(house, routes))
             with _signals(asyncio.get_running_loop(), front.stop):
                 await _serve(front, listener, house, start(pool), on_ready)

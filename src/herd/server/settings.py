@@ -63,6 +63,7 @@ class Settings:
     image_host            hosts from which pictures may be fetched; none: pictures come inside the message
     log_prompts           whether prompts and answers are written to the log
     adapter_folder        folder whose folders may be loaded as LoRA adapters while the server runs; none: that is not possible
+    allow_tuning          whether clients may have models taught (/v1/fine_tuning/jobs); it takes this computer's time and memory
     data_folder           where stored answers, files and batches are kept; none: HERD_HOME/server
     keep_days             days after which answers of /v1/responses are deleted; 0: they are not stored at all
     max_kept_bytes        what the stored answers, files and batches of one key may take
@@ -92,6 +93,7 @@ class Settings:
     image_host: tuple[str, ...] = ()
     log_prompts: bool = False
     adapter_folder: Path | None = None
+    allow_tuning: bool = False
     data_folder: Path | None = None
     keep_days: int = 30
     max_kept_bytes: int = 4 << 30

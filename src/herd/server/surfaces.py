@@ -11,7 +11,7 @@ def surfaces() -> list[Route]:
     from herd.server.anthropic import messages
     from herd.server.ollama import embedding, generating
     from herd.server.ollama import models as ollama_models
-    from herd.server.openai import batches, chat, completions, embeddings, files, models, moderations, responses, tokens
+    from herd.server.openai import batches, chat, completions, embeddings, files, fine_tuning, models, moderations, responses, tokens
     from herd.server.page import routes
 
     openai = [
@@ -24,6 +24,7 @@ def surfaces() -> list[Route]:
         *responses.ROUTES,
         *files.ROUTES,
         *batches.ROUTES,
+        *fine_tuning.ROUTES,
     ]
     return [
         *openai,
