@@ -1,16 +1,21 @@
 """What does serving cost, on top of what the engine does, and beside llama.cpp's server?
 
-    python benchmarks/serving.py [--model PATH] [--streams 16] [--seconds 12] [--rounds 5]
+    python benchmarks/serving.py [--model PATH] [--streams 16] [--seconds 12] [--what streams,peer,batch,load,shared,overload,many]
 
-The load comes from `wrk` (Debian's package), which is not ours; client, server and engine share the machine's cores. In alternation:
+The load comes from `wrk` (Debian's package) and OpenAI's client, which are not ours; client, server and engine share the machine's cores.
 
-    server       `herd serve`: streams of a completion, one after another on each connection
-    engine       the same model in one process, as many sequences, no HTTP, while wrk drains a replay of the same bytes at the same pace
-    llama.cpp    llama-cpp-python's own server with the same request
+    streams     `herd serve`: streams of a completion, one after another on each connection; then the same model in one process, as many
+                sequences, no HTTP, while wrk drains a replay of the same bytes at the same pace. Besides: CPU time of the web process, and
+                of the thread that drives the model without the model's own, for each token
+    peer        llama-cpp-python's own server with the same request
+    batch       llama.cpp's own batch of as many sequences (`herd bench`)
+    load        time to the first token under load
+    shared      how much sooner a second request with the same long prompt begins, and one that comes together with the first
+    overload    ten times as many clients as are let in: refusals, tokens against the peak, and how soon service is normal after
+    many        1,000 open streams, half of them sampled, each with the log-probabilities of its solo run
 
-Tokens are counted by the bytes of the streams: each answer is the same greedy text. Besides, on the herd server: CPU time of the web
-process for each token, time to the first token under load, refusals when ten times as many ask as are let in, and how much sooner
-a second request with the same long prompt begins. Prints one JSON line per figure; keep them in benchmarks/results/.
+Each takes less than a minute. Tokens of streams are counted by their bytes: each answer is the same greedy text. Prints one JSON line per
+figure; keep them in benchmarks/results/. Figures that compare two pieces need both in one run.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,9 @@ from record import commit, figure, machine, say, sha256
 PROMPT = "Once upon a time"
 TOKENS = 128
 TICKS = os.sysconf("SC_CLK_TCK")
+BEAT_S = 0.25  # how often a model's process tells what it did
+SOLO = 100  # of many streams, as many are compared with their solo runs
+KINDS = 50  # different prompts among them
 
 
 def free_port() -> int:
@@ -244,79 +252,190 @@ def rejections(url: str, clients: int, seconds: float) -> tuple[list[float], int
     return asyncio.run(run())
 
 
-def shared_prompt(url: str) -> tuple[float, float]:
-    """Seconds to the first token of a prompt of some 4,000 tokens, the first time and the second."""
-    text = " ".join(f"Fact {number} is that {number * 7} follows." for number in range(330)) + f" {time.time()}"
-    found = []
-    for _ in range(2):
+def shared_prompt(url: str) -> tuple[float, float, float]:
+    """Seconds to the first token of a prompt of some 4,000 tokens: the first time, the second, and of the later of two that come together
+    with another such prompt."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def timed(text: str) -> float:
         began = time.perf_counter()
         whole_answer(f"{url}/v1/completions", asked(1, text, stream=False))
-        found.append(time.perf_counter() - began)
-    return found[0], found[1]
+        return time.perf_counter() - began
+
+    def long_text() -> str:
+        return f"{time.time()} " + " ".join(f"Fact {number} is that {number * 7} follows." for number in range(330))
+
+    text = long_text()
+    cold, warm = timed(text), timed(text)
+    text = long_text()
+    with ThreadPoolExecutor(2) as two:
+        return cold, warm, max(two.map(timed, [text, text]))
 
 
-def measure(options: argparse.Namespace) -> None:
-    model, streams = options.model.resolve(), options.streams
-    facts = {"machine": machine(), "threads": os.cpu_count(), "commit": commit(), "model": model.name, "sha256": sha256(model)}
-    rates: dict[str, list[float]] = {"herd": [], "engine": [], "llama.cpp": []}
-    web: list[float] = []
-    scheduler: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        recorded = Path(folder) / "stream"
-        for number in range(options.rounds):
-            say(f"round {number + 1} of {options.rounds}")
-            port = free_port()
-            url = f"http://127.0.0.1:{port}"
-            with herd_server(model, port, streams) as server:
-                body = asked(ignore_eos=True)
-                data, tokens = whole_answer(f"{url}/v1/completions", body)
-                recorded.write_bytes(data)
-                before = cpu_seconds(server.pid)
-                rates["herd"].append(wrk(f"{url}/v1/completions", body, streams, options.seconds) * tokens / len(data))
-                web.append((cpu_seconds(server.pid) - before) / (rates["herd"][-1] * options.seconds))
-            port, pace = free_port(), streams / rates["herd"][-1]
-            command = itself("--replay", port, recorded, pace)
-            with process(command, f"http://127.0.0.1:{port}"):
-                alone = subprocess.Popen(itself("--engine", model, streams, options.seconds), stdout=subprocess.PIPE, text=True)
-                wrk(f"http://127.0.0.1:{port}/", body, streams, options.seconds + 4)
-                said = json.loads(alone.communicate()[0])
-            rates["engine"].append(said["tokens_per_s"])
-            scheduler.append(said["scheduler_s"])
-            if not options.alone:
-                port = free_port()
-                with llama_server(model, port, os.cpu_count() or 1):
-                    place = f"http://127.0.0.1:{port}/v1/completions"
-                    data, tokens = whole_answer(place, asked())
-                    rates["llama.cpp"].append(wrk(place, asked(), streams, options.seconds) * tokens / len(data))
-    shown = {"herd": "herd serve", "engine": "herd, no server", "llama.cpp": "llama-cpp-python's server"}
-    for name, values in rates.items():
-        if values:
-            figure(f"{streams} streams", values, "tokens/s", facts, engine=shown[name])
-    for name in ("engine", "llama.cpp"):
-        if rates[name]:
-            ratios = [one / other for one, other in zip(rates["herd"], rates[name], strict=True)]
-            figure(f"{streams} streams: herd serve / {shown[name]}", ratios, "ratio", facts, engine="herd")
-    figure("CPU of the web process for each token", [1e6 * each for each in web], "us", facts, engine="herd serve")
-    figure("CPU of scheduling for each token", [1e6 * each for each in scheduler], "us", facts, engine="herd, no server")
-    under_load(model, streams, options.seconds, facts)
+def many_streams(url: str, count: int, tokens: int) -> tuple[int, int, float]:
+    """Opens `count` streams at once: how many were complete, how many of those had the very log-probabilities of their solo runs, and
+    seconds for all."""
+    import httpx
+
+    def body(number: int) -> dict[str, Any]:
+        drawn = {"temperature": 1.0, "seed": number} if number % 2 else {"temperature": 0.0}
+        return asked(tokens, f"{number % KINDS} {PROMPT}", logprobs=1, ignore_eos=True, **drawn)
+
+    def said(data: bytes) -> list[Any]:
+        lines = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: {")]
+        choices = [choice for line in lines for choice in line["choices"]]
+        return [(choice["text"], choice["logprobs"]["token_logprobs"]) for choice in choices if choice["logprobs"]]
+
+    alone = {}
+    for number in range(0, count, count // SOLO or 1):
+        alone[number] = said(whole_answer(f"{url}/v1/completions", body(number))[0])
+
+    async def run() -> list[bytes]:
+        async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=count)) as client:
+
+            async def one(number: int) -> bytes:
+                reply = await client.post(f"{url}/v1/completions", json=body(number))
+                return reply.content if reply.status_code == 200 else b""
+
+            return list(await asyncio.gather(*map(one, range(count))))
+
+    began = time.perf_counter()
+    found = asyncio.run(run())
+    seconds = time.perf_counter() - began
+    same = sum(said(found[number]) == expected for number, expected in alone.items())
+    return sum(data.endswith(b"data: [DONE]\n\n") for data in found), same * 1000 // len(alone), seconds
 
 
-def under_load(model: Path, streams: int, seconds: float, facts: dict[str, Any]) -> None:
+def streams_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """One round: the server, then the engine alone while a replay is drained."""
+    model, streams = options.model, options.streams
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with herd_server(model, port, streams, max_requests=str(2 * streams)):
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = Path(folder) / "stream"
+        with herd_server(model, port, streams) as server:
+            body = asked(ignore_eos=True)
+            data, tokens = whole_answer(f"{url}/v1/completions", body)
+            recorded.write_bytes(data)
+            time.sleep(2 * BEAT_S)
+            before, made = cpu_seconds(server.pid), measures(url)
+            served = wrk(f"{url}/v1/completions", body, streams, options.seconds) * tokens / len(data)
+            web = (cpu_seconds(server.pid) - before) / (served * options.seconds)
+            time.sleep(2 * BEAT_S)
+            after = measures(url)
+        each = (after["scheduling_seconds"] - made["scheduling_seconds"]) / (after["answer_tokens"] - made["answer_tokens"])
+        port, pace = free_port(), streams / served
+        with process(itself("--replay", port, recorded, pace), f"http://127.0.0.1:{port}"):
+            alone = subprocess.Popen(itself("--engine", model, streams, options.seconds), stdout=subprocess.PIPE, text=True)
+            wrk(f"http://127.0.0.1:{port}/", body, streams, options.seconds + 4)
+            engine = json.loads(alone.communicate()[0])["tokens_per_s"]
+    options.served = served
+    figure(f"{streams} streams", [served], "tokens/s", facts, engine="herd serve")
+    figure(f"{streams} streams", [engine], "tokens/s", facts, engine="herd, no server")
+    figure(f"{streams} streams: herd serve / herd, no server", [served / engine], "ratio", facts, engine="herd")
+    figure("CPU of the web process for each token", [1e6 * web], "us", facts, engine="herd serve")
+    figure("CPU of scheduling for each token", [1e6 * each], "us", facts, engine="herd serve")
+    bound = {"value": 60, "what": "what serving may cost"}
+    figure("CPU of web process and scheduling for each token", [1e6 * (web + each)], "us", facts, engine="herd serve", bound=bound)
+
+
+def measures(url: str) -> dict[str, float]:
+    """What the server tells of its model since it was loaded."""
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
+    return {name: float(value) for name, value in re.findall(r"^herd_model_(\w+)_total{[^}]*} ([0-9.e+-]+)$", text, re.MULTILINE)}
+
+
+def peer_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    port = free_port()
+    with llama_server(options.model, port, os.cpu_count() or 1):
+        place = f"http://127.0.0.1:{port}/v1/completions"
+        data, tokens = whole_answer(place, asked())
+        rate = wrk(place, asked(), options.streams, options.seconds) * tokens / len(data)
+    figure(f"{options.streams} streams", [rate], "tokens/s", facts, engine="llama-cpp-python's server")
+    against(options, rate, "llama-cpp-python's server", 2.5, facts)
+
+
+def batch_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    command = [sys.executable, "-m", "herd", "bench", str(options.model), "--what", "sequences", "--peers", "llama.cpp", "--rounds", "1"]
+    lines = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)["figures"]
+    name = f"{options.streams} sequences"
+    rate = next(each["value"] for each in lines if each.get("engine") == "llama.cpp" and name in each["figure"])
+    figure(f"{options.streams} sequences", [rate], "tokens/s", facts, engine="llama.cpp")
+    against(options, rate, "llama.cpp's batch", 1.5, facts)
+
+
+def against(options: argparse.Namespace, rate: float, other: str, bound: float, facts: dict[str, Any]) -> None:
+    if options.served is not None:
+        wanted = {"value": bound, "what": "the least that it should be"}
+        figure(f"{options.streams} streams: herd serve / {other}", [options.served / rate], "ratio", facts, engine="herd", bound=wanted)
+
+
+def load_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with herd_server(options.model, port, options.streams):
         whole_answer(f"{url}/v1/completions", asked(4))
-        cold, warm = shared_prompt(url)
-        figure("first token, prompt of some 4,000 tokens", [cold], "s", facts, engine="herd serve")
-        figure("the same prompt again", [warm], "s", facts, engine="herd serve", bound={"value": cold / 10, "what": "a tenth of the first"})
-        times = sorted(first_tokens(url, streams, seconds))
-        middle, late = statistics.median(times), times[int(0.99 * (len(times) - 1))]
-        figure(f"first token, {streams} streams, median", [middle], "s", facts, engine="herd serve")
-        figure(f"first token, {streams} streams, 99th percentile", [late], "s", facts, engine="herd serve")
-        _, _, peak = rejections(url, 2 * streams, seconds)
-        refused, _, tokens = rejections(url, 20 * streams, seconds)
-        figure("ten times too many: a refusal takes", sorted(refused), "s", facts, engine="herd serve", worst=round(max(refused), 4))
-        figure("ten times too many: tokens against the peak", [tokens / peak], "ratio", facts, engine="herd serve")
+        times = sorted(first_tokens(url, options.streams, options.seconds))
+    middle, late = statistics.median(times), times[int(0.99 * (len(times) - 1))]
+    figure(f"first token, {options.streams} streams, median", [middle], "s", facts, engine="herd serve")
+    bound = {"value": 3 * middle, "what": "three times the median"}
+    figure(f"first token, {options.streams} streams, 99th percentile", [late], "s", facts, engine="herd serve", bound=bound)
+
+
+def shared_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with herd_server(options.model, port, options.streams):
+        whole_answer(f"{url}/v1/completions", asked(4))
+        cold, warm, together = shared_prompt(url)
+    figure("first token, prompt of some 4,000 tokens", [cold], "s", facts, engine="herd serve")
+    figure("the same prompt again", [warm], "s", facts, engine="herd serve", bound={"value": cold / 10, "what": "a tenth of the first"})
+    figure("two of the same prompt at once, the later", [together], "s", facts, engine="herd serve")
+
+
+def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """Clients that ask again at once: as many as are let in, then ten times as many, then one."""
+    streams, port = options.streams, free_port()
+    url = f"http://127.0.0.1:{port}"
+    with herd_server(options.model, port, streams, max_requests=str(2 * streams)):
+        whole_answer(f"{url}/v1/completions", asked(4))
+        before = timed_answer(url)
+        _, _, peak = rejections(url, 2 * streams, options.seconds)
+        refused, _, tokens = rejections(url, 20 * streams, options.seconds)
+        began = time.perf_counter()
+        while timed_answer(url) > 1.5 * before and time.perf_counter() - began < 30:
+            pass
+        normal = time.perf_counter() - began
+    bound = {"value": 0.05, "what": "the longest that it should take"}
+    figure("ten times too many: a refusal takes", refused, "s", facts, engine="herd serve", worst=round(max(refused), 4), bound=bound)
+    figure("ten times too many: tokens against the peak", [tokens / peak], "ratio", facts, engine="herd serve")
+    figure("ten times too many: service is normal again after", [normal], "s", facts, engine="herd serve")
+
+
+def timed_answer(url: str) -> float:
+    began = time.perf_counter()
+    whole_answer(f"{url}/v1/completions", asked(16))
+    return time.perf_counter() - began
+
+
+def many_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    port = free_port()
+    with herd_server(options.model, port, 32, max_requests="2000", max_connections="2000") as server:
+        complete, same, seconds = many_streams(f"http://127.0.0.1:{port}", 1000, 8)
+        assert server.poll() is None
+    figure("1,000 open streams: complete", [complete], "streams", facts, engine="herd serve", seconds=round(seconds, 1))
+    figure("1,000 open streams: with the bits of their solo runs", [same], "of 1,000", facts, engine="herd serve", compared=SOLO)
+
+
+PIECES: dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]] = {
+    "streams": streams_piece,
+    "peer": peer_piece,
+    "batch": batch_piece,
+    "load": load_piece,
+    "shared": shared_piece,
+    "overload": overload_piece,
+    "many": many_piece,
+}
 
 
 def main() -> None:
@@ -324,8 +443,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--alone", action="store_true", help="leave llama.cpp out")
+    parser.add_argument("--what", default=",".join(PIECES), help="pieces, with commas between")
+    parser.add_argument("--served", type=float, help="what `streams` found before, for pieces that compare with it")
     parser.add_argument("--engine", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--replay", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -338,7 +457,12 @@ def main() -> None:
             from herd.family.finding import find_model
 
             options.model = find_model("smollm2-135m-instruct").path
-        measure(options)
+        options.model = options.model.resolve()
+        facts = {"machine": machine(), "threads": os.cpu_count(), "commit": commit()}
+        facts |= {"model": options.model.name, "sha256": sha256(options.model)}
+        for name in options.what.split(","):
+            say(name)
+            PIECES[name](options, facts)
 
 
 if __name__ == "__main__":
