@@ -1,7 +1,7 @@
 """The folder of a finished run of training, seen as a model: an adapter over the model that it began with, or a model of its own.
 
-    NAME/adapter/    adapter_config.json names the base model
-    NAME/model/      a whole model; model.gguf if it was learned for four bits
+NAME/adapter/    adapter_config.json names the base model
+NAME/model/      a whole model; model.gguf if it was learned for four bits
 """
 
 from __future__ import annotations
