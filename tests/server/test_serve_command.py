@@ -59,7 +59,7 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.Mon
         (("--set", "max_requests"), "expected NAME=VALUE"),
         (("--set", "max_connections=1000000000"), "ulimit -n"),
         (("--host", "192.0.2.1", "--no-key"), "no address of this computer"),
-        (("--adapter", "poems"), "expected NAME=FOLDER"),
+        (("--adapter", "poems"), "expected a folder, NAME=FOLDER"),
         (("--adapter", "other:poems=./x"), "names no model that is served"),
         (("--memory", "much"), "--memory"),
     ],
