@@ -9,21 +9,21 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
 pytest.importorskip("peft", reason="peft is not installed (pip install herd-llama[dev])")
 
-import peft  # noqa: E402
-import torch  # noqa: E402
+import peft
+import torch
 
-from conformance.architectures import ARCHITECTURES  # noqa: E402
-from conformance.llama4 import LLAMA4  # noqa: E402
-from conformance.running import logits_of, make_backend, whole  # noqa: E402
-from herd.checkpoints.adapter import open_adapter  # noqa: E402
-from herd.convert import write_adapter  # noqa: E402
-from herd.errors import UsageError  # noqa: E402
-from herd.models.architecture import Config, architecture_of  # noqa: E402
-from herd.training.batches import batch_of  # noqa: E402
-from herd.training.lora_settings import Lora  # noqa: E402
-from herd.training.student import Student  # noqa: E402
-from tiny import random_leaves, tiny_llama3_vision  # noqa: E402
-from training.learning import documents_of, loss_of, randomise, their_loss, their_model  # noqa: E402
+from conformance.architectures import ARCHITECTURES
+from conformance.llama4 import LLAMA4
+from conformance.running import logits_of, make_backend, whole
+from herd.checkpoints.adapter import open_adapter
+from herd.convert import write_adapter
+from herd.errors import UsageError
+from herd.models.architecture import Config, architecture_of
+from herd.training.batches import batch_of
+from herd.training.lora_settings import Lora
+from herd.training.student import Student
+from tiny import random_leaves, tiny_llama3_vision
+from training.learning import documents_of, loss_of, randomise, their_loss, their_model
 
 CONFIGS: dict[str, Config] = {"llama": ARCHITECTURES["every bias"], "llama 4": LLAMA4["llama-4 scout"]}
 KINDS = {"LoRA": Lora(3, 5.0), "rsLoRA": Lora(3, 5.0, stabilised=True), "DoRA": Lora(3, 5.0, dora=True)}
