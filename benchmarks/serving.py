@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -96,17 +97,19 @@ def whole_answer(url: str, body: dict[str, Any]) -> tuple[bytes, int]:
     return data, sum(1 for line in data.split(b"\n") if line.startswith(b"data: {"))
 
 
-def wrk(url: str, body: dict[str, Any], streams: int, seconds: float) -> float:
-    """Bytes per second that arrive."""
+def wrk(url: str, body: dict[str, Any], streams: int, seconds: float, pause_ms: int | None = None) -> float:
+    """Bytes per second that arrive. pause_ms: before each connection asks again; then some may be refused."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         text = json.dumps(json.dumps(body))
         script.write(f'wrk.method = "POST"\nwrk.body = {text}\nwrk.headers["Content-Type"] = "application/json"\n')
         script.write('done = function(s) io.write(string.format("BYTES %d %d %d\\n", s.bytes, s.duration, s.errors.status)) end\n')
+        if pause_ms is not None:
+            script.write(f"function delay() return {pause_ms} end\n")
         script.flush()
         command = ["wrk", "-t1", f"-c{streams}", f"-d{int(seconds)}s", "--timeout", "120s", "-s", script.name, url]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"BYTES (\d+) (\d+) (\d+)", said)
-    assert found is not None and found[3] == "0", said
+    assert found is not None and (found[3] == "0" or pause_ms is not None), said
     return int(found[1]) / (int(found[2]) / 1e6)
 
 
@@ -223,33 +226,18 @@ def first_tokens(url: str, streams: int, seconds: float) -> list[float]:
     return asyncio.run(run())
 
 
-def rejections(url: str, clients: int, seconds: float) -> tuple[list[float], int, int]:
-    """Many clients that ask again at once: seconds of each refusal, the number of complete answers, and their tokens."""
-    import httpx
-
-    async def run() -> tuple[list[float], int, int]:
-        refused: list[float] = []
-        answered = tokens = 0
-        end = time.perf_counter() + seconds
-
-        async def ask(client: httpx.AsyncClient) -> None:
-            nonlocal answered, tokens
-            while time.perf_counter() < end:
-                began = time.perf_counter()
-                reply = await client.post(f"{url}/v1/completions", json=asked(32, stream=False))
-                if reply.status_code == 200:
-                    answered += 1
-                    tokens += reply.json()["usage"]["completion_tokens"]
-                    continue
-                assert reply.status_code in (429, 503) and float(reply.headers["retry-after"]) > 0, reply.text
-                refused.append(time.perf_counter() - began)
-                await asyncio.sleep(0.5)
-
-        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
-            await asyncio.gather(*(ask(client) for _ in range(clients)))
-        return refused, answered, tokens
-
-    return asyncio.run(run())
+def refusals(url: str, until: Callable[[], bool]) -> list[float]:
+    """Seconds that each refusal takes, of one client that asks ten times a second."""
+    found = []
+    while not until():
+        began = time.perf_counter()
+        try:
+            whole_answer(f"{url}/v1/completions", asked(1, stream=False))
+        except urllib.error.HTTPError as problem:
+            found.append(time.perf_counter() - began)
+            assert problem.code in (429, 503) and float(problem.headers["retry-after"]) > 0, problem.code
+        time.sleep(0.1)
+    return found
 
 
 def shared_prompt(url: str) -> tuple[float, float, float]:
@@ -394,21 +382,32 @@ def shared_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """Clients that ask again at once: as many as are let in, then ten times as many, then one."""
+    """About as many clients as are let in; then ten times as many, who ask again after half a second, and one that times its refusals."""
+    from concurrent.futures import ThreadPoolExecutor
+
     streams, port = options.streams, free_port()
     url = f"http://127.0.0.1:{port}"
-    with herd_server(options.model, port, streams, max_requests=str(2 * streams)):
-        whole_answer(f"{url}/v1/completions", asked(4))
+    place, body = f"{url}/v1/completions", asked(64, ignore_eos=True)
+
+    def rate(clients: int, pause_ms: int) -> float:
+        before = measures(url)["answer_tokens"]
+        wrk(place, body, clients, options.seconds, pause_ms)
+        return (measures(url)["answer_tokens"] - before) / options.seconds
+
+    with herd_server(options.model, port, streams, max_requests=str(2 * streams)), ThreadPoolExecutor(1) as beside:
+        whole_answer(place, asked(4))
         before = timed_answer(url)
-        _, _, peak = rejections(url, 2 * streams, options.seconds)
-        refused, _, tokens = rejections(url, 20 * streams, options.seconds)
+        peak = rate(2 * streams - 2, 1)
+        overload = beside.submit(rate, 20 * streams, 500)
+        time.sleep(1.0)
+        refused = refusals(url, overload.done)
         began = time.perf_counter()
         while timed_answer(url) > 1.5 * before and time.perf_counter() - began < 30:
             pass
         normal = time.perf_counter() - began
     bound = {"value": 0.05, "what": "the longest that it should take"}
     figure("ten times too many: a refusal takes", refused, "s", facts, engine="herd serve", worst=round(max(refused), 4), bound=bound)
-    figure("ten times too many: tokens against the peak", [tokens / peak], "ratio", facts, engine="herd serve")
+    figure("ten times too many: tokens against the peak", [overload.result() / peak], "ratio", facts, engine="herd serve")
     figure("ten times too many: service is normal again after", [normal], "s", facts, engine="herd serve")
 
 
