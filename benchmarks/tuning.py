@@ -35,7 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from record import commit, machine, say, sha256
 from tuning_workers import FORMS
 
-from herd.backends.cpu.limits import measure_float32
 from herd.checkpoints import Checkpoint, open_checkpoint
 from herd.models.llama import LlamaConfig
 from herd.models.weights import Kind
@@ -149,7 +148,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     job.write_text(json.dumps(facts | {name: getattr(arguments, name) for name in settings}), encoding="utf-8")
     peaks, results = [], {form: [] for form in arguments.forms}  # type: tuple[list[float], dict[str, list[dict[str, Any]]]]
     for turn in range(arguments.rounds):
-        peaks.append(measure_float32(arguments.threads))
+        peaks.append(run("peak", job, arguments)["operations_per_s"])
         for form in arguments.forms:
             say(f"round {turn + 1}: {form}")
             results[form].append(run(form, job, arguments))
@@ -184,6 +183,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--limit-s", type=float, default=3600, help="the longest that one form may take")
     parser.add_argument("--before", default="", help="put before each worker's command, such as 'nice -n -5' or 'numactl -N 0'")
     arguments = parser.parse_args()
+    arguments.model = arguments.model.resolve()
     for form in arguments.forms:
         if form.removesuffix(", tuned") not in FORMS:
             parser.error(f"{form!r} is no form; there are: {', '.join(FORMS)}")

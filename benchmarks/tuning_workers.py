@@ -129,6 +129,13 @@ def packs(things: Sequence[Any], budget: int, size: Callable[[Any], int]) -> Ite
     yield from groups
 
 
+def peak(job: Job) -> Result:
+    """What the machine can do at most, under the same conditions as the others: float32 operations per second."""
+    from herd.backends.cpu.limits import measure_float32
+
+    return {"operations_per_s": max(measure_float32(job["threads"]) for _ in range(5))}
+
+
 # peers
 
 
@@ -239,6 +246,7 @@ def trained(job: Job, make: Callable[[str], Any]) -> Result:
 
 
 FORMS: dict[str, Callable[[Job], Result]] = {
+    "peak": peak,
     "herd lora": herd,
     "herd lora recomputed": lambda job: herd(job, recompute=True),
     "herd full": lambda job: herd(job, full=True),
