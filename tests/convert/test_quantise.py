@@ -228,7 +228,8 @@ def test_the_command_reports_size_speed_and_distance(folder: Path, tmp_path: Pat
     words = ["quantize", str(folder), str(tmp_path / "new.gguf"), "--format", "q4_0", "--report", str(tmp_path / "text.txt")]
     done = CliRunner().invoke(main, [*words, "--report-tokens", "100", "--plot", str(tmp_path / "cost.svg")], prog_name="herd")
     assert done.exit_code == 0, done.output
-    first, header, original, new = done.output.splitlines()
+    first, note, header, original, new = done.output.splitlines()
+    assert note.startswith("note: The source has no licence file")
     assert "bits per weight; matrices: 1 in q6_k" in first or "in q4_0" in first
     assert header.split()[:3] == ["model", "size", "bits"] and original.startswith("given") and new.startswith("new.gguf")
     assert "new.gguf" in (tmp_path / "cost.svg").read_text()

@@ -22,5 +22,6 @@ VALID: dict[str, dict[str, Any]] = {
     "/api/embeddings": {"model": "fake", "prompt": "Hi"},
     "/api/show": {"model": "fake"},
     "/v1/adapters": {"model": "fake", "name": "poems", "folder": "poems"},
+    "/v1/fine_tuning/jobs": {"model": "fake", "training_file": "file-0", "method": {"type": "supervised"}},
     "/v1/batches": {"input_file_id": "file-0", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
 }

@@ -126,7 +126,7 @@ def test_every_number_has_bounds() -> None:
 @pytest.mark.parametrize("path", sorted({path for path, _ in operations()}))
 def test_the_examples_are_in_order(client: httpx.Client, path: str) -> None:
     found = post(client, path, json.dumps(VALID[path]).encode())
-    needs_more = path in ("/v1/adapters", "/v1/batches", "/v1/moderations")  # a folder, a file, a guard
+    needs_more = path in ("/v1/adapters", "/v1/batches", "/v1/fine_tuning/jobs", "/v1/moderations")  # a folder, a file, a guard
     assert found.status_code == 200 or (needs_more and found.status_code in (400, 403, 404)), found.text
 
 

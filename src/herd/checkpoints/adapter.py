@@ -24,12 +24,13 @@ from herd.checkpoints.huggingface import DTYPES
 from herd.checkpoints.merging import Merged, merged
 from herd.checkpoints.safetensors import Entry, read_safetensors
 from herd.checkpoints.sources import Interleaved, StoredTensor
+from herd.checkpoints.trained import CONFIG
 from herd.errors import UsageError
 from herd.files import MappedFile, read_json
 from herd.models.architecture import Config
 from herd.models.weights import Adapted, Dense, Leaf, Matrix, Update
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 MAX_RANK = 1 << 14
 PREFIX = "base_model.model."
 CONCLUSION = "This adapter cannot be used with this model."

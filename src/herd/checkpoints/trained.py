@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from herd.checkpoints.adapter import CONFIG
 from herd.errors import FileProblem
 from herd.files import read_json
 from herd.records import dataclass
 
+CONFIG = "adapter_config.json"
 ADAPTER, MODEL, MODEL_FILE = "adapter", "model", "model.gguf"
 RUN_FILES = ("config.toml", "facts.json")
 

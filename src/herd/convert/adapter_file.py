@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from herd.checkpoints.adapter import CONFIG, PREFIX, WEIGHTS
+from herd.checkpoints.adapter import PREFIX, WEIGHTS
 from herd.checkpoints.adapter_names import modules
 from herd.checkpoints.sources import Bytes, Source, StoredTensor
+from herd.checkpoints.trained import CONFIG
 from herd.convert.carried import as_json
 from herd.convert.llama_layouts import halved
 from herd.convert.safetensors_file import write_file
