@@ -4,7 +4,7 @@
 
 Makes pairs of answers to sums and comparisons (a bare answer is preferred to one with words around it), holds 500 pairs out, runs
 `herd tune dpo`, and writes before and after to OUT/report.json: preference accuracy on the held-out pairs, and how many of 100 other
-prompts are answered in at most five words. About ten minutes on two CPU cores. `--data` takes pairs of your own instead.
+prompts are answered in at most five words. How long that takes has not been measured. `--data` takes pairs of your own instead.
 """
 
 from __future__ import annotations

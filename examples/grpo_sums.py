@@ -3,8 +3,8 @@
     python examples/grpo_sums.py --model smollm2-135m-instruct --out runs/sums
 
 Makes sums, holds 500 out, runs `herd tune grpo` with the reward `number`, and writes the held-out accuracy before and after (likeliest
-answers) to OUT/report.json; the curve of the reward and the gap between engine and trainer are in OUT/metrics.jsonl. Under half an
-hour on two CPU cores. `--data` takes prompts of your own ({"prompt": ..., "answer": ...}).
+answers) to OUT/report.json; the curve of the reward and the gap between engine and trainer are in OUT/metrics.jsonl. How long that
+takes has not been measured. `--data` takes prompts of your own ({"prompt": ..., "answer": ...}).
 """
 
 from __future__ import annotations

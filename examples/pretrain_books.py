@@ -1,6 +1,6 @@
 """Loss against tokens: AdamW and Muon, a dense llama and a Llama 4 with experts through as many weights for each token.
 
-    python examples/pretrain_books.py runs/books --data books/               four runs: about 25 minutes on two cores
+    python examples/pretrain_books.py runs/books --data books/               four runs; their time has not been measured
     python examples/pretrain_books.py runs/books --data books/ --steps 40    short ones
 
 All four see the same sequences in the same order, from the same seed. What is held out is a hundredth of the text, in sections. Writes

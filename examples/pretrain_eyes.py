@@ -1,6 +1,6 @@
 """A small Llama 4 learns to see, from nothing: text, and drawings of coloured shapes with questions about them.
 
-    python examples/pretrain_eyes.py runs/eyes                the whole run: about 25 minutes on two cores
+    python examples/pretrain_eyes.py runs/eyes                the whole run, meant for half an hour on two cores (not yet measured)
     python examples/pretrain_eyes.py runs/eyes --steps 60     a short one
 
 Its experts, chunks, layers without rotation and early fusion are those of Scout, small. The text is this repository's documentation,
