@@ -140,7 +140,7 @@ std::vector<double> exact(const Weights& w, const std::vector<double>& x, const 
     return y;
 }
 
-void experts_pictures_and_placeholders_are_right_for_any_number_of_threads(Isa isa) {
+void experts_and_pictures_are_right_for_any_number_of_threads(Isa isa) {
     const Weights w;
     std::vector<int64_t> tokens;
     for (int64_t t = 0; t < kTokens; ++t) tokens.push_back((t * 17 + 5) % kVocabulary);
@@ -239,7 +239,7 @@ void encoders_multiply_and_attend(Isa isa) {
 
 int main() {
     for (const Isa isa : available_isas()) {
-        experts_pictures_and_placeholders_are_right_for_any_number_of_threads(isa);
+        experts_and_pictures_are_right_for_any_number_of_threads(isa);
         a_program_runs_in_parts_and_its_rows_may_be_written(isa);
         encoders_multiply_and_attend(isa);
     }

@@ -12,7 +12,7 @@ from conformance.running import pages_for, prompt
 from herd.backends.base import Placed, Span
 from herd.images.pixels import Picture
 from herd.models.architecture import PictureShape
-from herd.models.llama3_vision import Llama3VisionConfig, placeholders
+from herd.models.llama3_vision import Llama3VisionConfig, picture_positions
 from herd.models.rope import Llama3, Rope
 from tiny import tiny_llama3_vision
 
@@ -31,7 +31,7 @@ def picture(grid: tuple[int, int], seed: int = 0, cfg: Llama3VisionConfig = CFG)
 
 def placed(tokens: Sequence[int], pictures: Sequence[Picture], cfg: Llama3VisionConfig = CFG) -> tuple[Placed, ...]:
     shapes = [PictureShape(*each.pixels.shape[:1], *each.pixels.shape[2:], each.rows, each.columns) for each in pictures]
-    return tuple(Placed(each, at) for each, at in zip(pictures, placeholders(cfg, tokens, shapes), strict=True))
+    return tuple(Placed(each, at) for each, at in zip(pictures, picture_positions(cfg, tokens, shapes), strict=True))
 
 
 def text(length: int, seed: int = 0) -> list[int]:

@@ -234,7 +234,7 @@ def cut(vision: Llama4VisionConfig, rows: int, columns: int, seed: int) -> Cut:
 
 
 def with_pictures(cfg: Llama4Config, pictures: Sequence[Any], tokens: Sequence[int]) -> list[int]:
-    """`tokens` with each picture's placeholders after the first of them, two ordinary tokens between tiles."""
+    """`tokens` with each picture's tokens after the first of them, two ordinary tokens between tiles."""
     assert cfg.vision is not None
     row = [cfg.vision.picture_token] * cfg.vision.tile_rows
     ids = list(tokens[:5])
@@ -250,7 +250,7 @@ def picture_logits(
     """Logits [T, V] of the reference for tokens with pictures among them, in pieces of `chunk` tokens (0: whole)."""
     backend = ReferenceBackend(cfg, leaves.__getitem__, BackendOptions(dtype=dtype, activations="float32"))
     backend.allocate(NUM_PAGES)
-    places = llama4.placeholders(cfg, tokens, [each.shape for each in pictures])
+    places = llama4.picture_positions(cfg, tokens, [each.shape for each in pictures])
     placed = tuple(map(Placed, pictures, places))
     pieces = []
     for start in range(0, len(tokens), chunk or len(tokens)):

@@ -79,7 +79,7 @@ class Story:
         model = seeing(self.cfg)
         assert model is not None
         shapes = [PictureShape(len(each.pixels), *each.pixels.shape[2:], each.rows, each.columns) for each in self.pictures]
-        return tuple(map(Placed, self.pictures, model.placeholders(self.cfg, self.tokens, shapes)))
+        return tuple(map(Placed, self.pictures, model.picture_positions(self.cfg, self.tokens, shapes)))
 
     def span(self, start: int = 0, stop: int | None = None, first_page: int = 0) -> Span:
         """A stretch of the text with all of its pictures, all logits wanted."""

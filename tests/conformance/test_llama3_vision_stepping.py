@@ -21,7 +21,7 @@ from herd.backends.reference.arrays import Arrays
 from herd.errors import UsageError
 from herd.models.architecture import PictureShape, num_embeddings, seeing
 from herd.models.llama import LlamaConfig
-from herd.models.llama3_vision import Llama3VisionConfig, placeholders
+from herd.models.llama3_vision import Llama3VisionConfig, picture_positions
 from herd.models.rope import Rope
 from herd.models.weights import Matrix
 from tiny import dense_f32, random_leaves
@@ -174,7 +174,7 @@ def test_pictures_and_their_tokens_must_fit_together() -> None:
 @pytest.mark.parametrize("shape", [PictureShape(5, 32, 32, 5, 1), PictureShape(1, 64, 32, 1, 1), PictureShape(3, 32, 32, 1, 2)])
 def test_a_picture_that_was_cut_otherwise_is_refused(shape: PictureShape) -> None:
     with pytest.raises(UsageError, match=r"Picture 1 has .* expected are up to 4 tiles of 32 x 32, all of the grid"):
-        placeholders(CFG, [320], [shape])
+        picture_positions(CFG, [320], [shape])
 
 
 def test_every_value_on_the_way_has_a_name() -> None:

@@ -285,7 +285,7 @@ def test_a_text_model_has_no_eyes() -> None:
 )
 def test_ids_and_pictures_that_do_not_fit_are_refused(count: int, shapes: list[PictureShape], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        llama4.placeholders(SEEING, [1, *[319] * count, 2], shapes)
+        llama4.picture_positions(SEEING, [1, *[319] * count, 2], shapes)
 
 
 def test_turns_of_the_released_encoder_are_the_published_ones() -> None:

@@ -223,7 +223,7 @@ def test_pictures_and_videos_equal_transformers(
     cuts = [cut(1, 3, 5, 1), cut(1, 1, 2, 2), cut(4, 2, 2, 3)]
     tokens = [5, 6, *[IMAGE] * 15, 7, *[IMAGE] * 2, 8, *[VIDEO] * 4, 9, *[VIDEO] * 4, 10, 11, 12]
     backend = backend_of(cfg, leaves)
-    placed = tuple(map(Placed, cuts, muse_glimmer.placeholders(cfg, tokens, [each.shape for each in cuts])))
+    placed = tuple(map(Placed, cuts, muse_glimmer.picture_positions(cfg, tokens, [each.shape for each in cuts])))
     assert [each.positions[0] for each in placed] == [2, 18, 21] and placed[2].positions[-1] == 29
     ours = backend.logits(Plan((Span(0, tokens, pages_for(len(tokens)), len(tokens), pictures=placed),)))
     with torch.inference_mode():
@@ -284,12 +284,12 @@ def test_every_switch_changes_the_logits(change: dict[str, Any]) -> None:
     [
         ([5, *[IMAGE] * 3], r"picture 1 is 2 x 2 cells and needs 4 tokens 290 in its place; the prompt has 3 there"),
         ([5, *[VIDEO] * 4], r"picture 1 is 2 x 2 cells and needs 4 tokens 290 in its place; the prompt has 0 there"),
-        ([5, *[IMAGE] * 6], r"has 6 placeholder tokens \(290 or 291\); the 1 pictures given fill 4 of them"),
+        ([5, *[IMAGE] * 6], r"has 6 picture tokens \(290 or 291\); the 1 pictures given fill 4 of them"),
     ],
 )
-def test_placeholders_that_do_not_fit_are_refused(tokens: list[int], message: str) -> None:
+def test_picture_tokens_that_do_not_fit_are_refused(tokens: list[int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        muse_glimmer.placeholders(CFG, tokens, [cut(1, 2, 2, 1).shape])
+        muse_glimmer.picture_positions(CFG, tokens, [cut(1, 2, 2, 1).shape])
 
 
 def test_the_released_shape_has_the_parameters_that_its_name_says() -> None:

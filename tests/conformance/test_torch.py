@@ -32,7 +32,7 @@ from herd.backends.torch import TorchBackend
 from herd.dtypes import BF16, F16, DType
 from herd.models import muse_glimmer
 from herd.models.architecture import Config
-from herd.models.llama4 import placeholders
+from herd.models.llama4 import picture_positions
 from herd.models.weights import Matrix
 from tiny import random_leaves, tiny_llama4, tiny_llama4_vision
 
@@ -60,14 +60,14 @@ def llama4_text() -> Text:
     cfg = tiny_llama4(vision=tiny_llama4_vision())
     cuts = [llama4.cut(cfg.vision, 1, 2, 1), llama4.cut(cfg.vision, 1, 1, 2)]
     tokens = llama4.with_pictures(cfg, cuts, [token % 200 for token in prompt(cfg, 30)])
-    return Text(cfg, random_leaves(cfg), tokens, tuple(map(Placed, cuts, placeholders(cfg, tokens, [each.shape for each in cuts]))))
+    return Text(cfg, random_leaves(cfg), tokens, tuple(map(Placed, cuts, picture_positions(cfg, tokens, [each.shape for each in cuts]))))
 
 
 def muse_text() -> Text:
     cfg, image, video = test_muse_glimmer.CFG, test_muse_glimmer.IMAGE, test_muse_glimmer.VIDEO
     cuts = [test_muse_glimmer.cut(1, 3, 5, 1), test_muse_glimmer.cut(4, 2, 2, 3)]
     tokens = [5, 6, *[image] * 15, 7, *[video] * 4, 9, *[video] * 4, *range(10, 60)]
-    placed = map(Placed, cuts, muse_glimmer.placeholders(cfg, tokens, [each.shape for each in cuts]))
+    placed = map(Placed, cuts, muse_glimmer.picture_positions(cfg, tokens, [each.shape for each in cuts]))
     return Text(cfg, test_muse_glimmer.leaves_of(cfg), tokens, tuple(placed))
 
 

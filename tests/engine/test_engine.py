@@ -123,7 +123,7 @@ def test_a_chat_that_gains_a_picture_reuses_what_came_before_it() -> None:
     assert cached(300, (cat, 150, 181)) in range(128, 181)
     assert cached(300, (cat, 151, 181)) == 128
     assert cached(320, (cat, 150, 180), (dog, 310, 315)) in range(256, 310)
-    assert cached(320) == 128, "placeholders without a picture are other contents"
+    assert cached(320) == 128, "picture tokens without a picture are other contents"
 
 
 def test_two_that_run_at_once_share_the_full_pages_of_a_prompt() -> None:

@@ -92,7 +92,7 @@ def test_slopes_go_through_pictures_as_in_transformers() -> None:
     for seed, (rows, columns) in enumerate(((1, 2), (1, 1))):
         picture = cut(cfg.vision, rows, columns, seed)
         tokens = with_pictures(cfg, [picture], documents_of((17 + seed,), seed)[0].tokens)
-        placed = Placed(picture, llama4.placeholders(cfg, tokens, [picture.shape])[0])
+        placed = Placed(picture, llama4.picture_positions(cfg, tokens, [picture.shape])[0])
         weights = [0.0 if token == cfg.vision.picture_token or index == 0 else 1.0 for index, token in enumerate(tokens)]
         documents.append(Document(tuple(tokens), tuple(weights), (placed,)))
         pixels.append(picture.pixels)

@@ -129,7 +129,7 @@ class Model:
     def logits(self, tokens: Sequence[int], images: Sequence[object] = ()) -> NDArray[np.float32]:
         """Token ids [T] -> logits_TV, float32: the whole model's output at every position.
 
-        images: PIL images (or bytes of image files, or data URLs), one for each picture that the ids have placeholders for.
+        images: PIL images (or bytes of image files, or data URLs), one for each picture that the ids have tokens for.
         """
         import numpy as np
 
@@ -360,7 +360,7 @@ class Model:
             raise UsageError(f"{self.name} is a classifier of whole texts: it has no next token. Use model.classify(text).")
 
     def _placed(self, tokens: Sequence[int], images: Sequence[object]) -> tuple[Placed, ...]:
-        """Pictures and where they go; also finds placeholders without a picture."""
+        """Pictures and where they go; also finds picture tokens without a picture."""
         return self._eyes.place(tokens, self._eyes.prepare(images))
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:

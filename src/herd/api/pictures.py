@@ -1,4 +1,4 @@
-"""Pictures on their way to a model: prepared as its release was trained, and put where the prompt has their placeholders."""
+"""Pictures on their way to a model: prepared as its release was trained, and put where the prompt has their tokens."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Eyes:
         return self.grid(self.prepare([image.source])[0])
 
     def place(self, tokens: Sequence[int], pictures: Sequence[Picture]) -> tuple[Placed, ...]:
-        """Each picture with the positions of its placeholders. `UsageError` when placeholders and pictures do not fit together."""
+        """Each picture with the positions of its tokens. `UsageError` when picture tokens and pictures do not fit together."""
         if self._model is None:
             return ()
         shapes = [_shape(picture) for picture in pictures]
-        positions = self._model.placeholders(self._cfg, tokens, shapes)
+        positions = self._model.picture_positions(self._cfg, tokens, shapes)
         return tuple(Placed(picture, where) for picture, where in zip(pictures, positions, strict=True))
 
 

@@ -84,10 +84,10 @@ class Seeing(Architecture, Protocol):
 
     def encode(self, w: Any, cfg: Any, step: PictureStep) -> Sequence[Tensor]:
         """One picture -> what the backend keeps of it and shows to `forward`: for early fusion one tensor, rows_ID for the
-        placeholders in order; for cross-attention the keys and values of each crossing layer, k_IKH then v_IKH."""
+        picture tokens in order; for cross-attention the keys and values of each crossing layer, k_IKH then v_IKH."""
         ...
 
-    def placeholders(self, cfg: Any, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
+    def picture_positions(self, cfg: Any, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
         """For each picture, in order, the positions among `tokens` that stand for it. `UsageError` when ids and pictures do not
         fit together."""
         ...

@@ -172,7 +172,7 @@ def num_crossing(cfg: Llama3VisionConfig) -> int:
     return len(cfg.crossing)
 
 
-def placeholders(cfg: Llama3VisionConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
+def picture_positions(cfg: Llama3VisionConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
     """One position for each picture: that of its token. `UsageError` when there are more of one than of the other."""
     ids = (cfg.picture_id, *cfg.picture_aliases)
     positions: list[tuple[int, ...]] = [(position,) for position, token in enumerate(tokens) if token in ids]

@@ -273,12 +273,12 @@ def num_crossing(cfg: Llama4Config) -> int:
 
 
 def encode(w: Llama4Weights, cfg: Llama4Config, step: PictureStep) -> Sequence[Tensor]:
-    """One picture -> one tensor: a row [D] for each of its placeholders, tile by tile."""
+    """One picture -> one tensor: a row [D] for each of its tokens, tile by tile."""
     assert w.vision is not None and cfg.vision is not None, "pictures only for models that see"
     return [llama4_vision.encode(w.vision, cfg.vision, step)]
 
 
-def placeholders(cfg: Llama4Config, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
+def picture_positions(cfg: Llama4Config, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
     """For each picture, in order, the positions of the picture tokens that stand for it. `UsageError` when they do not fit."""
     assert cfg.vision is not None, "pictures only for models that see"
-    return llama4_vision.placeholders(cfg.vision, tokens, shapes)
+    return llama4_vision.picture_positions(cfg.vision, tokens, shapes)

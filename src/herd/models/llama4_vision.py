@@ -150,7 +150,7 @@ def weights(cfg: Llama4VisionConfig, leaf: Leaf) -> VisionWeights:
     )
 
 
-def placeholders(cfg: Llama4VisionConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
+def picture_positions(cfg: Llama4VisionConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
     """For each picture, in order, the positions of the picture tokens that stand for it: `tile_rows` for each of its tiles, the
     small whole picture included. Without pictures a picture token is a token like others. `UsageError` when they do not fit."""
     for number, shape in enumerate(shapes):

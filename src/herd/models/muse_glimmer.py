@@ -6,7 +6,7 @@ Against `llama.py`, these things are new:
   q/k norm        of each head, before the rotation, without a weight; queries are then multiplied by `query_factor`
   gate            what the heads read is multiplied by the sigmoid of one more projection of the layer's input
   sandwich        a norm before and one after attention and feed-forward; their weights count from one
-  embedding       is normalised; placeholders get the rows of the vision encoder instead
+  embedding       is normalised; picture tokens get the rows of the vision encoder instead
   logits          are capped softly: cap * tanh(factor * logits / cap)
 
     tokens_T -> norm(embed) -> x_TD -> [ x + norm(attention(norm(x))) ; x + norm(ffn(norm(x))) ] * L -> norm -> logits_RV
@@ -226,12 +226,12 @@ def preparation(cfg: MuseGlimmerConfig) -> tuple[str, Mapping[str, int]]:
 
 
 def encode(w: MuseGlimmerWeights, cfg: MuseGlimmerConfig, step: PictureStep) -> Sequence[Tensor]:
-    """A picture or a video -> rows_ID in place of its placeholders."""
+    """A picture or a video -> rows_ID in place of its tokens."""
     assert w.vision is not None and cfg.vision is not None
     return [vision.encode(w.vision, cfg.vision, cfg.norm_eps, step)]
 
 
-def placeholders(cfg: MuseGlimmerConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
+def picture_positions(cfg: MuseGlimmerConfig, tokens: Sequence[int], shapes: Sequence[PictureShape]) -> list[tuple[int, ...]]:
     """A picture stands where `image_token` is, a video (two or more frames) where `video_token` is; each has a token per cell
     and pair of frames. `UsageError` when tokens and pictures do not fit together."""
     assert cfg.vision is not None
@@ -254,7 +254,7 @@ def placeholders(cfg: MuseGlimmerConfig, tokens: Sequence[int], shapes: Sequence
         first += count
     if first < len(wanted):
         raise UsageError(
-            f"The prompt has {len(wanted)} placeholder tokens ({cfg.image_token} or {cfg.video_token}); "
+            f"The prompt has {len(wanted)} picture tokens ({cfg.image_token} or {cfg.video_token}); "
             f"the {len(shapes)} pictures given fill {first} of them."
         )
     return found

@@ -127,7 +127,7 @@ class Ops(Protocol):
         ...
 
     def overlay(self, x_TD: Tensor, pictures: Tensor) -> Tensor:
-        """x with the rows of picture placeholders replaced by what `encode` gave for them (`pictures` is `step.pictures`)."""
+        """x with the rows of picture tokens replaced by what `encode` gave for them (`pictures` is `step.pictures`)."""
         ...
 
     def select(self, x_TD: Tensor, rows_R: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Drawings:
         model = seeing(self._cfg)
         assert model is not None, "a model that sees"
         shape = PictureShape(len(picture.pixels), self._vision.tile, self._vision.tile, picture.rows, picture.columns)
-        return tuple(Placed(picture, where) for where in model.placeholders(self._cfg, tokens, [shape]))
+        return tuple(Placed(picture, where) for where in model.picture_positions(self._cfg, tokens, [shape]))
 
     def _per_sequence(self, length: int) -> int:
         """Drawings of a sequence, reckoned with the longest of a few answers."""

@@ -270,7 +270,7 @@ class Student:
         return chosen
 
     def _pictures(self, batch: Batch) -> tuple[Sequence[object], Tensor | None, object]:
-        """What the tokens see of pictures: memories of crossing layers, which tokens see any, and what replaces placeholders."""
+        """What the tokens see of pictures: memories of crossing layers, which tokens see any, and what replaces picture tokens."""
         if self._seeing is None:
             if any(batch.pictures):
                 raise UsageError("This model takes no pictures; leave them out of the data, or tune a model that sees.")

@@ -1,4 +1,4 @@
-"""What the tokens of a step see of pictures: what replaces placeholders, and what layers cross over to."""
+"""What the tokens of a step see of pictures: what replaces picture tokens, and what layers cross over to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Memory:
 
 
 def overlays(plan: Plan, encoded: Encoded) -> tuple[NDArray[np.int64], Floats] | None:
-    """Rows of the step that are placeholders of pictures, and what replaces them [rows, D] (early fusion)."""
+    """Rows of the step that are picture tokens, and what replaces them [rows, D] (early fusion)."""
     rows: list[NDArray[np.int64]] = []
     features: list[Floats] = []
     encoded.begin_step()

@@ -1,4 +1,4 @@
-"""What the tokens of a step see of pictures, on the device: what replaces placeholders, and what layers cross over to."""
+"""What the tokens of a step see of pictures, on the device: what replaces picture tokens, and what layers cross over to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Memory:
 
 
 def overlays(plan: Plan, encoded: Encoded, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Rows of the step that are placeholders of pictures, and what replaces them [rows, D] (early fusion)."""
+    """Rows of the step that are picture tokens, and what replaces them [rows, D] (early fusion)."""
     rows: list[Tensor] = []
     features: list[Tensor] = []
     encoded.begin_step()
