@@ -68,7 +68,7 @@ def bits(cfg: Any, told: list[tuple[int, int]] | None, **options: Any) -> bytes:
 @pytest.mark.parametrize("options", [{}, {"activations": "float32"}, {"dtype": "float32"}], ids=["int8", "float32", "widened"])
 @pytest.mark.parametrize("cfg", [tiny_llama(qkv_bias=True), tiny_llama4(expert_width=256)], ids=["dense", "experts"])
 def test_weights_packed_on_the_disk_give_the_same_bits(cfg: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(larger, "PIECE_BYTES", 4096)  # many pieces of a matrix
+    monkeypatch.setattr(larger, "PIECE_BYTES", 1 << 15)  # many pieces of a matrix
     told: list[tuple[int, int]] = []
     assert bits(cfg, told, **options) == bits(cfg, None, **options)
     assert told[0][0] == 0 and told[-1][0] == told[-1][1] and [done for done, _ in told] == sorted(done for done, _ in told)
