@@ -2,15 +2,14 @@
 
     python benchmarks/planning.py --folder FOLDER [--models llama-3.2-1b:q4_0,llama-3.2-3b:q4_0] [--contexts 128,2048] [--prompts 256]
 
-Models are random, of the shapes of releases, written to the folder once (--write only does that). The limits are measured in the same
-process right before and after each figure, as the planner does; a context is pages of the cache that were written, so nothing has to be
-read for it.
+Models are random, of the shapes of releases, written to the folder once (--write only does that). In every round the machine is
+measured as the planner does it, and then each figure, in the same process: on a machine that others use too its limits move from minute to
+minute. Medians of the rounds are compared. A context is pages of the cache that were written, so nothing has to be read for it.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -24,17 +23,18 @@ from record import commit, figure, machine, say
 
 from herd.backends.base import PAGE_TOKENS, BackendOptions, Plan, Span
 from herd.backends.cpu import CpuBackend
-from herd.backends.cpu.limits import measure_bandwidth, measure_float32, measure_int8
 from herd.checkpoints.open import open_checkpoint
+from herd.cli.plan_here import formats_of
+from herd.cli.plan_here import measure as this_machine
 from herd.family.catalogue import find
 from herd.models.sizes import CACHE_DTYPES
 from herd.planner.devices import Device
 from herd.planner.formats import format_named
-from herd.planner.reading import Source
 from herd.planner.speed import HERE, Layout, Work, decode_step, prompt_seconds
 from herd.version import __version__
 
-STEP_TOKENS = 512
+STEP_TOKENS, DECODES = 512, 5
+CACHES = {"float16": "f16", "float32": "f32"}
 
 
 def main() -> None:
@@ -71,33 +71,44 @@ def measure(shape: str, quant: str, path: Path, options: argparse.Namespace) -> 
     work = Work(release.config(), format_named(quant, release, release.config()).on("cpu"), CACHE_DTYPES[kind])
     facts = {"machine": machine(), "threads": threads, "commit": commit(), "model": f"random weights, the shape of {shape}"}
     facts |= {"versions": {"herd": __version__}}
-    for context in contexts:
-        before = limits(threads)
-        seconds = timed(lambda at=context: run(backend, at - 1, 1), options.rounds)
-        said = decode_step(work, between(before, limits(threads)), Layout(), 1, context, HERE).seconds
-        tell(f"{shape} {quant}: decode at {context} tokens", [1 / each for each in seconds], 1 / said, facts)
-    for tokens in prompts:
-        before = limits(threads)
-        seconds = timed(lambda count=tokens: run(backend, 0, count), max(2, options.rounds // 2))
-        said = prompt_seconds(work, between(before, limits(threads)), Layout(), tokens, HERE)
+    tasks = {f"decode at {context} tokens": (context - 1, 1) for context in contexts}
+    tasks |= {f"a prompt of {tokens} tokens": (0, tokens) for tokens in prompts}
+    formats = formats_of([release], quant)
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    machines: list[Device] = []
+    for _ in range(options.rounds + 1):
+        machines.append(this_machine(threads, formats, CACHES[kind]))
+        for name, (start, count) in tasks.items():
+            seconds = [timed(backend, start, count) for _ in range(DECODES if count == 1 else 1)]
+            found[name].append(statistics.median(seconds))
+    here = usual(machines[1:])  # the first round is for warmth
+    for name, (start, count) in tasks.items():
+        said = (
+            decode_step(work, here, Layout(), 1, start + 1, HERE).seconds
+            if count == 1
+            else prompt_seconds(work, here, Layout(), count, HERE)
+        )
         assert said is not None
-        tell(f"{shape} {quant}: a prompt of {tokens} tokens", [tokens / each for each in seconds], tokens / said, facts)
+        tell(f"{shape} {quant}: {name}", [count / each for each in found[name][1:]], count / said, facts)
     backend.close()
     checkpoint.close()
 
 
-def limits(threads: int) -> Device:
-    """This machine as `herd plan this-machine` sees it."""
-    bandwidth, int8, float32 = measure_bandwidth(threads), measure_int8(threads), measure_float32(threads)
-    now, peaks = Source("measured", "measured", datetime.date.today()), {"int8": int8, "fp32": float32}
-    sources = dict.fromkeys(("bandwidth", *peaks), now)
-    return Device(name="here", title="here", kind="cpu", bandwidth=bandwidth, peaks=peaks, sources=sources)
+def usual(machines: list[Device]) -> Device:
+    """The medians of what was measured."""
 
+    def median(of: Callable[[Device], float]) -> float:
+        return statistics.median(of(each) for each in machines)
 
-def between(one: Device, other: Device) -> Device:
-    """The machine as it was between two measurements: on one that others use too its limits move from minute to minute."""
-    peaks = {name: (rate + other.peaks[name]) / 2 for name, rate in one.peaks.items()}
-    return replace(one, bandwidth=(one.bandwidth + other.bandwidth) / 2, peaks=peaks)
+    first = machines[0]
+    known = [each.attention for each in machines if each.attention is not None]
+    return replace(
+        first,
+        bandwidth=median(lambda each: each.bandwidth),
+        peaks={name: median(lambda each, of=name: each.peaks[of]) for name in first.peaks},
+        products={name: median(lambda each, of=name: each.products[of]) for name in first.products},
+        attention=statistics.median(known) if known else None,
+    )
 
 
 def run(backend: CpuBackend, start: int, count: int) -> None:
@@ -109,14 +120,10 @@ def run(backend: CpuBackend, start: int, count: int) -> None:
         backend.step(Plan((Span(first, tokens, pages, 1 if last == start + count else 0),)))
 
 
-def timed(step: Callable[[], None], rounds: int) -> list[float]:
-    step()
-    found = []
-    for _ in range(rounds):
-        before = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - before)
-    return found
+def timed(backend: CpuBackend, start: int, count: int) -> float:
+    before = time.perf_counter()
+    run(backend, start, count)
+    return time.perf_counter() - before
 
 
 def tell(name: str, values: list[float], said: float, facts: dict[str, object]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from herd.dtypes import BF16, Q4_0, Q6_K, DType
+
 _core = pytest.importorskip("herd._core", reason="the extension herd._core is not built (pip install -e .)", exc_type=ImportError)
 limits = pytest.importorskip("herd.backends.cpu.limits")
+reached = pytest.importorskip("herd.backends.cpu.reached")
 
 
 @pytest.fixture(params=_core.available_isas())
@@ -62,3 +67,10 @@ def test_matrices_that_cannot_be_are_refused(machine: object) -> None:
 def test_limits_are_positive_and_integers_are_not_slower_than_floats() -> None:
     assert limits.measure_bandwidth(1) > 1e8
     assert limits.measure_int8(1) > 0.5 * limits.measure_float32(1) > 0
+
+
+@pytest.mark.parametrize(("dtype", "kv_cache"), [(Q4_0, "auto"), (BF16, "float32"), (Q6_K, "int8")], ids=["q4_0", "bf16", "q6_k int8"])
+def test_what_a_layer_reaches_is_measured_in_every_kind_of_format(dtype: DType, kv_cache: str) -> None:
+    layer = dataclasses.replace(reached.LAYER, width=256, num_heads=4, num_kv_heads=2, ffn_width=512)
+    found = reached.measure_layer(dtype, kv_cache, 1, layer)
+    assert found.products > 1e7 and (found.attention is None or found.attention > 1e6)

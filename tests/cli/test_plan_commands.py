@@ -11,6 +11,7 @@ import pytest
 
 from cli.running import invoke
 from herd.cli.licence import OPTIONS
+from herd.dtypes import DType
 from herd.planner.licence_answers import FIELDS
 
 
@@ -87,21 +88,33 @@ def test_a_model_that_was_never_released_gets_no_invented_plan() -> None:
 
 
 def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from herd.backends.cpu import limits
+    from herd.backends.cpu import limits, reached
     from herd.engine import memory
 
     monkeypatch.setattr(limits, "measure_bandwidth", lambda threads: 40e9)
     monkeypatch.setattr(limits, "measure_int8", lambda threads: 1e12)
     monkeypatch.setattr(limits, "measure_float32", lambda threads: 2e11)
     monkeypatch.setattr(memory, "available_bytes", lambda: 8_000_000_000)
+    asked = []
+
+    def measure_layer(dtype: DType, kv_cache: str, threads: int | None) -> reached.Reached:
+        asked.append((dtype.name, kv_cache))
+        return reached.Reached(4e11 if dtype.is_block else 1e11, 1e11)
+
+    monkeypatch.setattr(reached, "measure_layer", measure_layer)
     found = told("plan", "this-machine")
+    assert asked.pop() == ("q4_0", "float16") and not asked and found["machine"]["products"] == {"q4_0": 4e11}
     assert found["machine"]["bandwidth"] == 40e9
     verdicts = {row["model"]: row["verdict"] for row in found["models"]}
     assert verdicts["llama-3.2-1b-instruct"].startswith("It runs here") and "does not fit" in verdicts["llama-3.3-70b-instruct"]
     one = told("plan", "this-machine", "--model", "llama-3.2-1b-instruct")
     assert one["format"] == "q4_0" and one["devices"][0]["expected"]["alone_tokens_per_s"] == pytest.approx(0.9 * 40e9 / 0.78e9, rel=0.15)
     plain = told("plan", "this-machine", "--model", "llama-3.2-1b-instruct", "--quant", "bf16")
-    assert plain["cache_format"] == "f32"
+    assert plain["cache_format"] == "f32" and asked[-1] == ("bf16", "float32")
+    first = [each["devices"][0]["expected"]["first_token_s"] for each in (one, plain)]
+    attention, products = 16 * 4 * 2048 * 1024**2 / 2 / 1e11, 2 * 0.973e9 * 1024
+    assert first == [pytest.approx(attention + products / rate, rel=0.01) for rate in (4e11, 1e11)]
+    assert any("GOPS: q4_0 400, attention 100" in line for line in one["assumed"]["speed"])
     assert "TOKENS/S" in invoke("plan", "this-machine").output
     assert "It runs here" in invoke("plan", "this-machine", "--model", "smollm2-135m-instruct").output
 

@@ -100,17 +100,19 @@ def for_model(name: str | None, model: str | None, html: Path | None, as_json: b
 @offline_option
 def this_machine(model: str | None, threads: int | None, as_json: bool, **options: Any) -> None:
     """Measure this machine's memory and arithmetic, and say which models run on it and how fast. Nothing is downloaded."""
-    from herd.cli.plan_here import as_herd_runs, measure, tell_all, tell_one
+    from herd.cli.plan_here import as_herd_runs, formats_of, measure, served, tell_all, tell_one
     from herd.planner.plan import answer
 
-    device, options = measure(threads), as_herd_runs(options)
+    options = as_herd_runs(options)
     if model is None:
-        tell_all(device, options, as_json)
+        tell_all(measure(threads, formats_of(served(), options["quant"]), options["cache"]), options, as_json)
         return
     release = release_asked(model)
     if not release.is_released:
         _tell_unknown(release, as_json)
         return
+    question_asked(release, options, [], None)  # what cannot be is said before anything is measured
+    device = measure(threads, formats_of([release], options["quant"]), options["cache"])
     tell_one(answer(question_asked(release, options, [device], None), with_changes=False), device, as_json)
 
 

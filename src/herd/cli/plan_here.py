@@ -9,6 +9,9 @@ import click
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from herd.family.release import Release
     from herd.planner.devices import Device
     from herd.planner.plan import Choice, Plan
 
@@ -16,20 +19,28 @@ _READABLE_TOKENS_PER_S = 5.0
 """About as fast as people read."""
 
 
-def measure(threads: int | None) -> Device:
-    """This machine as the planner sees one: memory that is free now, and measured bandwidth and peaks. Takes a second or two."""
+def measure(threads: int | None, products: tuple[str, ...] = (), cache: str | None = None) -> Device:
+    """This machine as the planner sees one: memory that is free now, and measured bandwidth, peaks, and what products of weights in
+    these formats and attention over such a cache reach. Takes a second or two."""
     import datetime
 
     from herd.backends.cpu.limits import measure_bandwidth, measure_float32, measure_int8
+    from herd.backends.cpu.reached import measure_layer
     from herd.cli.output import spinning
+    from herd.dtypes import BY_NAME
     from herd.engine.memory import available_bytes
+    from herd.models.sizes import CACHE_DTYPES
     from herd.planner.devices import Device
+    from herd.planner.memory import cache_format
     from herd.planner.reading import Source
 
     if threads is not None and threads < 1:
         raise UsageError(f"--threads is {threads}; it must be at least 1.")
+    wanted = None if cache is None else cache_format(cache)
+    kv_cache = next((name for name, dtype in CACHE_DTYPES.items() if dtype is wanted), "auto")
     with spinning("measuring"):
         bandwidth, int8, float32 = measure_bandwidth(threads), measure_int8(threads), measure_float32(threads)
+        reached = {name: measure_layer(BY_NAME[name], kv_cache, threads) for name in products}
     now = Source("measured", "measured on this machine", datetime.date.today())
     return Device(
         name="this-machine",
@@ -38,8 +49,31 @@ def measure(threads: int | None) -> Device:
         memory=available_bytes(),
         bandwidth=bandwidth,
         peaks={"int8": int8, "fp32": float32},
-        sources={"memory": now, "bandwidth": now, "int8": now, "fp32": now},
+        products={name: each.products for name, each in reached.items()},
+        attention=next((each.attention for each in reached.values()), None),
+        sources=dict.fromkeys(("memory", "bandwidth", "int8", "fp32", *(["products"] if reached else [])), now),
     )
+
+
+def formats_of(releases: Iterable[Release], quant: str) -> tuple[str, ...]:
+    """The formats of the matrices of these models, stored so, that herd's engine multiplies."""
+    from herd.dtypes import BY_NAME
+    from herd.models.architecture import architecture_of
+    from herd.models.sizes import part_of
+    from herd.models.weights import Kind
+    from herd.planner.formats import format_named
+
+    found: dict[str, None] = {}
+    for release in releases:
+        config = release.config()
+        try:
+            stored = format_named(quant, release, config).on("cpu")
+        except UsageError:
+            continue
+        specs = (spec for spec in architecture_of(config).tensors(config) if spec.kind in (Kind.MATRIX, Kind.EXPERTS))
+        chosen = (stored.chosen(spec).name for spec in specs if part_of(spec) != "vision")
+        found |= dict.fromkeys(name for name in chosen if name in BY_NAME)
+    return tuple(found)
 
 
 def as_herd_runs(options: dict[str, Any]) -> dict[str, Any]:
@@ -95,16 +129,21 @@ def tell_all(device: Device, options: dict[str, Any], as_json: bool) -> None:
     )
 
 
-def _choices(device: Device, options: dict[str, Any]) -> list[tuple[str, Choice]]:
-    """For each published language model whose load is possible, its place on this machine; one of those with the same shape."""
-    from herd.cli.plan_options import load_asked, question_asked
+def served() -> list[Release]:
+    """Published language models that somebody would serve, of which weights can be had."""
     from herd.family.catalogue import releases
+
+    kinds = ("instruct", "guard")
+    return [each for each in releases().values() if each.shape is not None and each.kind in kinds and each.is_takeable()]
+
+
+def _choices(device: Device, options: dict[str, Any]) -> list[tuple[str, Choice]]:
+    """For each published language model whose load is possible, its place on this machine."""
+    from herd.cli.plan_options import load_asked, question_asked
     from herd.planner.plan import choose
 
     found = []
-    for release in releases().values():
-        if release.shape is None or release.kind not in ("instruct", "guard") or not release.is_takeable():
-            continue
+    for release in served():
         try:
             load_asked(release, options)
             found.append((release.name, choose(question_asked(release, options, [device], None), device)))
@@ -118,7 +157,8 @@ def machine_said(device: Device) -> str:
 
     peaks = ", ".join(f"{rate / 1e9:,.0f} GOPS in {name}" for name, rate in device.peaks.items())
     memory = "an unknown amount of memory" if device.memory is None else f"{size(device.memory)} of memory free"
-    return f"This machine: {memory}, reads {size(device.bandwidth)}/s, {peaks}."
+    reached = "".join(f"; products of {name} weights reach {rate / 1e9:,.0f}" for name, rate in device.products.items())
+    return f"This machine: {memory}, reads {size(device.bandwidth)}/s, at most {peaks}{reached}."
 
 
 def verdict(choice: Choice) -> str:

@@ -53,9 +53,9 @@ def print_plan(plan: Plan) -> None:
         _print_changes(out, plan)
     print_claims(out, plan)
     _print_lines(out, "Notes", plan.notes)
-    from herd.planner.report import ASSUMED
+    from herd.planner.report import assumed
 
-    _print_lines(out, "Assumed", [line for lines in ASSUMED.values() for line in lines])
+    _print_lines(out, "Assumed", [line for lines in assumed(plan).values() for line in lines])
     _print_lines(out, "Warnings", plan.warnings)
 
 

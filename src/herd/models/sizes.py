@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from herd.dtypes import F16, F32, Q4_0, Q8_0, DType
+from herd.dtypes import BY_NAME, F16, F32, Q4_0, Q8_0, DType
 from herd.models.architecture import CacheShape, Config, architecture_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
 from herd.records import dataclass
@@ -75,7 +75,9 @@ def program_bytes(cfg: Config) -> int:
 
 
 def packed(dtype: DType) -> DType:
-    """The format as the processor's backend holds it in memory."""
+    """The format as the processor's backend holds it in memory; values that a file keeps with scales apart are read as float32."""
+    if dtype.name not in BY_NAME:
+        return F32
     return replace(dtype, block_bytes=_PACKED.get(dtype.name, dtype.block_bytes))
 
 

@@ -39,6 +39,8 @@ class Device:
     peaks      dense multiply-add operations (two each), by number format: bf16, fp8, int8, fp32
     link       between devices of one machine, both directions together
     most       devices in one machine
+    products   operations per second that products with weights reach, by the format of the weights, where that was measured
+    attention  the same of queries with keys and of what they read
     """
 
     name: str
@@ -53,6 +55,8 @@ class Device:
     also: tuple[str, ...] = ()
     note: str = ""
     prices: tuple[Price, ...] = ()
+    products: Mapping[str, float] = field(default_factory=dict)
+    attention: float | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def price_range(self) -> tuple[float, float] | None:

@@ -44,8 +44,8 @@ class Format:
     note: str
 
     def on(self, kind: str) -> Format:
-        """The same as a device of this kind holds it: on processors, as herd's engine packs it."""
-        return replace(self, chosen=self._packed) if kind == "cpu" else self
+        """The same as a device of this kind holds it: on processors, as herd's engine packs it and multiplies it."""
+        return replace(self, chosen=self._packed, multiplied=(*self.multiplied, "fp32")) if kind == "cpu" else self
 
     def _packed(self, spec: TensorSpec) -> DType:
         return packed(self.chosen(spec))

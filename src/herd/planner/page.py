@@ -7,7 +7,7 @@ from html import escape
 
 from herd.planner.charts import Bar, bars_chart, lines_chart, parts_chart
 from herd.planner.plan import Choice, Plan
-from herd.planner.report import ASSUMED
+from herd.planner.report import assumed
 from herd.planner.units import money, people, seconds, size
 
 STYLE = """
@@ -45,7 +45,7 @@ def body(plan: Plan) -> str:
         _changes(plan),
         _list("Published", [f"{c.least} to {c.most} x {c.device}: {c.why} ({c.source})" for c in plan.claims]),
         _list("Notes", plan.notes),
-        _list("Assumed", [line for lines in ASSUMED.values() for line in lines]),
+        _list("Assumed", [line for lines in assumed(plan).values() for line in lines]),
         _sources(plan),
     ]
     return "\n".join(piece for piece in pieces if piece)

@@ -13,7 +13,11 @@ from herd.planner.speed import Speed
 from herd.planner.training import ASSUMED as TRAINING_ASSUMED
 from herd.planner.training import TrainingPlan, parts
 
-ASSUMED: Mapping[str, tuple[str, ...]] = {"memory": memory.ASSUMED, "speed": speed.ASSUMED, "cost": cost.ASSUMED}
+
+def assumed(plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    """The assumptions behind a plan's figures, by what they are about."""
+    device = plan.question.devices[0] if len(plan.question.devices) == 1 else None
+    return {"memory": memory.ASSUMED, "speed": speed.assumed(plan.question.shares, device), "cost": cost.ASSUMED}
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "claims": [
             {"device": c.device, "least": c.least, "most": c.most, "why": c.why, "source": str(c.source)} for c in plan.claims
         ],
-        "assumed": {name: list(lines) for name, lines in ASSUMED.items()},
+        "assumed": {name: list(lines) for name, lines in assumed(plan).items()},
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
     }  # fmt: skip
@@ -68,7 +72,10 @@ def choice_data(choice: Choice) -> dict[str, Any]:
 
 def device_data(device: Device) -> dict[str, Any]:
     """A device that was measured or described."""
-    return {"name": device.name, "memory": device.memory, "bandwidth": device.bandwidth, "peaks": dict(device.peaks)}
+    return {
+        "name": device.name, "memory": device.memory, "bandwidth": device.bandwidth, "peaks": dict(device.peaks),
+        "products": dict(device.products), "attention": device.attention,
+    }  # fmt: skip
 
 
 def training_data(plan: TrainingPlan, model: str, device: Device) -> dict[str, Any]:

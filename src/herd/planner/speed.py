@@ -20,7 +20,6 @@ from herd.records import dataclass
 READ_SHARE, COMPUTE_SHARE = 0.80, 0.50
 LINK_LATENCY_S = 10e-6
 ASSUMED = (
-    f"a step that waits for memory reads at {READ_SHARE:.0%} of the bandwidth, one that computes at {COMPUTE_SHARE:.0%} of the dense peak",
     "weights are read once a step, whatever the number of users; of experts those that the step's tokens meet, each as likely as any other",
     "keys and values of everything that a token sees are read once for each user",
     f"devices that share a layer add up their results twice a layer, in {LINK_LATENCY_S * 1e6:.0f} microseconds and the time of the bytes",
@@ -32,13 +31,30 @@ ASSUMED = (
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What of its peaks a device reaches: of the bandwidth where memory is waited for, of the operations where they are."""
+    """What of its peaks a device reaches: of the bandwidth where memory is waited for, of the operations where they are. `measured`:
+    where it was measured what products and attention reach on the device itself, that counts instead of `compute`."""
 
     read: float = READ_SHARE
     compute: float = COMPUTE_SHARE
+    measured: bool = True
 
 
-PEAK = Shares(1.0, 1.0)
+PEAK = Shares(1.0, 1.0, measured=False)
+
+
+def assumed(shares: Shares, device: Device | None) -> tuple[str, ...]:
+    """What is assumed of a device's speed, in sentences."""
+    rates = [f"{name} {rate / 1e9:,.0f}" for name, rate in device.products.items()] if device is not None and shares.measured else []
+    if not rates or device is None:
+        computes = f"one that computes at {shares.compute:.0%} of the dense peak"
+        return (f"a step that waits for memory reads at {shares.read:.0%} of the bandwidth, {computes}", *ASSUMED)
+    if device.attention is not None:
+        rates.append(f"attention {device.attention / 1e9:,.0f}")
+    return (
+        f"a step that waits for memory reads at {shares.read:.0%} of the measured bandwidth, which is what herd's engine does",
+        f"one that computes does it as fast as one layer of random weights did here, in GOPS: {', '.join(rates)}",
+        *ASSUMED,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +88,7 @@ class Work:
     @cached_property
     def matrices(self) -> int:
         """Weights that a token is multiplied with: all but the table of embeddings, of experts the chosen ones, a tied head once."""
-        return sum(self._met(spec) for spec in self._specs if spec.kind is not Kind.EMBEDDING) + self._tied_head
+        return sum(inner + head for inner, head in self.formats.values())
 
     @cached_property
     def _tied_head(self) -> int:
@@ -86,7 +102,19 @@ class Work:
     @cached_property
     def head(self) -> int:
         """Weights of the head: of a prompt only the last token meets them."""
-        return self._tied_head or sum(spec.count for spec in self._specs if spec.kind is Kind.HEAD)
+        return sum(head for _, head in self.formats.values())
+
+    @cached_property
+    def formats(self) -> Mapping[str, tuple[int, int]]:
+        """The weights that a token is multiplied with, by their format: those of the layers, and those of the head."""
+        found: dict[str, tuple[int, int]] = {}
+        for spec in self._specs:
+            is_head = spec.kind is Kind.HEAD or (spec.name == "embed" and bool(self._tied_head))
+            if is_head or spec.kind is not Kind.EMBEDDING:
+                inner, head = found.get(self.stored.chosen(spec).name, (0, 0))
+                met = self._met(spec)
+                found[self.stored.chosen(spec).name] = (inner, head + met) if is_head else (inner + met, head)
+        return found
 
     def read_bytes(self, num_tokens: int) -> float:
         """Bytes of weights that a step of so many tokens reads."""
@@ -128,15 +156,9 @@ class Work:
         """Bytes of keys and values that the next token of one conversation reads."""
         return sum(kind.num_bytes(context) for kind in cache_kinds(self.config, self.cache))
 
-    def token_operations(self, context: int) -> float:
-        """Of one more token that sees `context` tokens."""
-        seen = sum(4.0 * s.num_heads * s.head_width * (context if s.reach is None else min(context, s.reach)) for s in self._caches)
-        return 2.0 * self.matrices + seen
-
-    def prompt_operations(self, tokens: int) -> float:
-        """Of a whole prompt, of which the last token alone meets the head."""
-        linear = 2.0 * ((self.matrices - self.head) * tokens + self.head)
-        return linear + self.attention_operations(tokens)
+    def seen_operations(self, context: int) -> float:
+        """Of one token's queries with the keys of `context` tokens and of what they read."""
+        return sum(4.0 * s.num_heads * s.head_width * (context if s.reach is None else min(context, s.reach)) for s in self._caches)
 
     def attention_operations(self, tokens: int) -> float:
         """Of queries with keys and of what they read, over a whole text from its first token."""
@@ -147,6 +169,20 @@ class Work:
         if reach is None or tokens <= reach:
             return tokens * tokens / 2
         return tokens * reach / 2 if self.is_chunked else reach * reach / 2 + (tokens - reach) * reach
+
+    def computing(self, device: Device, shares: Shares, tokens: int, outputs: int, attention: float) -> float | None:
+        """Seconds that one device multiplies for so many tokens, of which `outputs` meet the head, and for so many operations of
+        attention. None where its peak is not known, and nothing was measured in its place."""
+        peak = self.peak(device)
+        usual = None if peak is None else peak * shares.compute
+        total = 0.0
+        for name, (inner, head) in self.formats.items():
+            rate = device.products.get(name, usual) if shares.measured else usual
+            if rate is None:
+                return None
+            total += 2.0 * (inner * tokens + head * outputs) / rate
+        rate = device.attention if shares.measured and device.attention is not None else usual
+        return total if not attention else None if rate is None else total + attention / rate
 
     def peak(self, device: Device) -> float | None:
         """Operations per second that bound this model's products. Block formats are multiplied in int8 on processors and widened to
@@ -197,7 +233,8 @@ class Speed:
 
 EXPECTED = Shares()
 HERE = Shares(0.90, 0.58)
-"""What herd's processor backend reaches of limits that were measured on the same machine (docs/explain/speed.md)."""
+"""What herd's processor backend reaches of limits that were measured on the same machine (docs/explain/speed.md): of operations only
+where it was not measured what products reach there (`Device.products`)."""
 
 
 def predict(work: Work, device: Device, layout: Layout, load: Load, shares: Shares = EXPECTED) -> Speed:
@@ -222,8 +259,7 @@ def decode_step(work: Work, device: Device, layout: Layout, users: int, context:
     group = layout.tensor
     cache = users * work.cache_read_bytes(context) * layout.copies
     reading = (work.read_bytes(users) + cache) / (device.bandwidth * group * shares.read)
-    peak = work.peak(device)
-    computing = 0.0 if peak is None else users * work.token_operations(context) / (peak * group * shares.compute)
+    computing = (work.computing(device, shares, users, users, users * work.seen_operations(context)) or 0.0) / group
     talking = link_seconds(work, device, group, users)
     waits_for = "memory" if reading >= computing else "operations"
     seconds = max(reading, computing) + talking
@@ -233,12 +269,11 @@ def decode_step(work: Work, device: Device, layout: Layout, users: int, context:
 def prompt_seconds(work: Work, device: Device, layout: Layout, tokens: int, shares: Shares = PEAK) -> float | None:
     """A prompt from start to its first token; None where the device's peak is not known. Stages take their turns, so they save a
     single prompt nothing."""
-    peak = work.peak(device)
-    if peak is None:
+    computing = work.computing(device, shares, tokens, 1, work.attention_operations(tokens))
+    if computing is None:
         return None
-    computing = work.prompt_operations(tokens) / (peak * layout.tensor * shares.compute)
     reading = work.read_bytes(tokens) / (device.bandwidth * layout.tensor * shares.read)
-    return max(computing, reading) + link_seconds(work, device, layout.tensor, tokens)
+    return max(computing / layout.tensor, reading) + link_seconds(work, device, layout.tensor, tokens)
 
 
 def link_seconds(work: Work, device: Device, group: int, tokens: int) -> float:
