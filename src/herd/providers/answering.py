@@ -56,12 +56,14 @@ class Answering:
         tools: Sequence[Tool | BuiltIn] = (),
         is_held: bool = False,
         most_calls: int | None = None,
+        pieces: dict[int, tuple[str, bytes]] | None = None,
     ) -> None:
         """parsed_by: the format whose parser looks for calls of `tools`. is_held: an answer that begins with a call is held to the
         format's grammar of calls, so that its arguments can be told while they arrive. most_calls: the answer ends with so many.
+        pieces: what all answers in this tokenizer's tokens know of those that are nothing but their text (see `plain`).
         `UsageError` for impossible stop texts."""
         shown = frozenset() if parsed_by is None else parsed_by.mark_ids
-        self._spelling = _Spelling(tokenizer, StopTexts(stop), shown)
+        self._spelling = _Spelling(tokenizer, StopTexts(stop), shown, {} if pieces is None else pieces)
         self._calls = None
         if parsed_by is not None:
             heads = parsed_by.call_heads(tools) if is_held else {}
@@ -70,10 +72,22 @@ class Answering:
         self._prompt_tokens = prompt_tokens
         self.is_over = False
         self.said_something = False
+        self._is_plain = parsed_by is None and self._spelling.is_plain
 
     def start(self) -> None:
         """The time of the answer begins."""
         self._times.start()
+
+    def plain(self, progress: Progress) -> tuple[str, bytes] | None:
+        """The text and the bytes of a token that is nothing but its text, as nearly all are: then it is told by that, and not pushed.
+        None for any other progress, and for the first of an answer."""
+        token = progress.token
+        if not self._is_plain or token is None or progress.stop_reason is not None or progress.top or not self.said_something:
+            return None
+        found = self._spelling.plain(token)
+        if found is not None:
+            self._times.token()
+        return found
 
     def push(self, progress: Progress) -> list[Event]:
         """What one step did for the answer. The last event of all is `Finished` or `Failed`."""
@@ -88,7 +102,7 @@ class Answering:
                 else:
                     events += self._calls.push(text)
         if progress.stop_reason is not None or progress.error is not None or self._spelling.matched is not None:
-            self.is_over = True
+            self.is_over, self._is_plain = True, False
             events += self._last(progress)
         elif self._calls is not None and self._calls.is_full:
             self.is_over = True
@@ -146,16 +160,26 @@ class PromptScores:
 class _Spelling:
     """Turns tokens into certain text, and remembers which tokens that text does not cover yet."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop_texts: StopTexts, shown: frozenset[int] = frozenset()) -> None:
-        """shown: control tokens whose names are part of the text, for a parser to find."""
+    def __init__(
+        self, tokenizer: Tokenizer | None, stop_texts: StopTexts, shown: frozenset[int], pieces: dict[int, tuple[str, bytes]]
+    ) -> None:
+        """shown: control tokens whose names are part of the text, for a parser to find. pieces: see `Answering`."""
         self._stream = None if tokenizer is None else tokenizer.stream(shown) if shown else tokenizer.stream()
         self._stop_texts = stop_texts
-        self._is_plain = tokenizer is not None and stop_texts.is_empty
+        self.is_plain = tokenizer is not None and stop_texts.is_empty
+        self._pieces = pieces
         self._token_bytes = None if tokenizer is None else tokenizer.token_bytes
         self.matched: str | None = None  # the stop text that was found
         self._decoded = 0
         self._certain = 0
         self._uncovered: deque[tuple[int, TokenLogprob]] = deque()
+
+    def plain(self, token: int) -> tuple[str, bytes] | None:
+        """What is known of a token that is nothing but its text, where no other text waits for it."""
+        found = self._pieces.get(token)
+        if found is None or self._uncovered or self._stream is None or not self._stream.is_between:
+            return None
+        return found
 
     def push(self, progress: Progress) -> Text | None:
         """One more token; what became certain by it. A token that ends the answer is no part of its text."""
@@ -163,7 +187,9 @@ class _Spelling:
         is_stop = progress.stop_reason is StopReason.END
         piece = "" if self._stream is None or is_stop else self._stream.push(progress.token)
         token = _scored(self._token_bytes, progress.token, progress.logprob, progress.top)
-        if self._is_plain and piece and not self._uncovered:  # nearly all of them
+        if self.is_plain and piece and not self._uncovered:  # nearly all of them
+            if piece.isascii() and piece.encode() == token.data:
+                self._pieces[token.token] = piece, token.data
             return Text(piece, (token,))
         if self._stream is None:
             return Text("", (token,))

@@ -3,14 +3,16 @@
     frame = length (4 bytes, big-endian), then msgpack of [kind, field, field, ...]
 
 Each kind is a dataclass below. Lengths are capped before anything is read, values are checked on arrival, and nothing that arrives
-can name code: it is never pickle. `Said` is what flows: the events of all requests that a step had something to say of, in one frame.
+can name code: it is never pickle. `Told` is what flows: the tokens of all requests that a step made, in one frame, as columns that are
+checked without a look at each value. `Said` has what is more than a token and its text.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, final, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+from typing import Any, cast, final, get_args
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -214,17 +216,40 @@ class Said:
     events: Sequence[tuple[int, Sequence[Event]]]
 
 
-Frame = Begin | Ask | Cancel | Call | Ready | Broken | Queued | Started | Refused | Done | Beat | Said
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A token of each of these requests, in columns: their numbers, what each token says, its id, its bytes and its log-probability."""
+
+    numbers: Sequence[int]
+    texts: Sequence[str]
+    tokens: Sequence[int]
+    data: Sequence[bytes]
+    logprobs: Sequence[float]
+
+    def each(self) -> Iterable[tuple[int, Text]]:
+        """The requests' numbers and what is said to them."""
+        scored = zip(self.tokens, self.data, self.logprobs, _NONE, _NONE, strict=False)
+        made = cast("Iterable[TokenLogprob]", map(_new_tuple, repeat(TokenLogprob), scored))  # as its constructor does, for a third
+        return zip(self.numbers, map(Text, self.texts, zip(made, strict=True)), strict=True)
+
+
+_NONE = repeat(())
+_new_tuple = tuple.__new__
+Frame = Begin | Ask | Cancel | Call | Ready | Broken | Queued | Started | Refused | Done | Beat | Said | Told
 _KINDS: tuple[type, ...] = get_args(Frame)
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
-_SAID = _NUMBERS[Said]
+_SAID, _TOLD = _NUMBERS[Said], _NUMBERS[Told]
+_COLUMNS = (int, str, int, bytes, float)
 _RARE: tuple[type, ...] = (Prompted, Calling, Called, Finished)
 
 
 def to_bytes(frame: Frame) -> bytes:
     """A frame with its length. `UsageError` for one that is too long, or that holds what cannot be sent."""
     number = _NUMBERS[type(frame)]
-    values = _pack_said(frame) if isinstance(frame, Said) else packer_of(type(frame)).pack(frame)
+    if type(frame) is Told:
+        values: Any = (frame.numbers, frame.texts, frame.tokens, frame.data, frame.logprobs)
+    else:
+        values = _pack_said(frame) if isinstance(frame, Said) else packer_of(type(frame)).pack(frame)
     try:
         body = msgpack.packb([number, values], use_bin_type=True)
     except (OverflowError, ValueError, UnicodeEncodeError) as problem:
@@ -242,6 +267,8 @@ def from_body(body: bytes | memoryview) -> Frame:
         raise BadFrame(f"A frame of {len(body)} bytes is no msgpack of ours: {type(problem).__name__}.") from None
     if not isinstance(found, tuple) or len(found) != 2 or type(found[0]) is not int or not 0 <= found[0] < len(_KINDS):
         raise BadFrame("A frame does not begin with its kind.")
+    if found[0] == _TOLD:
+        return _unpack_told(found[1])
     if found[0] == _SAID:
         return _unpack_said(found[1])
     kind = _KINDS[found[0]]
@@ -270,6 +297,15 @@ def _unpack_said(values: Any) -> Said:
         return Said(tuple((_number(number), tuple(map(_unpack_event, events))) for number, events in values))
     except (TypeError, ValueError, IndexError) as problem:
         raise BadFrame(f"Said is not what it has to be: {problem!s:.200}.") from problem
+
+
+def _unpack_told(columns: Any) -> Told:
+    if type(columns) is not tuple or len(columns) != len(_COLUMNS) or not all([type(each) is tuple for each in columns]):
+        raise BadFrame("Told is not five columns.")
+    for column, kind in zip(columns, _COLUMNS, strict=True):
+        if len(column) != len(columns[0]) or not set(map(type, column)) <= {kind}:
+            raise BadFrame(f"A column of Told is not {len(columns[0])} values of type {kind.__name__}.")
+    return Told(*columns)
 
 
 def _number(value: Any) -> int:

@@ -82,6 +82,7 @@ class LocalProvider:
         self._facts = facts
         self._constraining = Constraining(tokenizer, engine.backend.vocab_size)
         self._clock = clock
+        self._pieces: dict[int, tuple[str, bytes]] = {}
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -190,7 +191,7 @@ class LocalProvider:
         asked = replace(asked, matcher=self._constraining.completion(request, own))
         scores = PromptScores(self._tokenizer, ids, request.sampling.logprobs) if request.score_prompt else None
         self._refuse_stop_texts(request.stop)
-        return Asked(asked, Answering(self._tokenizer, len(ids), self._clock, stop=request.stop), scores)
+        return Asked(asked, Answering(self._tokenizer, len(ids), self._clock, stop=request.stop, pieces=self._pieces), scores)
 
     def _completed(self, request: CompletionRequest) -> tuple[Sequence[int], frozenset[int]]:
         """A completion's prompt, and ids that end its answer because a suffix follows. `UsageError` for a suffix that cannot be."""
@@ -254,6 +255,7 @@ class LocalProvider:
             tools=request.tools,
             is_held=asked.matcher is not None and is_call_or_free(request),
             most_calls=None if request.tool_choice.parallel else 1,
+            pieces=self._pieces,
         )
 
     def _events(self, asked: Asked) -> Iterator[Event]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from herd.errors import Busy, EngineLost, HerdError
 from herd.providers.answers import Stream, StreamAnswer
-from herd.providers.base import Accepted, Caller, ChatRequest, CompletionRequest, Embedding, Gauges, ModelFacts, Priority
+from herd.providers.base import Accepted, Caller, ChatRequest, CompletionRequest, Embedding, Event, Gauges, ModelFacts, Priority
 from herd.providers.frames import (
     AddAdapter,
     Ask,
@@ -40,6 +40,7 @@ from herd.providers.frames import (
     RemoveAdapter,
     Said,
     Started,
+    Told,
     Vectors,
     to_bytes,
 )
@@ -293,9 +294,12 @@ class Supervisor:
 
     def _heard(self, frame: Frame) -> None:
         match frame:
+            case Told():
+                for number, text in frame.each():
+                    self._said(number, (text,))
             case Said():
                 for number, events in frame.events:
-                    self._said(number, events)
+                    self._said(number, tuple(events))
             case Queued(number, prompt_tokens, seed):
                 if (stream := self._streams.get(number)) is not None and stream.accepted is None:
                     stream.accept(Accepted(prompt_tokens=prompt_tokens, seed=seed))
@@ -315,13 +319,13 @@ class Supervisor:
                 if not self._loaded.done():
                     self._loaded.set_exception(problem.error)
 
-    def _said(self, number: int, events: Sequence[Any]) -> None:
+    def _said(self, number: int, events: tuple[Event, ...]) -> None:
         stream = self._streams.get(number)
         if stream is None:
             return
         if not stream.has_started:
             self._started(number)
-        is_read = stream.give(tuple(events))
+        is_read = stream.give(events)
         if stream.is_over:
             now = time.monotonic()
             self._interval_s = 0.9 * self._interval_s + 0.1 * min(now - self._ended_at, LONGEST_WAIT_S)

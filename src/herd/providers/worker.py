@@ -45,6 +45,7 @@ from herd.providers.frames import (
     RemoveAdapter,
     Said,
     Started,
+    Told,
     to_bytes,
 )
 from herd.providers.moderating import read_verdict, verdict_request
@@ -62,7 +63,8 @@ Tasks = queue.SimpleQueue["Callable[[], None] | None"]
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A request on its way through this process. judge: for a verdict, which reads all of its events at the end."""
+    """A request on its way through this process. said_at: the step in which more than a token was last said of it. judge: for a verdict,
+    which reads all of its events at the end."""
 
     number: int
     arrived: float
@@ -70,8 +72,13 @@ class _Open:
     sequence: Sequence | None = None
     is_cancelled: bool = False
     is_announced: bool = False
+    said_at: int = -1
     judge: Callable[[list[Event]], None] | None = None
     events: list[Event] = field(default_factory=list)
+
+    def plain(self, progress: Progress) -> tuple[str, bytes] | None:
+        """What a token says, if that is all there is to tell of it."""
+        return None if self.asked is None or self.judge is not None else self.asked.answering.plain(progress)
 
     def was_left(self) -> bool:
         """Whether it was cancelled by now; another thread may do that at any time."""
@@ -144,11 +151,18 @@ class Worker:
 
     def _tell(self, progress: list[Progress]) -> None:
         self._steps += 1
+        told: list[tuple[int, str, int, bytes, float]] = []
         said: list[tuple[int, list[Event]]] = []
         for each in progress:
             opened = each.sequence.owner
             if not isinstance(opened, _Open) or opened.is_cancelled:
                 continue
+            # `Told` goes out first: what a step says of an answer after something else has to stay after it.
+            plain = None if opened.said_at == self._steps else opened.plain(each)
+            if plain is not None:
+                told.append((opened.number, plain[0], each.token, plain[1], each.logprob))  # type: ignore[arg-type]  # it has a token
+                continue
+            opened.said_at = self._steps
             try:
                 events = self._events(opened, each)
             except Exception as problem:
@@ -162,6 +176,9 @@ class Worker:
             elif events:
                 self._announce(opened, each.sequence)
                 said.append((opened.number, events))
+        if told:
+            self._answer_tokens += len(told)
+            self._send(Told(*zip(*told, strict=True)))
         if said:
             self._send(Said(said))
 

@@ -86,6 +86,15 @@ class Admission:
     @contextmanager
     def place(self, visit: Visit) -> Iterator[None]:
         """A place among those that models work for, for the length of the block. `ApiError` 429 where there is none."""
+        self.check_place(visit)
+        self._enter(visit.key, 1)
+        try:
+            yield
+        finally:
+            self._enter(visit.key, -1)
+
+    def check_place(self, visit: Visit) -> None:
+        """`ApiError` 429 where there is no place for a visit."""
         key = visit.key
         if self.running >= self.settings.max_requests:
             self._refuse("full", f"{self.running} requests are being answered or wait; more are not taken now.", 1.0)
@@ -95,11 +104,6 @@ class Admission:
             wait_s = _bucket(self._tokens, key.id, key.tokens_per_minute).wait_s(1.0, time.monotonic())
             if wait_s > 0:
                 self._refuse("tokens", f"This key has {key.tokens_per_minute} tokens a minute, and they are used up.", wait_s)
-        self._enter(key, 1)
-        try:
-            yield
-        finally:
-            self._enter(key, -1)
 
     @contextmanager
     def bodies(self) -> Iterator[Bodies]:

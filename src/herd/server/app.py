@@ -21,11 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from herd.errors import CapacityError, ProviderError
-from herd.server.access_log import log_request
 from herd.server.callers import Visit
-from herd.server.errors import ApiError, api_error, error_body
+from herd.server.errors import ApiError, api_error
 from herd.server.house import House
 from herd.server.operations import Operation, operation_of
+from herd.server.refusing import Refusing, error_response, note, with_own_headers
 from herd.server.surfaces import surfaces
 from herd.server.visiting import Door
 
@@ -35,12 +35,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 LEFT = 499
 _LOG = logging.getLogger("herd.server")
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-]
 
 
 def build(house: House, routes: Sequence[Route] | None = None) -> App:
@@ -56,8 +50,7 @@ class App:
         self.routes = list(routes)
         self._house = house
         self._door = Door(house)
-        for route in routes:
-            operation_of(route)
+        self.refusing = Refusing(house, self._door, routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -138,11 +131,7 @@ class App:
     def _note(self, scope: Scope, visit: Visit, outcome: _Outcome) -> None:
         if not outcome.is_complete and outcome.status == 0:
             outcome.status = LEFT
-        route = visit.route or "unknown"
-        seconds = time.perf_counter() - visit.began
-        self._house.metrics.requests.labels(route, str(outcome.status)).inc()
-        self._house.metrics.durations.labels(route).observe(seconds)
-        log_request(scope, visit, outcome.status if outcome.is_complete else LEFT, seconds)
+        note(self._house, scope, visit, outcome.status, outcome.status if outcome.is_complete else LEFT)
 
 
 class _Outcome:
@@ -161,12 +150,7 @@ class _Outcome:
                 self.is_complete = True
         elif message["type"] == "http.response.start":
             self.status = message["status"]
-            milliseconds = int((time.perf_counter() - self._visit.began) * 1000)
-            own = [(b"x-request-id", self._visit.request_id.encode()), (b"openai-processing-ms", b"%d" % milliseconds)]
-            given = list(message.get("headers", ()))
-            if not any(name == b"cache-control" for name, _ in given):
-                own.append((b"cache-control", b"no-store"))
-            message = {**message, "headers": [*given, *own, *_HEADERS, *self._headers]}
+            message = {**message, "headers": with_own_headers(list(message.get("headers", ())), self._visit, self._headers)}
         await self._send(message)
 
     async def fail(self, path: str, error: ApiError) -> None:
@@ -176,9 +160,7 @@ class _Outcome:
         if error.status == LEFT:
             self.status = LEFT
             return
-        body = error_body(path, error, self._visit.request_id)
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        raw, body = error_response(path, error, self._visit.request_id)
         with suppress(OSError):
             await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
             await self.send({"type": "http.response.body", "body": body})

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from herd.server.errors import ApiError, error_body
+from herd.server.errors import ApiError
+from herd.server.refusing import error_response
 
 if TYPE_CHECKING:
     import asyncio
 
     from herd.server.metrics import Metrics
+    from herd.server.refusing import Refusing
     from herd.server.settings import Settings
 
 LINGER_S = 2.0
@@ -41,13 +43,16 @@ class _Refused(Exception):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. `settings` has its limits; `upload_paths` are where bodies may be as large as files."""
+    """One connection. `settings` has its limits; `upload_paths` are where bodies may be as large as files; `refusing` says no at once."""
 
-    def __init__(self, *arguments: Any, settings: Settings, metrics: Metrics, upload_paths: frozenset[str], **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, settings: Settings, metrics: Metrics, upload_paths: frozenset[str], refusing: Refusing, **named: Any
+    ) -> None:
         super().__init__(*arguments, **named)
         self._settings = settings
         self._metrics = metrics
         self._upload_paths = upload_paths
+        self._refusing = refusing
         self._refusal: ApiError | None = None
         self._serving: RequestResponseCycle | None = None
         self._head_since: float | None = None
@@ -185,8 +190,21 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
+        refused = None if self.expect_100_continue else self._refusing(cast(dict[str, Any], cycle.scope))
+        if refused is not None:
+            self._answer(cycle, *refused)
+            return
         cast(dict[str, Any], cycle.scope)["herd.write"] = functools.partial(_write, cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _answer(self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """The whole of an answer, now; its request's body goes unread."""
+        cycle.response_started = cycle.response_complete = True
+        closing = [] if cycle.keep_alive else [(b"connection", b"close")]
+        self.transport.write(_with_body(status, [*self.server_state.default_headers, *headers, *closing], body))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _check_head(self) -> None:
         """Refuses heads that leave a doubt about where the request ends, and bodies that are known to be too large."""
@@ -268,9 +286,11 @@ def _leave(cycle: RequestResponseCycle | None) -> None:
 
 
 def _response(refusal: ApiError, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    body = error_body("/", refusal)
-    lines = [f"HTTP/1.1 {refusal.status} {http.HTTPStatus(refusal.status).phrase}".encode()]
-    lines += [name + b": " + value for name, value in headers]
-    lines += [f"{name}: {value}".encode() for name, value in refusal.headers.items()]
-    lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
+    own, body = error_response("/", refusal, "")
+    return _with_body(refusal.status, [*headers, *own, (b"connection", b"close")], body)
+
+
+def _with_body(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+    lines = [b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode())]
+    lines += [b"%b: %b" % header for header in headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body

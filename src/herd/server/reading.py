@@ -6,6 +6,7 @@ A field is honoured, or on the model's list of those that may be ignored because
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class Body(pydantic.BaseModel):
         return kept
 
     @classmethod
+    @functools.cache
     def known(cls) -> frozenset[str]:
         """Names of the fields that are honoured, as clients write them."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items())
@@ -133,7 +135,7 @@ def parse_json(data: bytes) -> Any:
     if text[0] == "\ufeff":
         raise _not_json("it begins with a byte order mark")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
+        value = _DECODER.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -179,6 +181,9 @@ def _whole(text: str) -> int:
     if len(text) > 400:
         raise ValueError("a number has more than 400 digits")
     return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
 
 
 def _depth(value: object) -> int:

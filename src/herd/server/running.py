@@ -175,7 +175,9 @@ class Front:
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         uploads = frozenset(route.path for route in app.routes if operation_of(route).uploads)
-        protocol = functools.partial(LimitedProtocol, settings=house.settings, metrics=house.metrics, upload_paths=uploads)
+        protocol = functools.partial(
+            LimitedProtocol, settings=house.settings, metrics=house.metrics, upload_paths=uploads, refusing=app.refusing
+        )
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -226,7 +228,7 @@ class Front:
         if at_once:
             self._house.is_draining = True
             self._cut()
-            self._server.should_exit = self._server.force_exit = True
+            self._server.end(at_once=True)
         elif not self._house.is_draining:
             self._house.is_draining = True
             self._draining = asyncio.ensure_future(self._drain())
@@ -238,7 +240,7 @@ class Front:
         while self._house.admission.running and loop.time() < end:
             await asyncio.sleep(LOOK_EVERY_S)
         self._cut()
-        self._server.should_exit = True
+        self._server.end()
 
     def _cut(self) -> None:
         for task in list(self._server.server_state.tasks):
@@ -261,7 +263,23 @@ class Front:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, but for its signals, which are ours."""
+    """uvicorn's server, but for its signals, which are ours, and for how often it looks at the clock."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._is_ending = asyncio.Event()
+
+    def end(self, *, at_once: bool = False) -> None:
+        """From the server's thread."""
+        self.should_exit, self.force_exit = True, at_once
+        self._is_ending.set()
+
+    async def main_loop(self) -> None:
+        """Keeps the date of responses, until it is told to end."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._is_ending.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ Before a request is known to be allowed, nothing of it is read but its head.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import secrets
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from herd.server.operations import Operation
 
 Scope = MutableMapping[str, Any]
+_is_loopback = functools.lru_cache(maxsize=256)(is_loopback)
 ALWAYS = ("/health", "/ready", "/metrics")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = b"GET, POST, DELETE, OPTIONS"
@@ -39,6 +41,7 @@ class Door:
         self._house = house
         self._origins = frozenset(each.lower().rstrip("/") for each in house.settings.allow_origin)
         self._hosts = frozenset(each.lower() for each in house.settings.allow_host)
+        self._is_loopback = house.settings.is_loopback
         self._local = Caller(LOCAL, house.keys.salt(LOCAL))
 
     def visit(self, scope: Scope) -> Visit:
@@ -94,10 +97,10 @@ class Door:
 
     def _check_host(self, scope: Scope) -> None:
         """On loopback only names of this computer are answered: another name is a web page that had its own name point here."""
-        if not self._house.settings.is_loopback and not self._hosts:
+        if not self._is_loopback and not self._hosts:
             return
         name = _host_name(_header(scope, b"host") or "")
-        if name in self._hosts or (self._house.settings.is_loopback and is_loopback(name)):
+        if name in self._hosts or (self._is_loopback and _is_loopback(name)):
             return
         self._house.metrics.refused.labels("host").inc()
         raise ApiError(421, f"This server does not answer under the name {name!r:.100}; --allow-host adds one.", code="wrong_host")
@@ -173,6 +176,7 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=256)
 def _host_name(host: str) -> str:
     """The name in a Host header, without its port, in lower case; empty for what is none."""
     try:

@@ -14,28 +14,30 @@ class StreamDecoder:
     Bytes that are no UTF-8 become U+FFFD, at the latest in `finish`. The pieces joined equal `Tokenizer.decode` of all ids.
     """
 
-    __slots__ = ("_bytes_of", "_decoder", "_drop_space", "_is_inside")
+    __slots__ = ("_bytes_of", "_decoder", "_drop_space", "is_between")
 
     def __init__(self, bytes_of: Callable[[int], bytes], *, drop_leading_space: bool) -> None:
         self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drop_space = drop_leading_space
-        self._is_inside = False  # a character
+        self.is_between = not drop_leading_space
+        """Whether the next token's text, if it is ASCII, is that of its bytes: no character is begun, and no space to be dropped."""
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` has arrived; often empty in the middle of a character."""
         data = self._bytes_of(token)
-        if data.isascii() and not (self._is_inside or self._drop_space):  # nearly all of them
+        if self.is_between and data.isascii():  # nearly all of them
             return data.decode("ascii")
         text = self._decoder.decode(data)
-        self._is_inside = bool(self._decoder.getstate()[0])
-        return self._without_first_space(text)
+        shown = self._without_first_space(text)
+        self.is_between = not (self._drop_space or self._decoder.getstate()[0])
+        return shown
 
     def finish(self) -> str:
         """The rest: U+FFFD if the tokens ended inside a character. The decoder starts anew afterwards."""
         text = self._without_first_space(self._decoder.decode(b"", final=True))
         self._decoder.reset()
-        self._is_inside = False
+        self.is_between = not self._drop_space
         return text
 
     def _without_first_space(self, text: str) -> str:
