@@ -18,6 +18,7 @@ from typing import Any
 
 import herd
 from herd.api.tuning_preferences import tune_preferences
+from herd.api.tuning_run import Conduct
 from herd.cli.tune_options import watching
 from herd.training.preference_settings import PreferenceSettings
 from herd.training.settings import read_settings
@@ -85,7 +86,7 @@ def main() -> None:
     with herd.load(given.model) as model:
         before = short_answers(model, prompts)
     with watching("dpo") as told:
-        found = tune_preferences(read_settings(PreferenceSettings, named=named), given.out, told=told)
+        found = tune_preferences(read_settings(PreferenceSettings, named=named), given.out, Conduct(told=told))
     with herd.load(given.out) as model:
         after = short_answers(model, prompts)
     gain = found.held_out["accuracy"] - found.held_out["before_accuracy"]

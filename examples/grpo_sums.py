@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.api.tuning_grpo import tune_grpo
+from herd.api.tuning_run import Conduct
 from herd.cli.tune_options import watching
 from herd.training.grpo_settings import GrpoSettings, variant
 from herd.training.settings import read_settings
@@ -59,7 +60,7 @@ def main() -> None:
         "pack": 1024,
     }
     with watching("grpo") as told:
-        found = tune_grpo(read_settings(GrpoSettings, named=named), given.out, told=told)
+        found = tune_grpo(read_settings(GrpoSettings, named=named), given.out, Conduct(told=told))
     before, after = found.held_out["before_reward"], found.held_out["reward"]
     error = math.sqrt(sum(max(share * (1 - share), 1e-9) for share in (before, after)) / given.held_out)
     report = {"accuracy_before": before, "accuracy_after": after, "gain_in_standard_errors": (after - before) / error}

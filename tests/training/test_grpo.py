@@ -228,4 +228,4 @@ def test_settings_that_cannot_be_are_refused() -> None:
             kind(**given)
     with pytest.raises(UsageError, match="data"):
         GrpoSettings(model="m", data=())
-    assert GrpoSettings(model="m", data=("d",), steps=7).resolved().loop.schedule.steps == 7
+    assert GrpoSettings(model="m", data=("d",), steps=7).resolved(1).loop.schedule.steps == 7

@@ -17,7 +17,7 @@ from herd.errors import HerdError, UsageError
 from herd.sampling.chain import token_logprob
 from herd.training.batches import Document, batch_of
 from herd.training.lora_settings import Lora
-from herd.training.rollouts import Drawn, EngineSampler, Gap, Prompt, seed_of
+from herd.training.rollouts import Drawn, EngineSampler, Gap, Prompt, seed_of, seeds_of
 from herd.training.student import Student
 from tiny import random_leaves, tiny_llama
 
@@ -25,6 +25,10 @@ CFG = tiny_llama(width=64, num_heads=4, num_kv_heads=2, head_width=16, ffn_width
 LEAVES = random_leaves(CFG)
 PROMPTS = [Prompt((5, 6, 7, 8, 9)), Prompt((11, 12)), Prompt(tuple(range(20, 90)))]
 STOP = 3
+
+
+def seeds(seed: int) -> list[int]:
+    return seeds_of(seed, len(PROMPTS))
 
 
 def engine(kind: str, dtype: str | None = None) -> Engine:
@@ -60,9 +64,9 @@ def gap_of(student: Student, prompts: list[Prompt], drawn: list[list[Drawn]]) ->
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_engines_log_probabilities_are_the_trainers(method: str) -> None:
     student, sampler = learned(method), EngineSampler(engine("cpu"))
-    before = sampler.draw(PROMPTS, 2, max_tokens=8, temperature=1.0, seed=1)
+    before = sampler.draw(PROMPTS, 2, max_tokens=8, temperature=1.0, seeds=seeds(1))
     sampler.push(student)
-    drawn = sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seed=1)
+    drawn = sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(1))
     assert gap_of(student, PROMPTS, drawn)["gap_most"] < 1e-3
     assert gap_of(student, PROMPTS, before)["gap"] > 1e-3, "the weights have changed, so what was drawn before is of another model"
 
@@ -84,36 +88,36 @@ def test_drawn_by_torch_the_log_probabilities_are_equal() -> None:
     """Exactly, where both compute in float64: the order of sums then decides nothing that a float32 logit shows."""
     sampler = EngineSampler(engine("torch", "float64"))
     exact = Student(CFG, LEAVES.__getitem__, dtype=torch.float64)
-    assert exact_gap(exact, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seed=2)) == 0
+    assert exact_gap(exact, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(2))) == 0
     student = learned("full", torch.float64)
     sampler.push(student)
     rounded = Student(CFG, {**LEAVES, **student.leaves()}.__getitem__, dtype=torch.float64)
-    assert exact_gap(rounded, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seed=2)) == 0
+    assert exact_gap(rounded, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(2))) == 0
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_drawn_by_torch_in_float32_they_differ_by_rounding_only(method: str) -> None:
     student, sampler = learned(method), EngineSampler(engine("torch", "float32"))
     sampler.push(student)
-    assert gap_of(student, PROMPTS, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seed=2))["gap_most"] < 2e-5
+    assert gap_of(student, PROMPTS, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(2)))["gap_most"] < 2e-5
 
 
 def test_answers_depend_on_seed_and_weights_alone() -> None:
     sampler = EngineSampler(engine("cpu"))
     sampler.push(learned("lora"))
-    first = sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seed=9)
+    first = sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seeds=seeds(9))
     sampler.push(learned("lora"))
-    again = sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seed=9)
-    other = sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seed=10)
+    again = sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seeds=seeds(9))
+    other = sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seeds=seeds(10))
     assert first == again and first != other
     assert first[0][0] != first[0][1], "answers to one prompt differ"
-    assert sampler.draw(PROMPTS[1:], 1, max_tokens=12, temperature=0.0, seed=9) == sampler.draw(
-        PROMPTS[1:], 1, max_tokens=12, temperature=0.0, seed=10
+    assert sampler.draw(PROMPTS[1:], 1, max_tokens=12, temperature=0.0, seeds=seeds_of(9, len(PROMPTS) - 1)) == sampler.draw(
+        PROMPTS[1:], 1, max_tokens=12, temperature=0.0, seeds=seeds_of(10, len(PROMPTS) - 1)
     )
 
 
 def test_answers_end_at_stop_tokens_or_are_cut() -> None:
-    drawn = EngineSampler(engine("cpu")).draw(PROMPTS, 16, max_tokens=40, temperature=2.0, seed=3)
+    drawn = EngineSampler(engine("cpu")).draw(PROMPTS, 16, max_tokens=40, temperature=2.0, seeds=seeds(3))
     answers = [answer for each in drawn for answer in each]
     assert all(answer.is_cut == (len(answer.tokens) == 40 and answer.tokens[-1] != STOP) for answer in answers)
     assert {answer.is_cut for answer in answers} == {True, False}
@@ -123,7 +127,7 @@ def test_answers_end_at_stop_tokens_or_are_cut() -> None:
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_drawn() -> None:
     small = Engine(FakeBackend(50), context_length=64, num_pages=4)
     with pytest.raises(HerdError, match="context"):
-        EngineSampler(small).draw([Prompt((1, 2)), Prompt((1,) * 100)], 1, max_tokens=4, temperature=1.0, seed=0)
+        EngineSampler(small).draw([Prompt((1, 2)), Prompt((1,) * 100)], 1, max_tokens=4, temperature=1.0, seeds=(0, 1))
     assert small.load.running == small.load.waiting == 0
 
 
@@ -134,7 +138,7 @@ def test_dora_reaches_the_engine_as_whole_weights() -> None:
             if name.endswith("up"):
                 parameter += 0.02
     sampler.push(student)
-    assert gap_of(student, PROMPTS, sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seed=4))["gap_most"] < 1e-3
+    assert gap_of(student, PROMPTS, sampler.draw(PROMPTS, 2, max_tokens=12, temperature=1.0, seeds=seeds(4)))["gap_most"] < 1e-3
 
 
 def test_seeds_of_prompts_are_apart() -> None:

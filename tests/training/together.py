@@ -1,6 +1,7 @@
 """A tiny model that one process trains, or two together; run as a program it is one of them.
 
-`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER CASE ...`, CASE being METHOD-OPTIMISER-WEIGHTS[-STOP].
+`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER CASE ...`, CASE being METHOD-OPTIMISER-WEIGHTS[-STOP],
+METHOD all weights ("full"), updates ("lora"), or the name of a recipe over all weights.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herd.models.weights import Kind
 from herd.training.batches import Document, batch_of
 from herd.training.company import ALONE, Company, shared
 from herd.training.loop import Told, train
@@ -24,6 +26,7 @@ from herd.training.loop_settings import LoopSettings
 from herd.training.optim import kinds_of, make_optimiser
 from herd.training.optimiser_settings import OptimiserSettings
 from herd.training.parallel import Processes, company, divide, gather
+from herd.training.reward_model import HEAD
 from herd.training.runs import open_run
 from herd.training.saving import write_tensors
 from herd.training.schedules import Schedule
@@ -95,9 +98,15 @@ def work(folder: Path, case: str, together: Company = ALONE) -> None:
     """Trains to the end, or until it is stopped; writes the weights that came of it as `learned.safetensors`."""
     method, optimiser, weights, *stop = case.split("-")
     student = student_of(method)
+    recipe: Any = Packed(student, together)
+    if method not in ("full", "lora"):
+        from training.recipes_together import recipe_of
+
+        recipe = recipe_of(method, student, student_of("lora"), documents_of, together)
     if weights == "divided" and isinstance(together, Processes):
         divide(student, together)
-    made = make_optimiser(OptimiserSettings(name=optimiser), kinds_of(student.cfg, student.parameters))
+    kinds = {**kinds_of(student.cfg, student.parameters), HEAD: Kind.BIAS}
+    made = make_optimiser(OptimiserSettings(name=optimiser), kinds)
 
     def told(seen: Told) -> None:
         if stop and seen.step == STOPPED_AFTER and not seen.is_evaluation and not seen.note and together.index == together.count - 1:
@@ -105,7 +114,7 @@ def work(folder: Path, case: str, together: Company = ALONE) -> None:
 
     facts = {"data": {}, "model": "", "machine": {}, "version": {}}
     with open_run(folder, SETTINGS, facts, resume=(folder / "config.toml").exists(), company=together) as run:
-        train(Packed(student, together), run, SETTINGS, made, told, together)
+        train(recipe, run, SETTINGS, made, told, together)
     gather(student)
     if together.index == 0:
         write_tensors(folder / "learned.safetensors", student.parameters)

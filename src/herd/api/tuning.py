@@ -1,7 +1,7 @@
 """A model on its way through training: opened, made a student, shown data, and written where `herd chat` finds it.
 
     open_tuned(name) -> Opened     .student(settings) .tokenising(learn) .document(example) .answering()
-    finish(folder, opened, student) -> folder/adapter or folder/model
+    finish(folder, opened, student) -> folder/adapter or folder/model, and what a person should know of it
 
 Every recipe goes this way. What a finished run's folder holds is written here and nowhere else.
 """
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from herd.api.loading import load, run_behind, words_of
@@ -26,6 +25,7 @@ from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.open import open_checkpoint
 from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE
 from herd.convert import write_adapter
+from herd.convert.notices import write_notices
 from herd.convert.replaced import write_replaced
 from herd.convert.shaping import fitting
 from herd.convert.trained import write_trained
@@ -47,7 +47,6 @@ from herd.training.four_bits import is_rounded
 from herd.training.student import Student
 from herd.training.student_settings import StudentSettings
 
-NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 # The share of free memory that a base in blocks may take decoded, so that it is not decoded twice in each step.
 KEPT_SHARE = 4
 IN_GGUF = ("llama", "llama4")
@@ -56,13 +55,14 @@ IN_GGUF = ("llama", "llama4")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model that training begins with."""
+    """A model that training begins with. device: where this process trains it, if not where settings say."""
 
     asked: str
     found: Found
     checkpoint: Checkpoint
     words: Words
     eyes: Eyes
+    device: str | None = None
 
     @property
     def cfg(self) -> Config:
@@ -78,7 +78,7 @@ class Opened:
 
     def student(self, settings: StudentSettings, seed: int) -> Student:
         """The model as these settings let it learn."""
-        device = find_device(settings.device)
+        device = find_device(self.device or settings.device)
         if settings.qat and self.checkpoint.architecture not in IN_GGUF:
             raise UsageError(f"{self.found.name} cannot learn for four bits: GGUF has no files of its architecture to keep them in.")
         leaf: Leaf = self.checkpoint.leaf
@@ -110,7 +110,12 @@ class Opened:
 
 @contextmanager
 def open_tuned(
-    model: str | os.PathLike[str], *, chat_format: str | None = None, mmproj: str | None = None, progress: Progress = silent
+    model: str | os.PathLike[str],
+    *,
+    chat_format: str | None = None,
+    mmproj: str | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Opened]:
     """The model that `model` names, opened for training. `UsageError` for one that carries an adapter, and for classifiers."""
     found, adapter = run_behind(find_model(model, progress=progress), None, progress)
@@ -123,40 +128,41 @@ def open_tuned(
         if classifying(checkpoint.config) is not None:
             raise UsageError(f"{found.name} is a classifier of whole texts; language models are tuned here.")
         asked = str(Path(model).resolve()) if Path(model).exists() and found.release is None else os.fspath(model)
-        yield Opened(asked, found, checkpoint, words_of(found, checkpoint, chat_format), Eyes(found.name, checkpoint.config))
+        words = words_of(found, checkpoint, chat_format)
+        yield Opened(asked, found, checkpoint, words, Eyes(found.name, checkpoint.config), device)
     finally:
         checkpoint.close()
 
 
-def finish(folder: Path, opened: Opened, student: Student, files: Mapping[str, bytes] = NO_FILES) -> Path:
-    """Writes what was learned into a run's folder, in place of what an earlier end of the run left there; where it is.
-
-    files   what belongs beside it by name: licence and notices
-    """
-    four_bits = student.adapters.four_bits
+def finish(folder: Path, opened: Opened, student: Student) -> tuple[Path, tuple[str, ...]]:
+    """Writes what was learned into a run's folder, in place of what an earlier end of the run left there, with the texts that the
+    licence of the model wants beside it. Where it is, and what a person should know of it."""
+    four_bits, checkpoint = student.adapters.four_bits, opened.checkpoint
+    notes: tuple[str, ...] = ()
     if student.lora is not None:
-        factors, magnitudes, base = student.factors(), student.magnitudes(), opened.asked
+        base = opened.asked
         if four_bits:
             frozen = {name: student.base(name) for name in student.specs if is_rounded(student.specs[name])}
-            base = str(write_replaced(_emptied(folder / "base.gguf"), opened.checkpoint, frozen).path.resolve())
+            rounded = write_replaced(_emptied(folder / "base.gguf"), checkpoint, frozen)
+            base, notes = str(rounded.path.resolve()), rounded.notes
         target = _emptied(folder / ADAPTER)
-        return write_adapter(target, opened.cfg, factors, magnitudes=magnitudes, base_model=base, files=files)
-    leaves, checkpoint = student.leaves(plain_dtype(opened.checkpoint)), opened.checkpoint
-    if four_bits:
-        return write_replaced(_emptied(folder / MODEL_FILE), checkpoint, leaves).path
-    target = _emptied(folder / MODEL)
-    write_trained(
-        target,
-        opened.cfg,
-        leaves,
-        tokenizer=checkpoint.tokenizer,
-        chat_template=checkpoint.chat_template,
-        stop_ids=checkpoint.stop_ids,
-        beside=checkpoint.path if checkpoint.path.is_dir() else None,
-    )
-    for name, data in files.items():
-        (target / name).write_bytes(data)
-    return target
+        write_adapter(target, opened.cfg, student.factors(), magnitudes=student.magnitudes(), base_model=base)
+    elif four_bits:
+        target = _emptied(folder / MODEL_FILE)
+        notes = write_replaced(target, checkpoint, student.leaves(plain_dtype(checkpoint))).notes
+    else:
+        target = _emptied(folder / MODEL)
+        notes = write_trained(
+            target,
+            opened.cfg,
+            student.leaves(plain_dtype(checkpoint)),
+            tokenizer=checkpoint.tokenizer,
+            chat_template=checkpoint.chat_template,
+            stop_ids=checkpoint.stop_ids,
+            beside=checkpoint.path if checkpoint.path.is_dir() else None,
+        ).notes
+    told = write_notices(target if target.is_dir() else folder, checkpoint.path)
+    return target, tuple(dict.fromkeys((*notes, *told)))
 
 
 def plain_dtype(checkpoint: Checkpoint) -> DType:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from herd.checkpoints import gguf_keys, names
 from herd.checkpoints.gguf_llama4 import NAMES as LLAMA4
+from herd.checkpoints.stored import of_values
 from herd.convert.conversion import FILE_TYPES
 from herd.convert.gguf_file import write_gguf
-from herd.convert.streams import Output, Values
+from herd.convert.streams import Output
 from herd.convert.writing import Told, check_place, total_bytes
 from herd.dtypes import BY_NAME, F32, Q6_K, DType
 from herd.errors import UsageError, did_you_mean
@@ -136,7 +137,7 @@ def write_shape(path: Path, shape: Shape, progress: Progress) -> None:
     table = names.GGUF if isinstance(cfg, LlamaConfig) else LLAMA4
     outputs = [Output(names.in_file(table, spec.name), _source(spec, shape.stored, pools)) for spec in architecture_of(cfg).tensors(cfg)]
     if (divisors := gguf_keys.divisors_of(cfg.rope)) is not None:
-        outputs.append(Output("rope_freqs.weight", Values(np.asarray(divisors, np.float32))))
+        outputs.append(Output("rope_freqs.weight", of_values(np.asarray(divisors, np.float32))))
     most = max(outputs, key=lambda output: output.num_bytes).source.dtype
     keys = {
         "general.architecture": "llama" if isinstance(cfg, LlamaConfig) else "llama4",
@@ -156,7 +157,7 @@ def write_shape(path: Path, shape: Shape, progress: Progress) -> None:
 def _source(spec: TensorSpec, stored: Format, pools: dict[DType, NDArray[np.uint8]]) -> Any:
     if spec.kind.is_vector:
         near = 1.0 if spec.kind is Kind.NORM else 0.0
-        return Values(near + SPREAD * np.random.default_rng(0).standard_normal(spec.shape, np.float32))
+        return of_values(near + SPREAD * np.random.default_rng(0).standard_normal(spec.shape, np.float32))
     return RandomWeights(stored.chosen(spec), spec.shape, pools)
 
 

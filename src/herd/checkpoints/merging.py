@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.checkpoints.stored import Bytes, Source, StoredTensor, num_rows
+from herd.checkpoints.stored import Bytes, InMemory, Source, StoredTensor, num_rows
 from herd.dtypes import F32, DType
 from herd.models.weights import Blocks, Dense, Update
 from herd.quant import dequantize, quantize
@@ -46,32 +46,7 @@ def merged(base: Dense | Blocks, update: Update, magnitude: Dense | None = None)
     """The same of a loaded weight."""
     dtype = F32 if isinstance(base, Blocks) else base.dtype
     data = np.asarray(base.data).reshape(base.shape[0], -1)
-    return Dense(dtype, base.shape, _merged(base.dtype, data, Merged(_Shaped(base), update, magnitude), 0, base.shape[0]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Shaped:
-    """Says what a loaded weight is; its bytes are passed beside it."""
-
-    leaf: Dense | Blocks
-
-    @property
-    def dtype(self) -> DType:
-        return self.leaf.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.leaf.shape
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return ()
-
-    def read(self, first: int, last: int) -> Bytes:
-        return self.rows()[first:last]
-
-    def rows(self) -> Bytes:
-        return np.asarray(self.leaf.data, np.uint8).reshape(self.leaf.shape[0], -1)
+    return Dense(dtype, base.shape, _merged(base.dtype, data, Merged(InMemory(base), update, magnitude), 0, base.shape[0]))
 
 
 def _merged(stored: DType, data: Bytes, of: Merged, first: int, last: int) -> Bytes:

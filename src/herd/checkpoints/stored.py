@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from herd.dtypes import DType
+from herd.dtypes import F32, DType
 from herd.files import MappedFile
-from herd.models.weights import stored_bytes
+from herd.models.weights import Blocks, Dense, stored_bytes
 from herd.records import dataclass
 
 if TYPE_CHECKING:
@@ -83,3 +83,37 @@ class StoredTensor:
         count = self.num_bytes
         flat = np.frombuffer(self.file.view, dtype=np.uint8, count=count, offset=self.offset)
         return flat.reshape(num_rows(self.shape), self.dtype.row_bytes(self.shape[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A weight that lies in no file."""
+
+    leaf: Dense | Blocks
+
+    @property
+    def dtype(self) -> DType:
+        return self.leaf.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return ()
+
+    def read(self, first: int, last: int) -> Bytes:
+        return self.rows()[first:last]
+
+    def rows(self) -> Bytes:
+        import numpy as np
+
+        return np.asarray(self.leaf.data, np.uint8).reshape(num_rows(self.shape), self.dtype.row_bytes(self.shape[-1]))
+
+
+def of_values(values: NDArray[np.float32]) -> InMemory:
+    """Numbers that are made where they are needed, float32."""
+    import numpy as np
+
+    return InMemory(Dense(F32, values.shape, np.ascontiguousarray(values).reshape(num_rows(values.shape), -1).view(np.uint8)))

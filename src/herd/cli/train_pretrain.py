@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from herd.cli.options import Examples, offline_option
+from herd.cli.tune_options import run_options
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from herd.models.weights import Matrix
     from herd.training.words import Words
 
+PLACE = Path("runs/pretrain")
 NAMED = {
     "tokenizer": "tokenizer",
     "begin": "begin",
@@ -59,20 +61,13 @@ NAMED = {
 @click.option("--sequence", type=int, metavar="N", help="Tokens of a sequence.  [default: 512]")
 @click.option("--batch-tokens", type=int, metavar="N", help="Tokens of a step.  [default: 8192]")
 @click.option("--optimiser", metavar="NAME", help="adamw or muon.  [default: adamw]")
-@click.option("--steps", type=int, metavar="N", help="How many steps.  [default: 1000]")
-@click.option("--lr", type=float, metavar="X", help="Highest learning rate.  [default: 0.001]")
 @click.option("--warmup", type=int, metavar="N", help="Steps until the learning rate is there.  [default: 0]")
 @click.option("--schedule", metavar="NAME", help="cosine, wsd, linear or constant.  [default: cosine]")
-@click.option("--seed", type=int, metavar="N", help="What weights and order come from.  [default: 0]")
 @click.option("--evaluate-every", type=int, metavar="N", help="Steps between two measurements on held-out text.")
 @click.option("--save-every", type=int, metavar="N", help="Steps between two checkpoints.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/pretrain"), show_default=True, help="The folder of the run.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML; options come on top.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Any other setting, such as stages or rope; repeatable.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--force", is_flag=True, help="Go on although settings or data are others now.")
+@run_options(str(PLACE), "How many steps.  [default: 1000]", "Highest learning rate.  [default: 0.001]")
 @offline_option
-def pretrain(out: Path, config: Path | None, changes: tuple[str, ...], resume: bool, force: bool, **options: Any) -> None:
+def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resume: bool, force: bool, **options: Any) -> None:
     """Learn a model from text, and write it to the folder `model` of the run.
 
     All settings, with what they mean: docs/reference/training.md. A run that was stopped goes on exactly where it was with --resume.
@@ -87,10 +82,11 @@ def pretrain(out: Path, config: Path | None, changes: tuple[str, ...], resume: b
     named = {name: options[option] for option, name in NAMED.items() if options[option] is not None}
     if options["data"]:
         named["data"] = [{"name": "text", "path": [str(path) for path in options["data"]]}]
-    if resume and config is None and not named and not changes:
+    out = out or PLACE
+    if resume and file is None and not named and not changes:
         settings = saved_settings(out, PretrainSettings)
     else:
-        settings = read_settings(PretrainSettings, config, changes, named)
+        settings = read_settings(PretrainSettings, file, changes, named)
     keep_memory()
     end = learn(settings, out, write_model, resume=resume, force=force, told=printed())
     if not end.is_complete:

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from herd.cli.options import Examples, offline_option
-from herd.cli.tune_options import NAMES, named, place_of, run_options, student_options, watching
-from herd.cli.tune_preferences import begun, show
+from herd.cli.tune_options import (
+    NAMES,
+    asked,
+    backend_option,
+    carry_out,
+    chat_format_option,
+    data_options,
+    json_option,
+    named,
+    run_options,
+    student_options,
+)
 
 OWN = {
-    **{name: at for name, at in NAMES.items() if name != "steps"},
-    **{name: name for name in ("model", "data", "chat_format", "held_out", "steps", "backend")},
+    **NAMES,
+    **{name: name for name in ("steps", "backend")},
     **{name: f"rollouts.{name}" for name in ("prompts", "answers", "max_tokens", "temperature")},
-    "evaluate_every": "loop.evaluate_every",
 }
 KINDS = ("number", "text", "tests", "schema", "length", "pattern", "function")
+
+
+def drawing_options(longest: int) -> Callable[[Any], Any]:
+    """How answers are drawn."""
+
+    def add(function: Any) -> Any:
+        function = click.option("--temperature", type=float, metavar="X", help="Of drawing.  [default: 1]")(backend_option(function))
+        return click.option("--max-tokens", type=int, metavar="N", help=f"The longest answer.  [default: {longest}]")(function)
+
+    return add
 
 
 @click.command(
@@ -30,54 +50,30 @@ KINDS = ("number", "text", "tests", "schema", "length", "pattern", "function")
     herd tune grpo --model smollm2-135m-instruct --data sums.jsonl --variant dr_grpo       as another paper has it
     """,
 )
-@click.option("--model", metavar="NAME", help="What is tuned: a name, a .gguf file or a folder.")
-@click.option("--data", multiple=True, metavar="PATH", help="Prompts with what answers are checked by, as JSONL. Can be repeated.")
+@data_options("Prompts with what answers are checked by, as JSONL.")
 @click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{', '.join(KINDS[:-1])}, or FILE.py:NAME. Added up.  [number]")
 @click.option("--variant", metavar="NAME", help="Loss of a paper: grpo, dr_grpo or dapo.  [default: dapo]")
 @click.option("--prompts", type=int, metavar="N", help="Prompts of a step.  [default: 4]")
 @click.option("--answers", type=int, metavar="N", help="Answers to each.  [default: 8]")
-@click.option("--max-tokens", type=int, metavar="N", help="The longest answer.  [default: 256]")
-@click.option("--temperature", type=float, metavar="X", help="Of drawing.  [default: 1]")
-@click.option("--backend", metavar="NAME", help="What answers are drawn by: cpu or torch.  [default: cpu]")
-@click.option("--chat-format", metavar="NAME", help="How conversations become tokens, for models that do not say.")
-@click.option("--held-out", type=float, metavar="X", help="Measured and not learned: a share below 1, or how many.  [default: 0.05]")
-@click.option("--evaluate-every", type=int, metavar="N", help="Steps between two evaluations.  [default: only before and after]")
-@run_options
+@drawing_options(256)
+@run_options()
 @student_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def grpo(
-    out: Path | None,
-    file: Path | None,
-    changes: tuple[str, ...],
-    resume: bool,
-    force: bool,
-    as_json: bool,
-    rewards: tuple[str, ...],
-    variant: str | None,
-    **options: Any,
-) -> None:
+def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
     """Online reinforcement learning: the model answers prompts, a program judges, and answers that beat their neighbours become likelier.
 
     How far the engine's probabilities are from the trainer's is measured at every step and logged as gap and gap_most.
     """
-    from herd.cli.output import fetching
     from herd.training.grpo_settings import GrpoSettings
     from herd.training.grpo_settings import variant as loss_of
-    from herd.training.settings import read_settings
 
-    given = named(options, OWN)
-    if rewards:
-        given["rewards"] = [reward_of(each) for each in rewards]
+    given: dict[str, Any] = {"rewards": [reward_of(each) for each in rewards]} if rewards else {}
     if variant is not None:
         loss = loss_of(variant)
         given |= {f"loss.{name}": getattr(loss, name) for name in ("scale", "over", "clip_low", "clip_high", "kl")}
-    settings = read_settings(GrpoSettings, file, changes, given)
-    folder = place_of(out, settings.data)
+    settings, folder = asked(GrpoSettings, options, OWN, **given)
     from herd.api.tuning_grpo import tune_grpo
 
-    with fetching() as progress, watching(folder.name) as told:
-        found = tune_grpo(settings, folder, resume=resume, force=force, told=told, began=begun, progress=progress)
-    show(found, "grpo", as_json)
+    carry_out("grpo", tune_grpo, settings, folder, options)
 
 
 @click.command(
@@ -95,15 +91,13 @@ def grpo(
 @click.option("--answers", type=int, metavar="N", help="Answers to each prompt.  [default: 8]")
 @click.option("--keep", type=int, metavar="N", help="How many of them are kept at most.  [default: 1]")
 @click.option("--least", type=float, metavar="X", help="What an answer must be worth to be kept.  [default: 1]")
-@click.option("--max-tokens", type=int, metavar="N", help="The longest answer.  [default: 512]")
-@click.option("--temperature", type=float, metavar="X", help="Of drawing.  [default: 1]")
-@click.option("--backend", metavar="NAME", help="What answers are drawn by: cpu or torch.  [default: cpu]")
-@click.option("--chat-format", metavar="NAME", help="How conversations become tokens, for models that do not say.")
+@drawing_options(512)
+@chat_format_option
 @click.option("--seed", type=int, metavar="N", help="What everything that is drawn comes from.  [default: 0]")
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="One setting. Can be repeated.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The JSONL file to be written.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @offline_option
 def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool, rewards: tuple[str, ...], **options: Any) -> None:
     """Rejection sampling: several answers to each prompt, and the best of them as conversations to learn from."""

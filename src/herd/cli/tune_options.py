@@ -1,4 +1,4 @@
-"""What the commands of `herd tune` share: options, and what is seen of a run while it goes on."""
+"""What the commands of `herd tune` share: options, what is seen of a run while it goes on, and what is said at its end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ import click
 from herd.cli.options import offline_option
 
 if TYPE_CHECKING:
+    from herd.api.tuning_run import Conduct, Tuned
+    from herd.data.account import Account
     from herd.training.loop import Told
+    from herd.training.tuning_settings import TuningSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound="TuningSettings")
 PLAIN_LINE_S = 10.0
 """Seconds between two lines where no terminal shows a bar."""
+SHORT = 300
+"""Letters of an answer that are shown."""
 
 
 def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -30,17 +36,45 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-run_options: Callable[[Any], Any] = _all(
-    click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="The run's folder.  [default: in runs/]"),
-    click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings of the run, as TOML."),
-    click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="One setting, such as loop.clip=0.5. Can be repeated."),
-    click.option("--resume", is_flag=True, help="Go on with the run in the folder, from its newest checkpoint."),
-    click.option("--force", is_flag=True, help="With --resume: although settings or data have changed."),
-    click.option("--seed", type=int, metavar="N", help="What everything that is drawn comes from.  [default: 0]"),
-    click.option("--steps", type=int, metavar="N", help="Steps of the run."),
-    click.option("--lr", type=float, metavar="X", help="The peak learning rate."),
-)
-"""Of every run."""
+def run_options(place: str = "in runs/", steps: str = "Steps of the run.", lr: str = "The peak learning rate.") -> Callable[[Any], Any]:
+    """Of every run. place: where its folder is if nothing else is said."""
+    return _all(
+        click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help=f"The run's folder.  [default: {place}]"),
+        click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings of the run, as TOML."),
+        click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="One setting, such as loop.clip=0.5. Can be repeated."),
+        click.option("--resume", is_flag=True, help="Go on with the run in the folder, from its newest checkpoint."),
+        click.option("--force", is_flag=True, help="With --resume: although settings or data have changed."),
+        click.option("--seed", type=int, metavar="N", help="What everything that is drawn comes from.  [default: 0]"),
+        click.option("--steps", type=int, metavar="N", help=steps),
+        click.option("--lr", type=float, metavar="X", help=lr),
+    )
+
+
+chat_format_option = click.option("--chat-format", metavar="NAME", help="How conversations become tokens, for models that do not say.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+backend_option = click.option("--backend", metavar="NAME", help="What answers are drawn by: cpu or torch.  [default: cpu]")
+
+
+def data_options(data: str, model: str = "What is tuned: a name, a .gguf file or a folder.") -> Callable[[Any], Any]:
+    """Of every recipe: the model and what it learns from."""
+    return _all(
+        click.option("--model", metavar="NAME", help=model),
+        click.option("--data", multiple=True, metavar="PATH", help=f"{data} Can be repeated."),
+        chat_format_option,
+        click.option(
+            "--held-out", type=float, metavar="X", help="Measured and not learned: a share below 1, or how many.  [default: 0.05]"
+        ),
+    )
+
+
+def epoch_options(longest: str = "The longest example.  [default: 2048]", epochs: float = 1) -> Callable[[Any], Any]:
+    """Of recipes over examples that are there before the run begins."""
+    return _all(
+        click.option("--max-tokens", type=int, metavar="N", help=longest),
+        click.option("--epochs", type=float, metavar="X", help=f"How often each example is seen.  [default: {epochs:g}]"),
+        click.option("--batch", type=int, metavar="N", help="Examples of a step.  [default: 8]"),
+    )
+
 
 student_options: Callable[[Any], Any] = _all(
     click.option("--lora/--full", "is_lora", default=None, help="Learn low-rank updates, or every weight.  [default: full]"),
@@ -52,10 +86,13 @@ student_options: Callable[[Any], Any] = _all(
     click.option("--device", metavar="NAME", help="cpu, cuda or cuda:1.  [default: cpu]"),
     click.option("--recompute", is_flag=True, default=None, help="Compute layers twice, in far less memory."),
     offline_option,
+    json_option,
 )
-"""What of a model is learned."""
+"""What of a model is learned; the last options of a command."""
 
 NAMES: Mapping[str, str] = {
+    **{name: name for name in ("model", "data", "chat_format", "held_out", "max_tokens", "epochs", "batch")},
+    "evaluate_every": "loop.evaluate_every",
     "seed": "loop.seed",
     "steps": "loop.schedule.steps",
     "rank": "student.lora.rank",
@@ -79,12 +116,68 @@ def named(options: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> dict[
     return found
 
 
-def place_of(out: Path | None, data: tuple[str, ...]) -> Path:
-    """The run's folder: what was asked for, or a name after the data."""
-    if out is not None:
-        return out
-    stem = Path(data[0]).name.split(".")[0] if data else "run"
-    return Path("runs") / (stem or "run")
+def asked(kind: type[S], options: Mapping[str, Any], names: Mapping[str, str] = NAMES, **more: Any) -> tuple[S, Path]:
+    """The settings that a command line asks for, `more` among them, and the run's folder: what was said, or a name after the data."""
+    from herd.training.settings import read_settings
+
+    settings = read_settings(kind, options["file"], options["changes"], {**named(options, names), **more})
+    if options["out"] is not None:
+        return settings, options["out"]
+    stem = Path(settings.data[0]).name.split(".")[0]
+    return settings, Path("runs") / (stem or "run")
+
+
+def carry_out(command: str, tune: Callable[[S, Path, Conduct], Tuned], settings: S, folder: Path, options: Mapping[str, Any]) -> None:
+    """Runs a recipe under the eyes of whoever typed the command, and says what came of it."""
+    from herd.api.tuning_run import Conduct
+    from herd.cli.output import fetching
+
+    with fetching() as progress, watching(folder.name) as told:
+        tuned = tune(settings, folder, Conduct(options["resume"], options["force"], told, _begun, progress))
+    if tuned.is_first:
+        _show(tuned, command, options["as_json"])
+
+
+def _begun(settings: Any, account: Account, parameters: int) -> None:
+    """What is learned from, and how long."""
+    for line in account.lines():
+        click.echo(line, err=True)
+    schedule = settings.loop.schedule
+    click.echo(f"{parameters:,} parameters, {schedule.steps:,} steps, learning rate {schedule.lr:g}", err=True)
+
+
+def _show(tuned: Tuned, command: str, as_json: bool) -> None:
+    """What the run came to: held-out figures and answers before and after, and where it is."""
+    from herd.cli.output import print_json
+    from herd.training.curves import in_dots, panels, series_of
+
+    if as_json:
+        answers = [{"prompt": each.prompt, "wanted": each.wanted, "before": each.before, "after": each.after} for each in tuned.answers]
+        model = None if tuned.model is None else str(tuned.model)
+        told = {"run": str(tuned.folder), "end": tuned.end.value, "model": model, "data": tuned.account.as_json()}
+        print_json({**told, "held_out": dict(tuned.held_out), "answers": answers, "notes": list(tuned.notes)})
+        return
+    for name, steps, held_out in panels(series_of(tuned.folder))[:1]:
+        click.echo(in_dots(name, steps, held_out))
+    for name, value in tuned.held_out.items():
+        if (before := tuned.held_out.get(f"before_{name}")) is not None:
+            click.echo(f"held out {name}: {before:.4g} before, {value:.4g} after")
+    for each in tuned.answers:
+        click.echo(f"\n> {each.prompt}\n  before  {_short(each.before)}\n  after   {_short(each.after)}\n  wanted  {_short(each.wanted)}")
+    for note in tuned.notes:
+        click.echo(f"note: {note}")
+    if tuned.model is None:
+        click.echo(f"\nStopped. Go on with: herd tune {command} --config {tuned.folder}/config.toml --out {tuned.folder} --resume")
+        return
+    click.echo(f"\n{tuned.model}   curves: {tuned.curves}")
+    if command != "reward":
+        click.echo(f"Talk to it: herd chat {tuned.folder}")
+
+
+def _short(text: str) -> str:
+    """On one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SHORT else flat[:SHORT] + " ..."
 
 
 @contextmanager

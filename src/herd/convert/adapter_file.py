@@ -10,55 +10,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from herd.checkpoints.adapter import PREFIX, WEIGHTS
 from herd.checkpoints.adapter_names import modules
-from herd.checkpoints.sources import Bytes, Source, StoredTensor
+from herd.checkpoints.stored import InMemory, Source
 from herd.checkpoints.trained import CONFIG
 from herd.convert.carried import as_json
 from herd.convert.llama_layouts import halved
 from herd.convert.safetensors_file import write_file
 from herd.convert.streams import Output
 from herd.convert.writing import Told, check_place, new_folder, total_bytes
-from herd.dtypes import BF16, F16, F32, DType
+from herd.dtypes import BF16, F16, F32
 from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.models.architecture import Config
-from herd.models.weights import Adapted, Blocks, Dense, TensorSpec, Update
+from herd.models.weights import Adapted, Dense, TensorSpec, Update
 
 NO_MAGNITUDES: Mapping[str, Dense] = MappingProxyType({})
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Bytes in memory, as a source."""
-
-    leaf: Dense | Blocks
-
-    @property
-    def dtype(self) -> DType:
-        return self.leaf.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.leaf.shape
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return ()
-
-    def read(self, first: int, last: int) -> Bytes:
-        return self.rows()[first:last]
-
-    def rows(self) -> Bytes:
-        return np.asarray(self.leaf.data, np.uint8).reshape(-1, self.leaf.dtype.row_bytes(self.leaf.shape[-1]))
 
 
 def write_adapter(
@@ -121,10 +93,10 @@ def _checked(
 
 def _tensors(module: str, spec: TensorSpec, update: Adapted | Update, magnitudes: Mapping[str, Dense]) -> list[Output]:
     """Both matrices of one update, and the lengths of rows."""
-    up: Source = halved(Held(update.up), spec.rotary_heads)
-    found = [Output(f"{module}.lora_A.weight", Held(update.down)), Output(f"{module}.lora_B.weight", up)]
+    up: Source = halved(InMemory(update.up), spec.rotary_heads)
+    found = [Output(f"{module}.lora_A.weight", InMemory(update.down)), Output(f"{module}.lora_B.weight", up)]
     if magnitudes:
-        found.append(Output(f"{module}.lora_magnitude_vector", halved(Held(magnitudes[spec.name]), spec.rotary_heads)))
+        found.append(Output(f"{module}.lora_magnitude_vector", halved(InMemory(magnitudes[spec.name]), spec.rotary_heads)))
     return found
 
 

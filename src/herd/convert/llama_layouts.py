@@ -11,8 +11,9 @@ import numpy as np
 from herd.checkpoints import gguf_keys, meta_params, names
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.sources import Halved, Interleaved, Source
+from herd.checkpoints.stored import of_values
 from herd.convert.shaping import Shaping, widened_names
-from herd.convert.streams import Output, Values, in_format
+from herd.convert.streams import Output, in_format
 from herd.errors import UsageError
 from herd.models.llama import LlamaConfig
 from herd.models.llama4 import Llama4Config
@@ -78,7 +79,7 @@ def huggingface_outputs(checkpoint: Checkpoint, shaping: Shaping) -> list[Output
         kind = shaping.plain(checkpoint, checkpoint.specs[1]).dtype
         for layer in range(cfg.num_layers):
             for spec in _missing_biases(cfg, layer):
-                zeros = in_format(Values(np.zeros(spec.shape, np.float32)), kind)
+                zeros = in_format(of_values(np.zeros(spec.shape, np.float32)), kind)
                 outputs.append(Output(names.in_file(names.HUGGING_FACE, spec.name), zeros))
     return outputs
 
@@ -130,7 +131,7 @@ def gguf_tensors(
             keys[key] = before[dtype]
     outputs = [Output(names.in_file(table, spec.name), sources[spec.name]) for spec in specs]
     if (divisors := gguf_keys.divisors_of(cfg.rope)) is not None:
-        outputs.append(Output("rope_freqs.weight", Values(np.asarray(divisors, np.float32))))
+        outputs.append(Output("rope_freqs.weight", of_values(np.asarray(divisors, np.float32))))
     return keys, outputs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from herd.checkpoints.checkpoint import Checkpoint
-from herd.convert.adapter_file import Held
+from herd.checkpoints.stored import InMemory
 from herd.convert.conversion import Report, write_opened
 from herd.convert.shaping import Shaping
 from herd.errors import UsageError
@@ -22,5 +22,5 @@ def write_replaced(
     for name, leaf in leaves.items():
         if isinstance(leaf, Adapted):
             raise UsageError(f"{name} carries an adapter; merge it first.")
-        sources[name] = Held(leaf)
+        sources[name] = InMemory(leaf)
     return write_opened(checkpoint.with_sources(sources), destination, to, Shaping(), progress)

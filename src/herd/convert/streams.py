@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.checkpoints.sources import ByRows, Bytes, Source, StoredTensor, num_rows
-from herd.dtypes import F32, DType
+from herd.dtypes import DType
 from herd.errors import FileProblem
 from herd.models.weights import stored_bytes
 from herd.quant import dequantize, quantize
@@ -68,31 +68,6 @@ class Converted(ByRows):
         again = dequantize(self.dtype, written, values.shape)
         if not np.array_equal(values.view(np.uint32), again.view(np.uint32)):
             raise FileProblem(f"{self.tensors[0].name}: holds values that {self.dtype.name} cannot hold, {self.because}")
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """Numbers that no file holds, float32."""
-
-    values: NDArray[np.float32]
-
-    @property
-    def dtype(self) -> DType:
-        return F32
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return ()
-
-    def read(self, first: int, last: int) -> Bytes:
-        return self.rows()[first:last]
-
-    def rows(self) -> Bytes:
-        return np.ascontiguousarray(self.values).reshape(num_rows(self.shape), -1).view(np.uint8)
 
 
 def in_format(source: Source, dtype: DType) -> Source:

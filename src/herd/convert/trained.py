@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from herd.checkpoints.checkpoint import About, Checkpoint, TokenizerSource
-from herd.checkpoints.stored import Bytes, StoredTensor
+from herd.checkpoints.stored import InMemory
 from herd.convert.conversion import Report, to_huggingface
 from herd.convert.shaping import Shaping
 from herd.dtypes import DType
 from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.models.architecture import Config, architecture_of
-from herd.models.weights import Adapted, Blocks, Dense, Matrix
-
-
-@dataclass(frozen=True, slots=True)
-class _InMemory:
-    """A weight that lies in no file."""
-
-    leaf: Dense | Blocks
-
-    @property
-    def dtype(self) -> DType:
-        return self.leaf.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.leaf.shape
-
-    @property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return ()
-
-    def read(self, first: int, last: int) -> Bytes:
-        return self.rows()[first:last]
-
-    def rows(self) -> Bytes:
-        import numpy as np
-
-        data = self.leaf.data
-        found: Bytes = np.asarray(data).reshape(-1, self.leaf.dtype.row_bytes(self.leaf.shape[-1]))
-        return found
+from herd.models.weights import Adapted, Matrix
 
 
 def write_trained(
@@ -73,7 +43,7 @@ def write_trained(
         if isinstance(leaf, Adapted):
             raise UsageError(f"{spec.name} carries an adapter; merge it first.")
         assert tuple(leaf.shape) == spec.shape, "a weight of the shape that the config says"
-        sources[spec.name] = _InMemory(leaf)
+        sources[spec.name] = InMemory(leaf)
     checkpoint = Checkpoint(
         path=beside or destination,
         layout="huggingface",

@@ -11,9 +11,9 @@ Both need the same vocabulary. Divergences, and what becomes of the tokens that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from herd.data.order import index_at
 from herd.engine.engine import Engine
 from herd.errors import UsageError
-from herd.training.answers import in_groups
 from herd.training.batches import Batch, Document, batch_of
+from herd.training.company import apart
 from herd.training.distill_settings import SoftTargets
 from herd.training.divergences import SoftWeight, divergence, grouped, most_likely
 from herd.training.loop import Figures
-from herd.training.rollouts import Gap, Prompt, Sampler, seed_of
+from herd.training.packed import OverExamples
+from herd.training.rollouts import Drawn, Gap, Prompt, Sampler, behind_prompt, seed_of, seeds_of
 from herd.training.student import Student
 from herd.training.teacher_file import Taught, weights_of
 
@@ -71,62 +71,42 @@ def taught(teacher: Teacher, documents: Sequence[Document], k: int, temperature:
 
 
 @dataclass(kw_only=True)
-class Distillation:
+class Distillation(OverExamples[Taught]):
     """Off-policy: a recipe for `loop.train`. steps: how long the run is, for the weight of soft targets."""
 
-    student: Student
-    learned: Sequence[Taught]
-    held_out: Sequence[Taught]
     targets: SoftTargets
     temperature: float
     steps: int
-    size: int
-    pack: int
-    seed: int
-
-    @property
-    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        return self.student.parameters
 
     @property
     def weight(self) -> SoftWeight:
         return SoftWeight(start=self.targets.start, end=self.targets.end, shape=self.targets.shape)
 
     def step(self, number: int) -> Figures:
-        first = number * self.size
-        chosen = [self.learned[index_at(self.seed, len(self.learned), first + offset)] for offset in range(self.size)]
-        soft = self.weight.at(number, self.steps)
-        total = weights_of([each.document for each in chosen])
-        sums = {"loss": 0.0, "divergence": 0.0, "nll": 0.0}
-        for part, group in enumerate(in_groups(chosen, lambda each: each.num_tokens, self.pack)):
-            self.student.begin(number, part)
-            far, nll = self._measured(group)
-            loss = (soft * far + (1 - soft) * nll) / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            sums["loss"] += float(loss.detach())
-            sums["divergence"] += float(far.detach()) / total
-            sums["nll"] += float(nll.detach()) / total
-        tokens = sum(len(each.ids_RK) for each in chosen)
-        return {**sums, "tokens": float(tokens), "soft": soft}
+        chosen = self.of_step(number)
+        soft, total = self.weight.at(number, self.steps), weights_of([each.document for each in chosen])
 
-    @torch.no_grad()
+        def measured(group: list[Taught]) -> tuple[Tensor, dict[str, float]]:
+            far, nll = self._measured(group)
+            loss = soft * far + (1 - soft) * nll
+            return loss, {"loss": float(loss.detach()), "divergence": float(far.detach()), "nll": float(nll.detach())}
+
+        sums = self.learn(number, chosen, _size, measured, total)
+        tokens = sum(len(each.ids_RK) for each in chosen)
+        return {**{name: value / total for name, value in sums.items()}, "tokens": float(tokens), "soft": soft}
+
     def evaluate(self, number: int) -> Figures:
         """What held-out tokens cost the student ("loss": the true tokens alone), and how far it is from the teacher on them."""
         if not self.held_out:
             return {}
-        self.student.rest()
-        far = nll = 0.0
-        for group in in_groups(self.held_out, lambda each: each.num_tokens, self.pack):
-            one, other = self._measured(group)
-            far, nll = far + float(one), nll + float(other)
+
+        def measured(group: list[Taught]) -> tuple[None, dict[str, float]]:
+            far, nll = self._measured(group)
+            return None, {"loss": float(nll), "divergence": float(far)}
+
         total = weights_of([each.document for each in self.held_out])
-        return {"loss": nll / total, "perplexity": math.exp(min(nll / total, 700.0)), "divergence": far / total}
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}
-
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        assert not tensors and not values, "nothing was kept"
+        found = {name: value / total for name, value in self.measure(self.held_out, _size, measured).items()}
+        return {**found, "perplexity": math.exp(min(found["loss"], 700.0))}
 
     def _measured(self, group: Sequence[Taught]) -> tuple[Tensor, Tensor]:
         """(divergence, nll) of some documents, summed over their tokens by weight."""
@@ -143,73 +123,56 @@ class Distillation:
 
 
 @dataclass(kw_only=True)
-class OnPolicy:
+class OnPolicy(OverExamples[Prompt]):
     """A recipe for `loop.train`: the student's own answers, judged token by token by the teacher.
 
     k   the teacher's likeliest tokens that are compared, and all others together; 0: the whole vocabulary
     """
 
-    student: Student
     sampler: Sampler
     teacher: Teacher
-    learned: Sequence[Prompt]
-    held_out: Sequence[Prompt]
     targets: SoftTargets
     k: int
-    size: int
     answers: int
     max_tokens: int
-    pack: int
-    seed: int
 
     def __post_init__(self) -> None:
         check_vocabulary(self.teacher.vocabulary, self.student)
 
-    @property
-    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        return self.student.parameters
-
     def step(self, number: int) -> Figures:
-        first = number * self.size
-        prompts = [self.learned[index_at(self.seed, len(self.learned), first + offset)] for offset in range(self.size)]
-        documents, sampled = self._drawn(prompts, self.answers, 1.0, seed_of(self.seed, number))
-        total, gap, loss = weights_of(documents), Gap(), 0.0
-        for part, group in enumerate(in_groups(list(zip(documents, sampled, strict=True)), lambda each: len(each[0].tokens), self.pack)):
-            self.student.begin(number, part)
+        drawn = self._drawn(self.of_step(number), self.answers, seed_of(self.seed, number))
+        total, gap = weights_of([document for document, _ in drawn]), Gap()
+
+        def measured(group: list[tuple[Document, tuple[float, ...]]]) -> tuple[Tensor, dict[str, float]]:
             far, nll_R = self._measured([document for document, _ in group])
             gap.add(-nll_R, torch.tensor([x for _, each in group for x in each], dtype=torch.float64))
-            (far / total).backward()  # type: ignore[no-untyped-call]
-            loss += float(far.detach()) / total
-        return {"loss": loss, "tokens": total, "length": total / len(documents), **gap.figures()}
+            return far, {"loss": float(far.detach())}
 
-    @torch.no_grad()
+        sums = self.learn(number, drawn, lambda each: len(each[0].tokens), measured, total)
+        return {"loss": sums["loss"] / total, "tokens": total, "length": total / len(drawn), **gap.figures(self.company)}
+
     def evaluate(self, number: int) -> Figures:
         """How far the student is from the teacher on its own answers to held-out prompts, always the same draws."""
         if not self.held_out:
             return {}
-        self.student.rest()
-        documents, _ = self._drawn(self.held_out, 1, 1.0, seed_of(self.seed, -1))
-        far = sum(float(self._measured(group)[0]) for group in in_groups(documents, lambda each: len(each.tokens), self.pack))
-        return {"loss": far / weights_of(documents)}
+        documents = [document for document, _ in self._drawn(self.held_out, 1, seed_of(self.seed, -1))]
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}
+        def measured(group: list[Document]) -> tuple[None, dict[str, float]]:
+            return None, {"loss": float(self._measured(group)[0])}
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        assert not tensors and not values, "nothing was kept"
+        found = self.measure(documents, lambda each: len(each.tokens), measured)
+        return {"loss": found["loss"] / weights_of(documents)}
 
-    def _drawn(
-        self, prompts: Sequence[Prompt], count: int, temperature: float, seed: int
-    ) -> tuple[list[Document], list[tuple[float, ...]]]:
+    def _drawn(self, prompts: Sequence[Prompt], count: int, seed: int) -> list[tuple[Document, tuple[float, ...]]]:
+        """Answers behind their prompts, and log p of their tokens by the engine. Each process draws some, and has all."""
         self.sampler.push(self.student)
-        drawn = self.sampler.draw(prompts, count, max_tokens=self.max_tokens, temperature=temperature, seed=seed)
-        documents, logprobs = [], []
-        for prompt, answers in zip(prompts, drawn, strict=True):
-            for answer in answers:
-                weights = (0.0,) * len(prompt.tokens) + (1.0,) * len(answer.tokens)
-                documents.append(Document(prompt.tokens + answer.tokens, weights, prompt.pictures))
-                logprobs.append(answer.logprobs)
-        return documents, logprobs
+
+        def draw(mine: Sequence[tuple[Prompt, int]]) -> list[list[Drawn]]:
+            seeds = [seed for _, seed in mine]
+            return self.sampler.draw([each for each, _ in mine], count, max_tokens=self.max_tokens, temperature=1.0, seeds=seeds)
+
+        drawn = apart(self.company, list(zip(prompts, seeds_of(seed, len(prompts)), strict=True)), draw)
+        return [(behind_prompt(prompt, each), each.logprobs) for prompt, answers in zip(prompts, drawn, strict=True) for each in answers]
 
     def _measured(self, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
         """The divergence summed over all tokens, and what each token of the answers cost the student [R]."""
@@ -228,6 +191,10 @@ class OnPolicy:
 
         total, _ = _in_chunks(self.student, batch, far)
         return total, torch.cat([costs[start] for start in sorted(costs)])
+
+
+def _size(each: Taught) -> int:
+    return each.num_tokens
 
 
 def check_vocabulary(teacher: int, student: Student) -> None:

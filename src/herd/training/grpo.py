@@ -14,7 +14,8 @@ share of prompts that taught something, "clipped" of tokens outside the trusted 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,14 +25,14 @@ from herd.data.order import index_at
 from herd.data.samples import Task
 from herd.errors import UsageError
 from herd.training import losses
-from herd.training.answers import in_groups
 from herd.training.batches import Batch, Document, batch_of
+from herd.training.company import apart
 from herd.training.grpo_settings import PolicyLoss, Rollouts
 from herd.training.loop import Figures
+from herd.training.packed import InPacks
 from herd.training.preferences import Reference
 from herd.training.rewards import Answer
-from herd.training.rollouts import Decode, Drawn, Gap, Prompt, Sampler, seed_of
-from herd.training.student import Student
+from herd.training.rollouts import Decode, Drawn, Gap, Prompt, Sampler, behind_prompt, seed_of, seeds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Learned:
 
 
 @dataclass(kw_only=True)
-class Grpo:
+class Grpo(InPacks[Problem]):
     """A recipe for `loop.train`.
 
     reward      what an answer to a task is worth; best: the most that it can be
@@ -67,16 +68,11 @@ class Grpo:
     reference   of the model as it was; made if `loss.kl` asks for it and there is none
     """
 
-    student: Student
     sampler: Sampler
-    learned: Sequence[Problem]
-    held_out: Sequence[Problem]
     reward: Callable[[Task, Answer], float]
     decode: Decode
     loss: PolicyLoss
     rollouts: Rollouts
-    pack: int
-    seed: int
     best: float = 1.0
     reference: Reference | None = None
     _position: int = 0
@@ -91,37 +87,25 @@ class Grpo:
             raise UsageError("Answers to pictures cannot be learned from more than once; set rollouts.reuse = 1.")
         self._kept = self._kept or list(range(len(self.learned)))
 
-    @property
-    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        return self.student.parameters
-
     def step(self, number: int) -> Figures:
         turn = number % self.rollouts.reuse
         gap = Gap()
         if turn == 0 or not self._answers:
             self._gather(number)
             turn = 0
-        total = {"loss": 0.0, "clipped": 0.0, "kl": 0.0}
-        for part, group in enumerate(in_groups(self._answers, lambda each: each.num_tokens, self.pack)):
-            self.student.begin(number, part)
-            loss, figures = self._measured(group, gap if turn == 0 else None)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total = {name: total[name] + figures[name] for name in total}
+        total = self.learn(number, self._answers, _size, lambda group: self._measured(group, gap if turn == 0 else None))
         tokens = sum(len(each.sampler) for each in self._answers if each.scale)
         figures = {"loss": total["loss"], "tokens": float(tokens), "clipped": total["clipped"] / max(1, tokens), **self._told}
         if self.loss.kl:
             figures["kl"] = total["kl"] / max(1, tokens)
-        return figures | (gap.figures() if turn == 0 else {})
+        return figures | (gap.figures(self.company) if turn == 0 else {})
 
-    @torch.no_grad()
     def evaluate(self, number: int) -> Figures:
         """The most likely answers to held-out prompts."""
         if not self.held_out:
             return {}
         self.sampler.push(self.student)
-        groups = self._draw(self.held_out, 1, 0.0, 0)
-        drawn = [group[0] for group in groups]
-        rewards = [self._worth(problem.task, each) for problem, each in zip(self.held_out, drawn, strict=True)]
+        drawn, rewards = zip(*(group[0] for group in self._draw(self.held_out, 1, 0.0, 0)), strict=True)
         reward = sum(rewards) / len(rewards)
         return {"loss": -reward, "reward": reward, **_sizes(drawn)}
 
@@ -150,9 +134,10 @@ class Grpo:
         at, row = 0, 0
         listed = (tensors[name].tolist() for name in ("prompts", "answers", "advantages", "scales"))
         for prompt, answer, advantage, scale in zip(*listed, strict=True):
-            document = _document(Prompt(tuple(tokens[at : at + prompt])), tuple(tokens[at + prompt : at + prompt + answer]))
             rows = slice(row, row + answer)
-            self._answers.append(Learned(document, advantage, scale, tuple(sampler[rows]), tuple(old[rows])))
+            drawn = Drawn(tuple(tokens[at + prompt : at + prompt + answer]), tuple(sampler[rows]), False)
+            document = behind_prompt(Prompt(tuple(tokens[at : at + prompt])), drawn)
+            self._answers.append(Learned(document, advantage, scale, drawn.logprobs, tuple(old[rows])))
             at, row = at + prompt + answer, row + answer
 
     def _gather(self, number: int) -> None:
@@ -172,8 +157,8 @@ class Grpo:
             drawn = self._draw(
                 problems, settings.answers, settings.temperature, seed_of(self.seed, number * (settings.redraw + 1) + attempt)
             )
-            for problem, answers in zip(problems, drawn, strict=True):
-                rewards = [self._worth(problem.task, each) for each in answers]
+            for problem, judged in zip(problems, drawn, strict=True):
+                answers, rewards = [each for each, _ in judged], [reward for _, reward in judged]
                 rewards_all += rewards
                 drawn_all += answers
                 shaped = torch.tensor(rewards, dtype=torch.float64) + self._penalty(answers)
@@ -211,7 +196,7 @@ class Grpo:
                     scale = 1 / max(1, tokens)
                 case _:
                     scale = 1 / (len(flat) * self.rollouts.max_tokens)
-            made.append(Learned(_document(prompt, answer.tokens), gain, 0.0 if out else scale, answer.logprobs))
+            made.append(Learned(behind_prompt(prompt, answer), gain, 0.0 if out else scale, answer.logprobs))
         return made
 
     @torch.no_grad()
@@ -220,14 +205,16 @@ class Grpo:
         if self.rollouts.reuse == 1:
             return answers
         self.student.rest()
-        found = []
-        for group in in_groups(answers, lambda each: each.num_tokens, self.pack):
-            batch = batch_of([each.document for each in group], self.student.device)
-            old = self._logprobs(self.student.hidden(batch), batch).to(torch.float64).tolist()
-            for each in group:
-                found.append(Learned(each.document, each.advantage, each.scale, each.sampler, tuple(old[: len(each.sampler)])))
-                old = old[len(each.sampler) :]
-        return found
+
+        def with_old(packs: Sequence[list[Learned]]) -> list[list[Learned]]:
+            found: list[list[Learned]] = []
+            for pack in packs:
+                batch = batch_of([each.document for each in pack], self.student.device)
+                old = iter(self._logprobs(self.student.hidden(batch), batch).to(torch.float64).tolist())
+                found.append([replace(each, old=tuple(islice(old, len(each.sampler)))) for each in pack])
+            return found
+
+        return [each for pack in apart(self.company, self.packs(answers, _size), with_old) for each in pack]
 
     def _measured(self, group: Sequence[Learned], gap: Gap | None) -> tuple[Tensor, dict[str, float]]:
         """The part of a step's loss that some answers make, and sums over their tokens."""
@@ -273,8 +260,8 @@ class Grpo:
         settings = self.rollouts
         drawn = self._draw(self.learned, settings.answers, settings.temperature, seed_of(self.seed, -number))
         kept = []
-        for index, (problem, answers) in enumerate(zip(self.learned, drawn, strict=True)):
-            share = sum(self._worth(problem.task, each) for each in answers) / (len(answers) * self.best)
+        for index, judged in enumerate(drawn):
+            share = sum(reward for _, reward in judged) / (len(judged) * self.best)
             if settings.filter_least <= share <= settings.filter_most:
                 kept.append(index)
         self._kept = kept or list(range(len(self.learned)))
@@ -285,12 +272,18 @@ class Grpo:
         self._position += 1
         return found
 
-    def _draw(self, problems: Sequence[Problem], count: int, temperature: float, seed: int) -> list[list[Drawn]]:
-        prompts = [problem.prompt for problem in problems]
-        return self.sampler.draw(prompts, count, max_tokens=self.rollouts.max_tokens, temperature=temperature, seed=seed)
+    def _draw(self, problems: Sequence[Problem], count: int, temperature: float, seed: int) -> list[list[tuple[Drawn, float]]]:
+        """Answers to each problem, and what they are worth. Each process draws and judges some, and has all."""
 
-    def _worth(self, task: Task, drawn: Drawn) -> float:
-        return self.reward(task, Answer(self.decode(drawn.tokens), len(drawn.tokens), drawn.is_cut))
+        def judged(mine: Sequence[tuple[Problem, int]]) -> list[list[tuple[Drawn, float]]]:
+            prompts, seeds = [problem.prompt for problem, _ in mine], [seed for _, seed in mine]
+            drawn = self.sampler.draw(prompts, count, max_tokens=self.rollouts.max_tokens, temperature=temperature, seeds=seeds)
+            return [
+                [(each, self.reward(problem.task, Answer(self.decode(each.tokens), len(each.tokens), each.is_cut))) for each in answers]
+                for (problem, _), answers in zip(mine, drawn, strict=True)
+            ]
+
+        return apart(self.company, list(zip(problems, seeds_of(seed, len(problems)), strict=True)), judged)
 
     def _penalty(self, answers: Sequence[Drawn]) -> Tensor:
         lengths = torch.tensor([len(each.tokens) for each in answers])
@@ -299,8 +292,8 @@ class Grpo:
         return losses.overlong_penalty(lengths, self.rollouts.max_tokens, self.rollouts.overlong).to(torch.float64)
 
 
-def _document(prompt: Prompt, answer: tuple[int, ...]) -> Document:
-    return Document(prompt.tokens + answer, (0.0,) * len(prompt.tokens) + (1.0,) * len(answer), prompt.pictures)
+def _size(each: Learned) -> int:
+    return each.num_tokens
 
 
 def _sizes(drawn: Sequence[Drawn]) -> dict[str, float]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import field, replace
+from collections.abc import Mapping
+from dataclasses import field
+from types import MappingProxyType
+from typing import ClassVar, Self
 
 from herd.errors import UsageError
 from herd.records import dataclass
-from herd.training.loop_settings import LoopSettings
 from herd.training.optimiser_settings import OptimiserSettings
 from herd.training.rewards import RewardSettings
 from herd.training.schedules import Schedule
-from herd.training.settings import need
-from herd.training.student_settings import StudentSettings
+from herd.training.settings import need, need_least, need_positive
+from herd.training.student_settings import StudentSettings, low_rank
+from herd.training.tuning_settings import TuningSettings
 
 VARIANTS = ("grpo", "dr_grpo", "dapo")
 OVERS = ("answers", "tokens", "constant")
 SCALES = ("group", "batch", "none")
-LR = {"lora": 2e-5, "full": 1e-6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,7 @@ class PolicyLoss:
         need(self.scale in SCALES, "scale", self.scale, " or ".join(SCALES))
         need(self.over in OVERS, "over", self.over, " or ".join(OVERS))
         need(0 < self.clip_low < 1, "clip_low", self.clip_low, "a number between 0 and 1")
-        for name in ("clip_high", "kl", "sampler_most"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value >= 0, name, value, "a number, 0 or more")
+        need_positive(self, "clip_high", "kl", "sampler_most")
 
 
 def variant(name: str) -> PolicyLoss:
@@ -91,68 +90,46 @@ class Rollouts:
     filter_most: float = 0.9
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("answers", 2), ("max_tokens", 1), ("redraw", 0), ("reuse", 1), ("filter_every", 0)):
-            need(getattr(self, name) >= least, name, getattr(self, name), f"a whole number, {least} or more")
+        need_least(self, 0, "redraw", "filter_every")
+        need_least(self, 1, "prompts", "max_tokens", "reuse")
+        need_least(self, 2, "answers")
         need(0 < self.temperature <= 10, "temperature", self.temperature, "a number above 0, up to 10")
         need(0 <= self.overlong < self.max_tokens, "overlong", self.overlong, "fewer tokens than max_tokens")
         need(0 <= self.filter_least <= self.filter_most <= 1, "filter_least", self.filter_least, "a share up to filter_most")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoSettings:
+class GrpoSettings(TuningSettings):
     """Online reinforcement learning (GRPO, Dr. GRPO, DAPO): a model answers prompts and learns from which answers were better.
 
-    model         what is tuned: a name that `herd models` lists, a .gguf file, a folder, or a finished run
     data          files or folders of prompts with what their answers are checked by (answer, tests, schema)
-    chat_format   how conversations become tokens, for models that do not say
     held_out      prompts that are measured and not learned: a share below 1, or how many; 0: none
     max_prompt    the longest prompt in tokens; longer ones are dropped
     steps         how many steps the run has
-    pack          tokens that are computed together
     lr            the peak learning rate; 0: 0.00002 with LoRA and 0.000001 for all weights. loop.schedule.lr follows it
     backend       what answers are drawn by: cpu, torch or reference
     rewards       what answers are worth; their sum by weights
     loss          how rewards become gradients
     rollouts      how answers are drawn
-    student       what of the model is learned
-    optimiser     how weights are changed
-    loop          the schedule, and what is kept of the run
     """
 
-    model: str
-    data: tuple[str, ...]
-    chat_format: str | None = None
-    held_out: float = 0.05
+    RATES: ClassVar[Mapping[str, float]] = MappingProxyType({"lora": 2e-5, "full": 1e-6})
+
     max_prompt: int = 1024
     steps: int = 100
-    pack: int = 4096
-    lr: float = 0.0
     backend: str = "cpu"
     rewards: tuple[RewardSettings, ...] = (RewardSettings(kind="number"),)
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     rollouts: Rollouts = field(default_factory=Rollouts)
-    student: StudentSettings = field(default_factory=lambda: StudentSettings(method="lora"))
+    student: StudentSettings = field(default_factory=low_rank)
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(weight_decay=0.0, beta2=0.99))
-    loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
-        need(len(self.data) > 0, "data", self.data, "files or folders")
+        TuningSettings.__post_init__(self)
         need(len(self.rewards) > 0, "rewards", self.rewards, "at least one")
-        for name in ("held_out", "lr"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value >= 0, name, value, "a number, 0 or more")
-        for name in ("steps", "pack", "max_prompt"):
-            need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
-        steps, rate = self.loop.schedule.steps, self.loop.schedule.lr
+        need_least(self, 1, "steps", "max_prompt")
+        steps = self.loop.schedule.steps
         need(steps in (Schedule().steps, self.steps), "loop.schedule.steps", steps, "nothing: steps says it")
-        need(rate in (Schedule().lr, self.peak), "loop.schedule.lr", rate, f"nothing: lr says it, which is {self.peak}")
 
-    @property
-    def peak(self) -> float:
-        """The peak learning rate."""
-        return self.lr or LR[self.student.method]
-
-    def resolved(self) -> GrpoSettings:
-        """With numbers in place of what follows from others."""
-        schedule = replace(self.loop.schedule, steps=self.steps, lr=self.peak)
-        return replace(self, lr=self.peak, loop=replace(self.loop, schedule=schedule))
+    def resolved(self, learned: int, held_out: int = 0) -> Self:
+        return self._for_steps(self.steps, held_out)

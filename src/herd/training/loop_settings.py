@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import field
 
 from herd.records import dataclass
 from herd.training.schedules import Schedule, check_schedule
-from herd.training.settings import need
+from herd.training.settings import need, need_least, need_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +43,9 @@ class LoopSettings:
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        need(math.isfinite(self.clip) and self.clip >= 0, "clip", self.clip, "a finite number, 0 or more")
-        need(math.isfinite(self.save_minutes) and self.save_minutes >= 0, "save_minutes", self.save_minutes, "a finite number, 0 or more")
-        for name in ("max_bad_steps", "evaluate_every", "save_every"):
-            need(getattr(self, name) >= 0, name, getattr(self, name), "a whole number, 0 or more")
-        need(self.keep_last >= 1, "keep_last", self.keep_last, "a whole number, 1 or more")
+        need_positive(self, "clip", "save_minutes")
+        need_least(self, 0, "max_bad_steps", "evaluate_every", "save_every")
+        need_least(self, 1, "keep_last")
         need(bool(self.best.lstrip("-")), "best", self.best, "the name of a held-out figure")
         need(not self.keep_best or self.evaluate_every > 0, "keep_best", self.keep_best, "false where evaluate_every is 0")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -80,12 +80,13 @@ class AdamW:
         self._steps: dict[str, Tensor] = {}
 
     def step(self, parameters: Mapping[str, torch.nn.Parameter], lr: float) -> None:
-        groups: dict[tuple[bool, torch.device, torch.dtype], list[str]] = {}
+        groups: dict[tuple[Any, ...], list[str]] = {}
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 self._begin(name, parameter)
-                groups.setdefault((_decays(self._settings, self._kinds, name), parameter.device, parameter.dtype), []).append(name)
-        for (decays, _, _), names in groups.items():
+                alike = (type(self._first[name]), parameter.device, parameter.dtype)  # divided among processes, or not
+                groups.setdefault((_decays(self._settings, self._kinds, name), *alike), []).append(name)
+        for (decays, *_), names in groups.items():
             self._step_of(names, parameters, lr, self._settings.weight_decay if decays else 0.0)
 
     def state(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from herd.training import gradients
 from herd.training.company import ALONE, Company
 from herd.training.student import Student
 
+T = TypeVar("T")
 ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits")
 """What a student is asked for: each has to gather the weights that lie outside of layers."""
 
@@ -47,6 +48,11 @@ class Processes:
 
     def all_agree(self, is_so: bool) -> bool:
         return self.total(float(is_so)) == self.count
+
+    def exchanged(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         whole = [each for each in parameters.values() if each.requires_grad and not isinstance(each, DTensor)]

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd.data.order import index_at
 from herd.data.tokenising import Example
 from herd.errors import UsageError
 from herd.training import losses
-from herd.training.answers import behind, counts, in_groups, sums, without_formatting
+from herd.training.answers import behind, counts, sums, without_formatting
 from herd.training.batches import Document, batch_of
 from herd.training.loop import Figures
+from herd.training.packed import OverExamples, as_tensors
 from herd.training.preference_settings import PreferenceLoss
 from herd.training.student import Student
 
@@ -80,74 +80,37 @@ class Reference:
 
 
 @dataclass(kw_only=True)
-class Preferences:
+class Preferences(OverExamples[Any]):
     """A recipe for `loop.train`, over pairs or (KTO) judgements.
 
     document    an example as the student takes it
-    size        pairs (or answers) of a step
-    pack        tokens that are computed together
     reference   of DPO and KTO
     """
 
-    student: Student
-    learned: Sequence[Any]
-    held_out: Sequence[Any]
     document: Callable[[Example], Document]
     loss: PreferenceLoss
-    size: int
-    pack: int
-    seed: int
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if self.loss.needs_reference and self.reference is None:
             self.reference = Reference(self.student)
 
-    @property
-    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        return self.student.parameters
-
     def step(self, number: int) -> Figures:
-        chosen = self._items(number)
+        chosen = self.of_step(number)
         kl = self._kl(chosen) if self.loss.method == "kto" else None
-        total: dict[str, float] = {}
-        for part, items in enumerate(in_groups(chosen, lambda each: each.num_tokens, self.pack)):
-            self.student.begin(number, part)
-            loss, figures = self._measured(items, kl)
-            (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
-            _add(total, figures)
+        total = self.learn(number, chosen, _size, lambda items: self._measured(items, kl), len(chosen))
         return self._figures(total, len(chosen), kl)
 
-    @torch.no_grad()
     def evaluate(self, number: int) -> Figures:
         if not self.held_out:
             return {}
-        total: dict[str, float] = {}
-        self.student.rest()
         kl = self._kl(self.held_out) if self.loss.method == "kto" else None
-        for items in in_groups(self.held_out, lambda each: each.num_tokens, self.pack):
-            _add(total, self._measured(items, kl)[1])
+        total = self.measure(self.held_out, _size, lambda items: self._measured(items, kl))
         return self._figures(total, len(self.held_out), kl)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}
-
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        assert not tensors and not values, "nothing was kept"
 
     def batch(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a step is computed from."""
-        examples = [example for item in self._items(number) for example in _examples(item)]
-        tensors = {
-            "tokens": torch.tensor([token for example in examples for token in example.tokens]),
-            "weights": torch.tensor([weight for example in examples for weight in example.weights]),
-            "lengths": torch.tensor([len(example.tokens) for example in examples]),
-        }
-        return tensors, {"records": [str(example.place) for example in examples]}
-
-    def _items(self, number: int) -> list[Any]:
-        first = number * self.size
-        return [self.learned[index_at(self.seed, len(self.learned), first + offset)] for offset in range(self.size)]
+        return as_tensors([example for item in self.of_step(number) for example in _examples(item)])
 
     def _document(self, example: Example) -> Document:
         return self.document(example if self.loss.formatting else without_formatting(example))
@@ -207,19 +170,19 @@ class Preferences:
         }
         return value_N.sum(), figures
 
-    @torch.no_grad()
     def _kl(self, items: Sequence[Judgement]) -> Tensor:
         """KTO's point of reference: each prompt with the answer to the one before it."""
-        assert self.reference is not None
-        self.student.rest()
         documents = [self._document(item.example) for item in items]
         crossed = [behind(prompt, documents[at - 1]) for at, prompt in enumerate(documents)]
-        found = []
-        for group in in_groups(crossed, lambda each: len(each.tokens), self.pack):
-            batch = batch_of(group, self.student.device)
+
+        def measured(pack: list[Document]) -> tuple[None, dict[str, float]]:
+            assert self.reference is not None
+            batch = batch_of(pack, self.student.device)
             now_N = sums(self.student.logprobs(batch), batch)
-            found.append(now_N - now_N.new_tensor(self.reference(group)))
-        return losses.kto_kl(torch.cat(found))
+            return None, {"kl": float((now_N - now_N.new_tensor(self.reference(pack))).sum())}
+
+        total = self.measure(crossed, lambda each: len(each.tokens), measured)["kl"]
+        return losses.kto_kl(torch.tensor([total / len(crossed)], dtype=self.student.tensors.wide, device=self.student.device))
 
     def _figures(self, total: Mapping[str, float], count: int, kl: Tensor | None) -> Figures:
         found = {name: value if name == "tokens" else value / count for name, value in total.items()}
@@ -230,6 +193,5 @@ def _examples(item: Pair | Judgement) -> tuple[Example, ...]:
     return (item.chosen, item.rejected) if isinstance(item, Pair) else (item.example,)
 
 
-def _add(total: dict[str, float], figures: Mapping[str, float]) -> None:
-    for name, value in figures.items():
-        total[name] = total.get(name, 0.0) + value
+def _size(item: Pair | Judgement) -> int:
+    return item.num_tokens

@@ -13,7 +13,7 @@ from herd.records import dataclass
 from herd.training.initial_settings import InitialSettings
 from herd.training.loop_settings import LoopSettings
 from herd.training.optimiser_settings import OptimiserSettings
-from herd.training.settings import need
+from herd.training.settings import need, need_least, need_positive
 from herd.training.shape import ModelSettings
 
 
@@ -116,8 +116,7 @@ class BalancingSettings:
     release_loss: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("bias", "loss", "release_loss"):
-            need(getattr(self, name) >= 0, f"balancing.{name}", getattr(self, name), "a number, 0 or more")
+        need_positive(self, "bias", "loss", "release_loss")
         need(0 < self.release <= 1, "balancing.release", self.release, "a share above 0, up to 1")
 
 
@@ -194,12 +193,12 @@ class PretrainSettings:
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
-        need(self.sequence >= 2, "sequence", self.sequence, "a whole number, 2 or more")
+        need_least(self, 2, "sequence")
         longest = max(stage.sequence for stage in self.all_stages)
         need(self.batch_tokens >= longest, "batch_tokens", self.batch_tokens, f"at least a sequence, {longest}")
         need(self.micro_tokens == 0 or self.micro_tokens >= longest, "micro_tokens", self.micro_tokens, f"0, or at least {longest}")
-        need(self.z_loss >= 0, "z_loss", self.z_loss, "a number, 0 or more")
-        need(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "a whole number, 0 or more")
+        need_positive(self, "z_loss")
+        need_least(self, 0, "eval_tokens")
         names = [source.name for source in self.data]
         need(len(set(names)) == len(names), "data.name", names, "a name of its own for each source")
         for stage in self.stages:

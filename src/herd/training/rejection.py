@@ -13,7 +13,7 @@ from herd.data.samples import Task
 from herd.training.grpo import Problem
 from herd.training.rejection_settings import RejectionSettings
 from herd.training.rewards import Answer
-from herd.training.rollouts import Decode, Drawn, Sampler, seed_of
+from herd.training.rollouts import Decode, Drawn, Sampler, seed_of, seeds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ def best_of(
     for first in range(0, len(problems), settings.batch):
         group = problems[first : first + settings.batch]
         prompts = [problem.prompt for problem in group]
-        seed = seed_of(settings.seed, first)
-        drawn = sampler.draw(prompts, settings.answers, max_tokens=settings.max_tokens, temperature=settings.temperature, seed=seed)
+        seeds = seeds_of(seed_of(settings.seed, first), len(group))
+        drawn = sampler.draw(prompts, settings.answers, max_tokens=settings.max_tokens, temperature=settings.temperature, seeds=seeds)
         for problem, answers in zip(group, drawn, strict=True):
             yield from _chosen(settings, problem, answers, decode, reward)
 

@@ -6,7 +6,7 @@ import math
 
 from herd.records import dataclass
 from herd.training.rewards import RewardSettings
-from herd.training.settings import need
+from herd.training.settings import need, need_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,7 @@ class RejectionSettings:
 
     def __post_init__(self) -> None:
         need(len(self.data) > 0, "data", self.data, "files or folders")
-        for name in ("answers", "keep", "max_prompt", "max_tokens", "batch"):
-            need(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
+        need_least(self, 1, "answers", "keep", "max_prompt", "max_tokens", "batch")
         need(0 <= self.temperature <= 10, "temperature", self.temperature, "a number from 0 to 10")
         need(math.isfinite(self.least), "least", self.least, "a finite number")
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")

@@ -9,16 +9,14 @@ Llama 2 took one from how much better the chosen answer was judged (`margin` of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from herd.data.order import index_at
 from herd.data.tokenising import Example
 from herd.errors import FileProblem
 from herd.files.writing import atomic_write
@@ -26,6 +24,7 @@ from herd.training import losses
 from herd.training.answers import in_groups
 from herd.training.batches import Document, batch_of
 from herd.training.loop import Figures
+from herd.training.packed import OverExamples
 from herd.training.preferences import Pair
 from herd.training.student import Student
 
@@ -86,49 +85,30 @@ def read_head(folder: Path, width: int) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class RewardTraining:
+class RewardTraining(OverExamples[Pair]):
     """A recipe for `loop.train`. margins: how much better each pair's chosen answer was judged; 0 for all if they are not known."""
 
     model: RewardModel
-    learned: Sequence[Pair]
-    held_out: Sequence[Pair]
     document: Callable[[Example], Document]
-    size: int
-    pack: int
-    seed: int
     centre: float = 0.01
     margins: Mapping[Pair, float] | None = None
+    student: Student = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.student = self.model.student
 
     @property
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
         return self.model.parameters
 
     def step(self, number: int) -> Figures:
-        first = number * self.size
-        pairs = [self.learned[index_at(self.seed, len(self.learned), first + offset)] for offset in range(self.size)]
-        total: dict[str, float] = {}
-        for part, group in enumerate(in_groups(pairs, lambda each: each.num_tokens, self.pack)):
-            self.model.student.begin(number, part)
-            loss, figures = self._measured(group)
-            (loss / len(pairs)).backward()  # type: ignore[no-untyped-call]
-            total = {name: total.get(name, 0.0) + value for name, value in figures.items()}
+        pairs = self.of_step(number)
+        total = self.learn(number, pairs, _size, self._measured, len(pairs))
         return {name: value if name == "tokens" else value / len(pairs) for name, value in total.items()}
 
-    @torch.no_grad()
     def evaluate(self, number: int) -> Figures:
-        if not self.held_out:
-            return {}
-        self.model.student.rest()
-        total: dict[str, float] = {}
-        for group in in_groups(self.held_out, lambda each: each.num_tokens, self.pack):
-            total = {name: total.get(name, 0.0) + value for name, value in self._measured(group)[1].items()}
+        total = self.measure(self.held_out, _size, self._measured)
         return {name: value / len(self.held_out) for name, value in total.items() if name != "tokens"}
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}
-
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        assert not tensors and not values, "nothing was kept"
 
     def _measured(self, pairs: Sequence[Pair]) -> tuple[Tensor, dict[str, float]]:
         """The sum of the losses of some pairs, and sums of figures. "tokens": one number of each text carries loss."""
@@ -139,6 +119,10 @@ class RewardTraining:
         ahead_P = (chosen_P - rejected_P).detach()
         figures = {"loss": value_P.detach().sum(), "accuracy": (ahead_P > 0).sum(), "margin": ahead_P.sum()}
         return value_P.sum(), {name: float(value) for name, value in figures.items()} | {"tokens": float(2 * len(pairs))}
+
+
+def _size(pair: Pair) -> int:
+    return pair.num_tokens
 
 
 def _to_the_end(document: Document) -> Document:

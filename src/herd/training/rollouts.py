@@ -22,6 +22,8 @@ from herd.engine.request import Progress, Request
 from herd.errors import UsageError
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
+from herd.training.batches import Document
+from herd.training.company import ALONE, Company
 from herd.training.student import Student
 
 ADAPTER = "herd-training"
@@ -45,6 +47,11 @@ class Drawn:
     is_cut: bool
 
 
+def behind_prompt(prompt: Prompt, drawn: Drawn) -> Document:
+    """An answer behind its prompt, as a student learns it."""
+    return Document(prompt.tokens + drawn.tokens, (0.0,) * len(prompt.tokens) + (1.0,) * len(drawn.tokens), prompt.pictures)
+
+
 class Sampler(Protocol):
     """Draws answers from some state of a student."""
 
@@ -52,8 +59,10 @@ class Sampler(Protocol):
         """From now on answers come from the student's weights of now."""
         ...
 
-    def draw(self, prompts: Sequence[Prompt], count: int, *, max_tokens: int, temperature: float, seed: int) -> list[list[Drawn]]:
-        """`count` answers to each prompt; the same ones for the same seed and weights. With temperature 0 the most likely one."""
+    def draw(
+        self, prompts: Sequence[Prompt], count: int, *, max_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[list[Drawn]]:
+        """`count` answers to each prompt; the same ones for the same seed of it and weights. With temperature 0 the most likely one."""
         ...
 
 
@@ -73,17 +82,19 @@ class EngineSampler:
         self._engine.add_adapter(ADAPTER, student.updates())
         self._adapter = ADAPTER
 
-    def draw(self, prompts: Sequence[Prompt], count: int, *, max_tokens: int, temperature: float, seed: int) -> list[list[Drawn]]:
+    def draw(
+        self, prompts: Sequence[Prompt], count: int, *, max_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[list[Drawn]]:
         requests = [
             Request(
                 tokens=prompt.tokens,
                 pictures=prompt.pictures,
-                sampling=SamplingParams(temperature=temperature, seed=seed_of(seed, index)),
+                sampling=SamplingParams(temperature=temperature, seed=seed),
                 max_tokens=max_tokens,
                 choice_index=choice,
                 adapter=self._adapter,
             )
-            for index, prompt in enumerate(prompts)
+            for prompt, seed in zip(prompts, seeds, strict=True)
             for choice in range(count)
         ]
         found = _answered(self._engine, requests)
@@ -95,6 +106,11 @@ def seed_of(seed: int, index: int) -> int:
     mixed = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) & (2**64 - 1)
     return mixed >> 1
+
+
+def seeds_of(seed: int, count: int) -> list[int]:
+    """One for each prompt of a step, whoever draws its answers."""
+    return [seed_of(seed, index) for index in range(count)]
 
 
 def _answered(engine: Engine, requests: Sequence[Request]) -> list[Drawn]:
@@ -144,8 +160,10 @@ class Gap:
             self._sum += float(difference_R.sum(dtype=torch.float64))
             self._count += len(difference_R)
 
-    def figures(self) -> dict[str, float]:
-        return {"gap": self._sum / max(1, self._count), "gap_most": self._most}
+    def figures(self, company: Company = ALONE) -> dict[str, float]:
+        """Over the tokens of all processes."""
+        most, total, count = zip(*company.exchanged((self._most, self._sum, self._count)), strict=True)
+        return {"gap": sum(total) / max(1, sum(count)), "gap_most": max(most)}
 
 
 Decode = Callable[[Sequence[int]], str]

@@ -29,7 +29,7 @@ from herd.errors import FileProblem, UsageError
 from herd.files import atomic_write, take_lock
 from herd.files.json import read_json
 from herd.files.writing import cannot_write, sync_folder
-from herd.training.company import ALONE, Company
+from herd.training.company import ALONE, Company, by_the_first
 from herd.training.loop_settings import HARMLESS
 from herd.training.settings import differences, from_toml, to_toml
 
@@ -155,18 +155,12 @@ def open_run(
     be the same when a run is resumed. `force`: go on with other settings or data all the same. `UsageError` if the folder is not
     empty, is in use, or holds a run of other settings; `FileProblem` if it cannot be written.
     """
-    if company.index > 0:
-        if not company.all_agree(True):
-            raise UsageError(f"{folder}: the first process could not open it; see what it says.")
+    opened = by_the_first(company, lambda: _opened(folder, settings, facts, resume, force), str(folder))
+    if opened is None:
         yield Run(folder, resume, is_first=False)
         return
+    run, lock = opened
     try:
-        run, lock = _opened(folder, settings, facts, resume, force)
-    except BaseException:
-        company.all_agree(False)
-        raise
-    try:
-        company.all_agree(True)
         yield run
     finally:
         run.close()

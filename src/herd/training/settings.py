@@ -8,6 +8,7 @@ file, `--set`, options of the command. Contradictions between fields are refused
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import tomllib
 import types
@@ -76,10 +77,10 @@ def differences(then: Any, now: Any) -> list[str]:
 
 
 def described(kind: type, at: str = "") -> Iterator[Setting]:
-    """Every setting of a kind, those of its parts by their dotted names, in the order of declaration."""
+    """Every setting of a kind in the order of declaration, and after them those of its parts by their dotted names."""
     told = _told(kind)
     hints = typing.get_type_hints(kind)
-    for field in fields(kind):
+    for field in sorted(fields(kind), key=lambda each: is_dataclass(hints[each.name])):
         name, wanted = f"{at}{field.name}", hints[field.name]
         if is_dataclass(wanted) and isinstance(wanted, type):
             yield from described(wanted, f"{name}.")
@@ -100,12 +101,24 @@ def need(is_so: bool, name: str, value: object, expected: str) -> None:
         raise UsageError(f"{name} is {value!r:.{MAX_SHOWN}}; expected {expected}.", param=name)
 
 
+def need_least(settings: object, least: int, *names: str) -> None:
+    """The same for whole numbers that must be `least` or more."""
+    for name in names:
+        need((value := getattr(settings, name)) >= least, name, value, f"a whole number, {least} or more")
+
+
+def need_positive(settings: object, *names: str) -> None:
+    """The same for numbers that must be finite and 0 or more."""
+    for name in names:
+        need(math.isfinite(value := getattr(settings, name)) and value >= 0, name, value, "a number, 0 or more")
+
+
 def _told(kind: type) -> dict[str, str]:
-    """The help of each field, from the docstring of its class."""
+    """The help of each field, from the docstring of its class, or of one that it builds upon."""
     names = {field.name for field in fields(kind)}
     found: dict[str, str] = {}
     last: list[str] = []
-    for line in (inspect.getdoc(kind) or "").splitlines():
+    for line in (line for each in reversed(kind.__mro__[:-1]) for line in inspect.cleandoc(each.__doc__ or "").splitlines()):
         match = re.match(r"\s*(\w+(?:, \w+)*)\s{2,}(\S.*)$", line)
         if match is not None and names.issuperset(here := match[1].split(", ")):
             last = here

@@ -43,3 +43,8 @@ class StudentSettings:
         need(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
         need(not self.base or self.method == "lora", "base", self.base, "nothing where every weight is learned; take method lora")
         need(not (self.base and self.qat), "base", self.base, "nothing with qat, which has a format of its own")
+
+
+def low_rank() -> StudentSettings:
+    """Low-rank updates: where recipes begin that would take a model far from what it was."""
+    return StudentSettings(method="lora")

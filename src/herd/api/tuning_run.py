@@ -1,0 +1,160 @@
+"""A run of any recipe, from its settings to a folder that can be talked to, in one process or in several that torchrun has started.
+
+settings -> the model, opened -> a `Lesson`, which the recipe's own file makes -> the loop -> what was learned, in the run's folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from herd.api.tuning import Opened, finish, open_tuned
+from herd.data.account import Account
+from herd.errors import UsageError
+from herd.family.progress import Progress
+from herd.family.progress import silent as unseen
+from herd.models.weights import Kind
+from herd.training.allocation import keep_memory
+from herd.training.company import Company
+from herd.training.curves import write_svg
+from herd.training.facts import gathered
+from herd.training.loop import End, Recipe, Told, silent, train
+from herd.training.optim import kinds_of, make_optimiser
+from herd.training.parallel import Processes, company, divide, gather
+from herd.training.runs import open_run
+from herd.training.student import Student
+from herd.training.tuning_settings import TuningSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a run is begun, and who watches it.
+
+    resume     go on with the run that is in the folder
+    force      although settings or data are others now
+    told       hears of every step and evaluation
+    began      hears the settings with all numbers in place, what became of the data, and how many parameters are learned
+    progress   of a model that has to be fetched
+    """
+
+    resume: bool = False
+    force: bool = False
+    told: Callable[[Told], None] = silent
+    began: Callable[[Any, Account, int], None] = lambda settings, account, parameters: None
+    progress: Progress = unseen
+
+
+PLAIN = Conduct()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A held-out prompt with the answer that its record has, and the model's before and after."""
+
+    prompt: str
+    wanted: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a run came to. Of several processes under torchrun the first alone has results to show (`is_first`).
+
+    model      what was learned; None if the run was stopped
+    curves     the picture of its log
+    held_out   the last evaluation's figures and, under names that begin with before_, the first one's
+    notes      what a person should know of what was written: what a licence asks for, say
+    answers    of supervised fine-tuning
+    """
+
+    folder: Path
+    end: End
+    account: Account
+    model: Path | None = None
+    curves: Path | None = None
+    held_out: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    answers: tuple[Answered, ...] = ()
+    is_first: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a run does in the way of its recipe.
+
+    name       of the recipe, as the run's folder keeps it
+    settings   with all numbers in place
+    account    what became of the data
+    recipe     makes it for a student; what it opens (engines, a teacher) is closed with the run
+    files      what it learns from, whose digests the run's folder keeps; None: the account's
+    kinds      of what is learned beside the student's parameters
+    before     what the first process does before the first step
+    beside     writes what the recipe has learned beside the student, into the run's folder
+    draws      whether answers are drawn from the model while it learns
+    """
+
+    name: str
+    settings: TuningSettings
+    account: Account
+    recipe: Callable[[Student, ExitStack], Recipe]
+    files: tuple[Path, ...] | None = None
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    before: Callable[[], None] = lambda: None
+    beside: Callable[[Any, Path], None] = lambda recipe, folder: None
+    draws: bool = False
+
+
+def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_of: Callable[[Opened, Company], Lesson]) -> Tuned:
+    """Runs it in `folder`, which `herd.load` takes when it has come to its end."""
+    keep_memory()
+    with ExitStack() as opening:
+        together, device = opening.enter_context(company(settings.student.device))
+        model = open_tuned(settings.model, chat_format=settings.chat_format, device=device, progress=conduct.progress)
+        opened = opening.enter_context(model)
+        lesson = lesson_of(opened, together)
+        settings, is_first = lesson.settings, together.index == 0
+        if lesson.draws and settings.loop.divided and together.count > 1:
+            raise UsageError(
+                "loop.divided is true; with this recipe every process draws answers from the model, and needs all of it. Leave it false."
+            )
+        about = {"recipe": lesson.name, "account": lesson.account.as_json(), "base": opened.asked}
+        facts = gathered(lesson.account.files if lesson.files is None else lesson.files, opened.checkpoint.digest(), about)
+        run = opening.enter_context(open_run(folder, settings, facts, resume=conduct.resume, force=conduct.force, company=together))
+        student = opened.student(settings.student, settings.loop.seed)
+        recipe = lesson.recipe(student, opening)
+        if is_first:
+            conduct.began(settings, lesson.account, sum(parameter.numel() for parameter in recipe.parameters.values()))
+            lesson.before()
+        if isinstance(together, Processes) and settings.loop.divided:
+            divide(student, together)
+        optimiser = make_optimiser(settings.optimiser, {**kinds_of(student.cfg, student.parameters), **lesson.kinds})
+        watched = _Watched(conduct.told if is_first else silent)
+        end = train(recipe, run, settings.loop, optimiser, watched, together)
+        gather(student)
+        if not is_first:
+            return Tuned(folder, end, lesson.account, is_first=False)
+        tuned = Tuned(folder, end, lesson.account, curves=write_svg(folder), held_out=watched.figures)
+        if not end.is_complete:
+            return tuned
+        written, notes = finish(folder, opened, student)
+        lesson.beside(recipe, folder)
+        return replace(tuned, model=written, notes=notes)
+
+
+class _Watched:
+    """Hands news on, and remembers what the evaluations said."""
+
+    def __init__(self, told: Callable[[Told], None]) -> None:
+        self._told = told
+        self.figures: dict[str, float] = {}
+
+    def __call__(self, news: Told) -> None:
+        if news.is_evaluation:
+            if not self.figures:
+                self.figures = {f"before_{name}": value for name, value in news.figures.items()}
+            self.figures |= news.figures
+        self._told(news)
