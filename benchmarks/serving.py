@@ -11,7 +11,8 @@ The load comes from `wrk` (Debian's package) and OpenAI's client, which are not 
     batch       llama.cpp's own batch of as many sequences (`herd bench`)
     load        time to the first token under load
     shared      how much sooner a second request with the same long prompt begins, and one that comes together with the first
-    overload    ten times as many clients as are let in: refusals, tokens against the peak, and how soon service is normal after
+    overload    requests come ten times as fast as they can be answered: refusals, tokens against the peak, and how soon service is normal
+                after. The peak is that of as many clients as the server lets in
     many        1,000 open streams, half of them sampled, each with the log-probabilities of its solo run
 
 Each takes less than a minute. Tokens of streams are counted by their bytes: each answer is the same greedy text. Prints one JSON line per
@@ -98,13 +99,13 @@ def whole_answer(url: str, body: dict[str, Any]) -> tuple[bytes, int]:
 
 
 def wrk(url: str, body: dict[str, Any], streams: int, seconds: float, pause_ms: int | None = None) -> float:
-    """Bytes per second that arrive. pause_ms: before each connection asks again; then some may be refused."""
+    """Bytes per second that arrive. pause_ms: about so long before each connection asks again; then some may be refused."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         text = json.dumps(json.dumps(body))
         script.write(f'wrk.method = "POST"\nwrk.body = {text}\nwrk.headers["Content-Type"] = "application/json"\n')
         script.write('done = function(s) io.write(string.format("BYTES %d %d %d\\n", s.bytes, s.duration, s.errors.status)) end\n')
         if pause_ms is not None:
-            script.write(f"function delay() return {pause_ms} end\n")
+            script.write(f"function delay() return {pause_ms} * (0.5 + math.random()) end\n")
         script.flush()
         command = ["wrk", "-t1", f"-c{streams}", f"-d{int(seconds)}s", "--timeout", "120s", "-s", script.name, url]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -382,7 +383,8 @@ def shared_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """About as many clients as are let in; then ten times as many, who ask again after half a second, and one that times its refusals."""
+    """As many clients as are let in (32 in steps, half as many in the queue); then so many more, as often, that ten times the requests
+    come that were answered before; and one that times its refusals."""
     from concurrent.futures import ThreadPoolExecutor
 
     streams, port = options.streams, free_port()
@@ -394,11 +396,11 @@ def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
         wrk(place, body, clients, options.seconds, pause_ms)
         return (measures(url)["answer_tokens"] - before) / options.seconds
 
-    with herd_server(options.model, port, streams, max_requests=str(2 * streams)), ThreadPoolExecutor(1) as beside:
+    with herd_server(options.model, port, streams, max_requests=str(3 * streams)), ThreadPoolExecutor(1) as beside:
         whole_answer(place, asked(4))
         before = timed_answer(url)
-        peak = rate(2 * streams - 2, 1)
-        overload = beside.submit(rate, 20 * streams, 500)
+        peak = rate(3 * streams - 2, 1)
+        overload = beside.submit(rate, 20 * streams, int(1000 * 20 * streams / (10 * peak / 64)))
         time.sleep(1.0)
         refused = refusals(url, overload.done)
         began = time.perf_counter()

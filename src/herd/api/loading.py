@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from herd.backends.base import Backend
     from herd.backends.torch import TorchBackend
     from herd.checkpoints.checkpoint import Checkpoint
+    from herd.engine.disk import DiskPages
     from herd.engine.speculative import Speculation
     from herd.family.finding import Found
     from herd.family.release import Release
@@ -53,6 +54,8 @@ def load(
     parallel: int = 1,
     cache_bytes: int | None = None,
     kv_cache: str = "auto",
+    cache_folder: str | os.PathLike[str] | None = None,
+    cache_disk_bytes: int = 8 << 30,
     progress: Progress = silent,
 ) -> Model:
     """A model, ready to answer.
@@ -79,6 +82,9 @@ def load(
     cache_bytes  what keys and values may take at most; None: that quarter
     kv_cache     how keys and values are kept: "float32", "float16", "int8" or "int4"; "auto": float16 where weights are quantised and
                  activations int8, else what is computed in. int8 halves the cache of float16 and loses next to nothing
+    cache_folder a folder, of this user alone, for keys and values of prompts that the memory has no room for, or a later process asks
+                 again; they are read instead of computed, and give the same bits. Several models may share it
+    cache_disk_bytes  what all files in `cache_folder` may take; what was used longest ago goes first
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
@@ -91,6 +97,7 @@ def load(
     _check_kv_cache(kv_cache)
     _check_count("parallel", parallel, 4096)
     _check_count("cache_bytes", cache_bytes, 2**50)
+    _check_count("cache_disk_bytes", cache_disk_bytes, 2**50)
     if chat_format is not None:
         from herd.text.formats import NAMES
 
@@ -105,7 +112,20 @@ def load(
     try:
         with _no_collector():
             choices = _Choices(
-                backend, threads, device, dtype, activations, adapter, context, draft, chat_format, parallel, kv_cache, cache_bytes
+                backend,
+                threads,
+                device,
+                dtype,
+                activations,
+                adapter,
+                context,
+                draft,
+                chat_format,
+                parallel,
+                kv_cache,
+                cache_bytes,
+                None if cache_folder is None else Path(cache_folder),
+                cache_disk_bytes,
             )
             return _assemble(found, checkpoint, choices, progress)
     except BaseException:
@@ -145,6 +165,8 @@ class _Choices:
     parallel: int = 1
     kv_cache: str = "auto"
     cache_bytes: int | None = None
+    cache_folder: Path | None = None
+    cache_disk_bytes: int = 8 << 30
 
 
 def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress: Progress) -> Model:
@@ -164,7 +186,14 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
         if speculation is not None:
             opened.callback(speculation.close)
         pages = _num_pages(backend, context, choices.parallel, choices.cache_bytes)
-        engine = Engine(backend, context_length=context, stop_ids=_stop_ids(checkpoint, words), speculation=speculation, num_pages=pages)
+        engine = Engine(
+            backend,
+            context_length=context,
+            stop_ids=_stop_ids(checkpoint, words),
+            speculation=speculation,
+            num_pages=pages,
+            disk=_disk(checkpoint, backend, choices),
+        )
         # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
         weakref.finalize(engine, _release, backend, checkpoint, speculation)
         model = Model(found, checkpoint, engine, words, None if choices.adapter is None else Path(choices.adapter))
@@ -178,6 +207,18 @@ def _release(backend: Backend, checkpoint: Checkpoint, speculation: Speculation 
     checkpoint.close()
     if speculation is not None:
         speculation.close()
+
+
+def _disk(checkpoint: Checkpoint, backend: Backend, choices: _Choices) -> DiskPages | None:
+    """Where keys and values go that the memory has no room for; None: nowhere. Errors as `DiskPages`."""
+    if choices.cache_folder is None:
+        return None
+    from herd.api.sessions import weights_digest
+    from herd.engine.disk import DiskPages
+
+    adapter = None if choices.adapter is None else Path(choices.adapter)
+    identity = f"{weights_digest(checkpoint, adapter)} {backend.fingerprint} {backend.page_bytes()}"
+    return DiskPages(choices.cache_folder.expanduser().absolute(), identity.encode(), backend.page_bytes(), choices.cache_disk_bytes)
 
 
 def _num_pages(backend: Backend, context: int, parallel: int, cache_bytes: int | None) -> int | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("h11", "httptools", "msgpack", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
 WEIGHTS = (".bin", ".gguf", ".pth", ".safetensors")
 SHARE_OF_MEMORY = 0.8
-NAMED = ("host", "port", "adapter_folder", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")
+NAMED = ("host", "port", "adapter_folder", "cache_folder", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")
 """Settings of the server that have an option of their own."""
 
 
@@ -70,6 +70,11 @@ def model_options(function: Any) -> Any:
 @click.option(
     "--adapter-folder", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Adapters that may be loaded while it runs."
 )
+@click.option(
+    "--cache-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep what prompts cost on the disk: asked again, they are read, after a restart too.",
+)
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="Web pages that may call this server. Can be repeated.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that this server answers under. Can be repeated.")
 @click.option("--image-host", multiple=True, metavar="NAME", help="A host that pictures may be fetched from. Can be repeated.")
@@ -106,7 +111,7 @@ def serve(
     )
     raise_file_limit(settings)
     with listen(settings) as listener:
-        hosted = _hosted(models or (DEFAULT_NAME,), adapters, {**given(options, LOADING), "parallel": parallel})
+        hosted = _hosted(models or (DEFAULT_NAME,), adapters, {**given(options, LOADING), "parallel": parallel, **_disk_cache(settings)})
         budget = None if replicas else _budget(memory, hosted)
         start_log(sys.stderr, quiet)
         url = address(listener)
@@ -160,6 +165,13 @@ def _with_keys(settings: Settings, file: Path | None, wish: bool | None) -> tupl
             else f"Keys are asked for, and there are none in {place}. Make one with `herd keys create NAME`."
         )
     return replace(settings, need_key=True), Keys(place)
+
+
+def _disk_cache(settings: Settings) -> dict[str, Any]:
+    """What engines are told of the folder that their pages go to."""
+    if settings.cache_folder is None:
+        return {}
+    return {"cache_folder": str(settings.cache_folder.expanduser().absolute()), "cache_disk_bytes": settings.cache_disk_bytes}
 
 
 def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, Any]) -> list[Hosted]:

@@ -25,7 +25,9 @@ from herd.engine.admission import check_request, check_tokens, new_answer, new_s
 from herd.engine.constrained import any_held, forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
 from herd.engine.driving import Driven, tell
+from herd.engine.disk import DiskPages
 from herd.engine.forward import Outcome, Timed, accepted, extended, forward
+from herd.engine.lasting import Lasting
 from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence
 from herd.engine.scheduler import Limits, Part
@@ -55,12 +57,13 @@ class Engine(Driven):
         max_step_outputs: int = 64,
         speculation: Speculation | None = None,
         max_waiting: int | None = None,
+        disk: DiskPages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_step_tokens` and `max_step_outputs` are those of the backend's options. `num_pages` None: enough for one full
         context, or what fits into a quarter of the available memory if that is less. `CapacityError` if not even that fits.
         `speculation`: drafts tokens that a step tries besides; answers stay the same. `max_waiting`: so many requests may wait, and so
-        many of low priority besides; None: any number. `clock` gives seconds that only grow."""
+        many of low priority besides; None: any number. `disk`: where pages go when the memory is full. `clock` gives seconds that only grow."""
         if context_length < 1:
             raise UsageError(f"context_length is {context_length}; it must be at least 1.")
         if num_pages is not None and num_pages < 1:
@@ -84,6 +87,8 @@ class Engine(Driven):
         self._speculation = speculation
         self._next_number = 0
         self._max_waiting = max_waiting
+        if disk is not None:
+            self._scheduler.lasting = Lasting(backend, disk, self._scheduler.pages)
         self._deadlines, self._pace = Deadlines(clock), Pace(clock)
         self.on_start: Callable[[List[Sequence]], None] | None = None
         """Called before a step with the sequences that run for the first time in it; the lock is free."""
@@ -176,6 +181,9 @@ class Engine(Driven):
             if busy or self._driver is not None:
                 raise UsageError(f"{busy} requests are in the engine; weights can be replaced when there are none.")
             self._scheduler.pages.forget_cached()
+            if self._scheduler.lasting is not None:  # what it holds was computed by other weights
+                self._scheduler.lasting.leave()
+                self._scheduler.lasting = None
             self.is_updated = True
             self.backend.update(weights)
 
@@ -205,6 +213,8 @@ class Engine(Driven):
                 self._wait()
             for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                 self._end(sequence, StopReason.CANCELLED)
+            if self._scheduler.lasting is not None and not self._is_closed:
+                self._scheduler.lasting.close()
             self._is_closed = True
             self._changed.notify_all()
         self.backend.close()
@@ -226,7 +236,25 @@ class Engine(Driven):
             self._adapters.check(request.adapter)
         return check_request(request, self.backend, self.context_length, self.limits.cache_tokens)
 
+    def tidy(self) -> None:
+        """Has a few pages written to the disk, for a later engine. For pauses; nothing happens in a step, or without a disk."""
+        with self._exclusive():
+            if self._scheduler.lasting is not None and self._driver is None and not self._is_closed:
+                self._scheduler.lasting.tidy()
+
     def _enter(self, sequence: Sequence, deadline_s: float | None = None) -> Sequence:
+        if (lasting := self._scheduler.lasting) is not None and sequence.purpose is Purpose.ANSWER:
+            with self._exclusive():
+                first, keys = self._scheduler.missing(sequence)
+            sequence.stored = dict(enumerate(lasting.read(keys), first))
+        try:
+            return self._enqueue(sequence, deadline_s)
+        except BaseException:
+            if lasting is not None:
+                lasting.forget(len(sequence.stored))
+            raise
+
+    def _enqueue(self, sequence: Sequence, deadline_s: float | None) -> Sequence:
         with self._exclusive():
             if self._is_closed:
                 raise UsageError("The engine is closed.")

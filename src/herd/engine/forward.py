@@ -134,8 +134,13 @@ def _span(part: Part) -> Span:
     sequence = part.sequence
     if not (part.drafted or part.masks) and part.draws:  # nearly all of them
         start = part.start
-        tokens, draws = sequence.tokens[start : start + part.count], (draw_after(sequence, ()),)
-        return Span(start, tokens, sequence.pages, part.num_outputs, draws, sequence.pictures, sequence.adapter)
+        draw = sequence.draw
+        if draw is None or sequence.history is not None:
+            draw = sequence.draw = draw_after(sequence, ())
+        else:
+            draw.position = len(sequence.tokens)
+        tokens = sequence.tokens[start : start + part.count]
+        return Span(start, tokens, sequence.pages, part.num_outputs, (draw,), sequence.pictures, sequence.adapter)
     return Span(
         start=part.start,
         tokens=[*sequence.tokens[part.start : part.end], *part.drafted],

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 
 KEY_BYTES = 32
@@ -51,6 +51,10 @@ class Pages:
         self._page_of: dict[bytes, int] = {}
         self._tail_of: dict[bytes, tuple[int, tuple[Content, ...]]] = {}
         self._before_tail: dict[int, bytes] = {}
+        self.num_named = 0
+        """How often a page was given a key."""
+        self.evicted: Callable[[int, bytes], None] | None = None
+        """Told of a full page and its key before it is forgotten."""
 
     @property
     def num_free(self) -> int:
@@ -62,7 +66,7 @@ class Pages:
 
     @property
     def num_owned(self) -> int:
-        return sum(1 for owners in self._owners if owners)
+        return self.num_pages - len(self._free) - len(self._cached)
 
     @property
     def num_available(self) -> int:
@@ -82,6 +86,8 @@ class Pages:
             if not self._cached:
                 return None
             oldest = next(iter(self._cached))
+            if self.evicted is not None and (key := self._key_of.get(oldest)) is not None:
+                self.evicted(oldest, key)
             del self._cached[oldest]
             self._forget(oldest)
             self._free.append(oldest)
@@ -131,6 +137,11 @@ class Pages:
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
+            self.num_named += 1
+
+    def named(self) -> Iterator[tuple[int, bytes]]:
+        """Full pages that can be found, and their keys. Nothing may change meanwhile."""
+        return iter(self._key_of.items())
 
     def release(self, page: int) -> None:
         """One owner less. The last one leaves a known page in the cache and gives any other back."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from herd.sampling.draw import Draw
     from herd.sampling.history import History
     from herd.sampling.matching import Matcher
 
@@ -131,6 +132,8 @@ class Sequence:
     has_begun: bool = False  # whether some of it was computed
     news: deque[Progress] | None = None
     drafting: object | None = None  # what the engine's drafter remembers of it
+    stored: dict[int, bytes] = field(default_factory=dict)  # contents of its full pages, by their index, that were read from the disk
+    draw: Draw | None = None  # of the last step; the next one differs in its position
 
     @property
     def length(self) -> int:

@@ -7,8 +7,8 @@
 Rules
   1. One step serves decoding sequences first, one token each, then fills the rest of the token budget with prompt chunks: equal
      parts for the callers that have any, and within one caller's the oldest request first.
-  2. A request whose prompt begins like something cached starts after the shared pages; at least its last
-     token is computed again, because somebody has to make its logits.
+  2. A request whose prompt begins like something cached starts after the shared pages, and after those that the disk had; at least
+     its last token is computed again, because somebody has to make its logits.
   3. A sequence has pages for its whole prompt when it is admitted, and takes one more whenever it outgrows them.
   4. Admitted next is the oldest request of the caller who has the fewest running. If there is no room for it, nobody passes it; and if
      its caller has none running, callers with several give their youngest up for it.
@@ -41,6 +41,8 @@ from herd.records import dataclass
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from herd.engine.lasting import Lasting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class Scheduler:
         self._shares: Counter[tuple[bool, str]] = Counter()  # running sequences by priority and caller
         self._queued: Counter[tuple[bool, str]] = Counter()  # waiting ones
         self.num_preempted = 0
+        self.lasting: Lasting | None = None
 
     def add(self, sequence: Sequence) -> None:
         """Puts a new sequence at the end of the queue. It must fit into all pages together."""
@@ -113,7 +116,8 @@ class Scheduler:
         """The next step. Empty only if there is nothing that may run."""
         tokens, outputs = self.limits.max_step_tokens, self.limits.max_step_outputs
         size, num_preempted = self.limits.page_tokens, self.num_preempted
-        decoding = [s for s in self.running if _is_decoding(s)]
+        answer = Purpose.ANSWER
+        decoding = [s for s in self.running if len(s.tokens) - s.computed == 1 and s.purpose is answer]  # `_is_decoding`
         for sequence in decoding:
             length = len(sequence.tokens)
             if length <= len(sequence.pages) * size:
@@ -158,6 +162,8 @@ class Scheduler:
         size = self.limits.page_tokens
         full_before, full = sequence.computed // size, computed // size
         sequence.computed = computed
+        if full == full_before and sequence.placed <= len(sequence.tokens):  # nearly always
+            return
         if sequence.placed > len(sequence.tokens):
             sequence.placed = len(sequence.tokens)
             while len(sequence.pages) > self.limits.pages_for(sequence.placed):
@@ -169,6 +175,7 @@ class Scheduler:
         """Takes a sequence out, wherever it is; its pages return at once. `keep` leaves their contents in the cache."""
         if sequence.status is Status.WAITING:
             self._dequeue(sequence)
+            self._forget_stored(sequence)
         elif sequence.status is Status.RUNNING:
             self._stop(sequence, keep)
         sequence.status = Status.GONE
@@ -278,15 +285,37 @@ class Scheduler:
             self.pages.take_over(page)
         sequence.pages = reused
         sequence.computed = computed
-        if sequence.cached_tokens is None:
-            sequence.cached_tokens = computed
         sequence.status = Status.RUNNING
         self._dequeue(sequence)
         insort(self.running, sequence, key=_number)
         self._shares[_turn(sequence)] += 1
         placed = self._place(sequence)
         assert placed, "there were enough pages"
+        self._fill(sequence)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
         return True
+
+    def missing(self, sequence: Sequence) -> tuple[int, list[bytes]]:
+        """Of how many full pages of a prompt the beginning is there, and the keys of the others."""
+        keys = [self._key(sequence, index) for index in range((sequence.length - 1) // self.limits.page_tokens)]
+        found = len(self.pages.find(keys))
+        return found, keys[found:]
+
+    def _fill(self, sequence: Sequence) -> None:
+        """Puts what the disk had of a prompt into its pages, after those that it shares."""
+        index = sequence.computed // self.limits.page_tokens
+        while self.lasting is not None and (contents := sequence.stored.get(index)) is not None:
+            self.lasting.fill(sequence.pages[index], contents)
+            self.pages.name(sequence.pages[index], self._key(sequence, index))
+            index += 1
+            sequence.computed = index * self.limits.page_tokens
+        self._forget_stored(sequence)
+
+    def _forget_stored(self, sequence: Sequence) -> None:
+        if sequence.stored and self.lasting is not None:
+            self.lasting.forget(len(sequence.stored))
+        sequence.stored = {}
 
     def _gives_way_to(self, sequence: Sequence, missing: int) -> Sequence | None:
         """Who is preempted for a waiting sequence that lacks pages or a place in the batch; None if it has to wait. Nobody is if all
@@ -311,6 +340,8 @@ class Scheduler:
         size, last = self.limits.page_tokens, sequence.length - 1
         shared = self.pages.find([self._key(sequence, index) for index in range(last // size)])
         start = len(shared) * size
+        if len(shared) in sequence.stored:
+            return shared, [], start
         tail = self.pages.tail(self._key(sequence, len(shared) - 1), sequence.contents(start, min(start + size, last)))
         return (shared, [], start) if tail is None else (shared, [tail[0]], start + tail[1])
 

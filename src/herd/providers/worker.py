@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 PREPARERS = 2
 BEAT_S = 0.25
+MEMORY_S = 2.0
+"""How often the model's memory is added up; adapters come and go, and little else changes."""
 IDLE_S = 0.05
 RECEIVED_BYTES = 1 << 20
 Tasks = queue.SimpleQueue["Callable[[], None] | None"]
@@ -107,6 +109,7 @@ class Worker:
         self._is_closed = False
         self._gauges = Gauges()
         self._gauges_at = 0.0
+        self._memory, self._memory_at = self._engine.backend.memory(), time.monotonic()
         self._step_began: float | None = None
         self._prompt_tokens = self._cached_tokens = self._answer_tokens = self._steps = 0
         self._began_s = 0.0
@@ -147,6 +150,8 @@ class Worker:
             self._tell(self._engine.step())
         if self._embeddings.is_wanted:
             self._embeddings.advance(can_wait=has_work)
+        elif not has_work:
+            self._engine.tidy()
         self._step_began = None
 
     def _tell(self, progress: list[Progress]) -> None:
@@ -234,7 +239,10 @@ class Worker:
             self._send(Started(numbers))
 
     def _measured(self) -> Gauges:
-        load, memory = self._engine.load, self._engine.backend.memory()
+        load, now = self._engine.load, time.monotonic()
+        if now - self._memory_at >= MEMORY_S:
+            self._memory, self._memory_at = self._engine.backend.memory(), now
+        memory = self._memory
         return Gauges(
             waiting=load.waiting,
             running=load.running,

@@ -62,6 +62,10 @@ class Bodies:
         self._size = 0
 
 
+LONGEST_LATER_S = 60.0
+_SPREAD = (0.5, 1.0, 1.5, 0.7, 1.2)
+
+
 class Admission:
     """Counts requests and tokens of keys, and how much runs."""
 
@@ -73,6 +77,7 @@ class Admission:
         self._requests: dict[str, Bucket] = {}
         self._tokens: dict[str, Bucket] = {}
         self._streams: dict[str, int] = {}
+        self._interval_s, self._ended_at, self._refused = 0.0, time.monotonic(), 0
 
     def check_rate(self, key: Key | None) -> None:
         """One more request of this key. `ApiError` 429 where that is one too many."""
@@ -97,7 +102,7 @@ class Admission:
         """`ApiError` 429 where there is no place for a visit."""
         key = visit.key
         if self.running >= self.settings.max_requests:
-            self._refuse("full", f"{self.running} requests are being answered or wait; more are not taken now.", 1.0)
+            self._refuse("full", f"{self.running} requests are being answered or wait; more are not taken now.", self._later_s())
         if key is not None and key.streams is not None and self._streams.get(key.id, 0) >= key.streams:
             self._refuse("streams", f"This key has {key.streams} answers at the same time, and they are running.", 1.0)
         if key is not None and key.tokens_per_minute is not None:
@@ -122,7 +127,17 @@ class Admission:
             bucket.wait_s(0.0, time.monotonic())
             bucket.left -= num_tokens
 
+    def _later_s(self) -> float:
+        """When those who are here now will have been answered, at the pace of late: each refused client is told its own time around that,
+        so that they do not all come back at once."""
+        self._refused = (self._refused + 1) % len(_SPREAD)
+        return min(max(self.running * self._interval_s * _SPREAD[self._refused], 1.0), LONGEST_LATER_S)
+
     def _enter(self, key: Key | None, step: int) -> None:
+        if step < 0:
+            now = time.monotonic()
+            self._interval_s = 0.9 * self._interval_s + 0.1 * min(now - self._ended_at, LONGEST_LATER_S)
+            self._ended_at = now
         self.running += step
         self._metrics.active.set(self.running)
         if key is not None:

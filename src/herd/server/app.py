@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -183,7 +182,11 @@ class _Attended:
         task = asyncio.current_task()
         assert task is not None
         is_read = "herd.body" in self._scope
-        watching = asyncio.create_task(self._watch(task)) if is_read else None
+        watching = None
+        if is_read and "herd.write" in self._scope:  # `front.py` says it by itself
+            self._scope["herd.left"] = lambda: self._leave(task)
+        elif is_read:
+            watching = asyncio.create_task(self._watch(task))
         receive = self._replay if is_read else self._receive
         try:
             response: Response = await endpoint(Request(self._scope, receive))
@@ -201,7 +204,10 @@ class _Attended:
         """Cancels the request when its client leaves. A server also says so when the response is complete."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._outcome.is_complete:
+        self._leave(task)
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        if not self._outcome.is_complete and not self._has_left and not task.done():
             self._has_left = True
             task.cancel()
 

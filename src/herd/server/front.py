@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import http
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -283,6 +283,9 @@ def _leave(cycle: RequestResponseCycle | None) -> None:
     if cycle is not None and not cycle.response_complete:
         cycle.disconnected = True
         cycle.message_event.set()
+        left: Callable[[], None] | None = cast(dict[str, Any], cycle.scope).get("herd.left")
+        if left is not None:
+            left()
 
 
 def _response(refusal: ApiError, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

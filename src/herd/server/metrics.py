@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -18,6 +18,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAPS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _DURATIONS_S = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class OfModel(NamedTuple):
+    """The measures of one model's answers: see `Metrics`."""
+
+    first: Histogram
+    between: Histogram
+    prompt_tokens: Counter
+    cached_tokens: Counter
+    answer_tokens: Counter
 
 
 class Metrics:
@@ -41,7 +51,21 @@ class Metrics:
         self.cached_tokens = Counter("herd_cached_tokens", "Tokens of prompts that were found computed.", ("model",), registry=registry)
         self.answer_tokens = Counter("herd_answer_tokens", "Tokens of answers.", ("model",), registry=registry)
         registry.register(_OfModels(pool))
+        self._of_models: dict[str, OfModel] = {}
         self.began = time.time()
+
+    def of_model(self, model: str) -> OfModel:
+        """What is measured of a model's answers."""
+        found = self._of_models.get(model)
+        if found is None:
+            found = self._of_models[model] = OfModel(
+                self.first.labels(model),
+                self.between.labels(model),
+                self.prompt_tokens.labels(model),
+                self.cached_tokens.labels(model),
+                self.answer_tokens.labels(model),
+            )
+        return found
 
     def text(self) -> bytes:
         """All measures in Prometheus' text format."""

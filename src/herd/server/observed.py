@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from herd.providers.base import Accepted, Caller, Embedding, Event, Gauges, ModelFacts, Service
     from herd.server.admission import Admission
     from herd.server.callers import Visit
-    from herd.server.metrics import Metrics
+    from herd.server.metrics import Metrics, OfModel
     from herd.server.settings import Settings
     from herd.text.formats.guard import Verdict
     from herd.text.messages import Message
@@ -78,23 +78,22 @@ class Observed:
         return left_s if asked_s is None else min(asked_s, left_s)
 
     def _watched(self, answer: Answer) -> Answer:
-        return _Watched(answer, self._visit, self._metrics, self._admission, self._model)
+        return _Watched(answer, self._visit, self._metrics.of_model(self._model), self._admission)
 
     def _spend(self, num_tokens: int) -> None:
         self._visit.prompt_tokens += num_tokens
         self._admission.spend(self._visit, num_tokens)
-        self._metrics.prompt_tokens.labels(self._model).inc(num_tokens)
+        self._metrics.of_model(self._model).prompt_tokens.inc(num_tokens)
 
 
 class _Watched:
     """An `Answer` that counts what passes. What it does for each token is a comparison."""
 
-    def __init__(self, answer: Answer, visit: Visit, metrics: Metrics, admission: Admission, model: str) -> None:
+    def __init__(self, answer: Answer, visit: Visit, metrics: OfModel, admission: Admission) -> None:
         self._answer = answer
         self._visit = visit
         self._metrics = metrics
         self._admission = admission
-        self._model = model
         self._first: float | None = None
         self._pieces = 0
         self._is_asked = False
@@ -136,21 +135,21 @@ class _Watched:
     def _see_first(self, events: Sequence[Event]) -> None:
         if any(isinstance(event, Text) for event in events):
             self._first = time.perf_counter()
-            self._metrics.first.labels(self._model).observe(self._first - self._visit.began)
+            self._metrics.first.observe(self._first - self._visit.began)
 
     def _ask(self, num_tokens: int) -> None:
         if not self._is_asked:
             self._is_asked = True
             self._visit.prompt_tokens += num_tokens
             self._admission.spend(self._visit, num_tokens)
-            self._metrics.prompt_tokens.labels(self._model).inc(num_tokens)
+            self._metrics.prompt_tokens.inc(num_tokens)
 
     def _finish(self, event: Finished) -> None:
         self._ask(event.usage.prompt_tokens)
-        self._metrics.cached_tokens.labels(self._model).inc(event.usage.cached_tokens)
+        self._metrics.cached_tokens.inc(event.usage.cached_tokens)
         if self._first is not None and event.usage.completion_tokens > 1:
             gap_s = (time.perf_counter() - self._first) / (event.usage.completion_tokens - 1)
-            self._metrics.between.labels(self._model).observe(gap_s)
+            self._metrics.between.observe(gap_s)
         self._count(event.usage.completion_tokens)
 
     def _count(self, num_tokens: int) -> None:
@@ -158,4 +157,4 @@ class _Watched:
         self._is_counted = True
         self._visit.answer_tokens += num_tokens
         self._admission.spend(self._visit, num_tokens)
-        self._metrics.answer_tokens.labels(self._model).inc(num_tokens)
+        self._metrics.answer_tokens.inc(num_tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import gc
 import signal
 import socket
 import threading
@@ -142,6 +143,8 @@ async def _serve(front: Front, listener: socket.socket, house: House, starting: 
         except BaseException:
             front.stop(at_once=True)
             raise
+        gc.collect()
+        gc.freeze()  # what was imported stays: the cycle collector need not walk it again in the middle of answers
         on_ready(house)
 
     loading = asyncio.create_task(load())

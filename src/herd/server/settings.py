@@ -64,6 +64,9 @@ class Settings:
     log_prompts           whether prompts and answers are written to the log
     adapter_folder        folder whose folders may be loaded as LoRA adapters while the server runs; none: that is not possible
     allow_tuning          whether clients may have models taught (/v1/fine_tuning/jobs); it takes this computer's time and memory
+    cache_folder          folder for what the models' memory has no room for: keys and values of prompts, which are then read instead of
+                          computed, by this server and by the next; none: they are forgotten
+    cache_disk_bytes      what all files in `cache_folder` may take; what was used longest ago goes first
     data_folder           where stored answers, files and batches are kept; none: HERD_HOME/server
     keep_days             days after which answers of /v1/responses are deleted; 0: they are not stored at all
     max_kept_bytes        what the stored answers, files and batches of one key may take
@@ -94,6 +97,8 @@ class Settings:
     log_prompts: bool = False
     adapter_folder: Path | None = None
     allow_tuning: bool = False
+    cache_folder: Path | None = None
+    cache_disk_bytes: int = 8 << 30
     data_folder: Path | None = None
     keep_days: int = 30
     max_kept_bytes: int = 4 << 30
@@ -118,7 +123,9 @@ class Settings:
         for each in fields(self):
             value = getattr(self, each.name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if each.name.startswith("max_") and not (is_number and value == int(value) and 0 < value <= 2**40):
+            if (each.name.startswith("max_") or each.name == "cache_disk_bytes") and not (
+                is_number and value == int(value) and 0 < value <= 2**40
+            ):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a whole number from 1 to 2^40.")
             if each.name.endswith("_s") and not (is_number and 0 < value <= 10**6):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a number of seconds above 0 and at most 10^6.")

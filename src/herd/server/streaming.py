@@ -51,8 +51,8 @@ class EventStream:
         self._pieces = pieces
         self._held = held
         self._ping = ping if media == SSE else b""
-        self._ping_s = ping_s
-        self._is_quiet = True
+        self.ping_s = ping_s
+        self._num_sent = 0
         self.headers = {
             "content-type": media if media != SSE else f"{SSE}; charset=utf-8",
             "cache-control": "no-store",
@@ -61,18 +61,16 @@ class EventStream:
         self.headers.update(headers or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pinging = asyncio.create_task(self._pings(send)) if self._ping else None
+        pinging = _Pinging(self, send) if self._ping else None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _raw(self.headers)})
             await self._send_all(scope, send)
             if pinging is not None:
-                pinging.cancel()
+                await pinging.aclose()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             if pinging is not None:
-                pinging.cancel()
-                with suppress(asyncio.CancelledError):
-                    await pinging
+                await pinging.aclose()
             await self.aclose()
 
     async def aclose(self) -> None:
@@ -97,7 +95,7 @@ class EventStream:
                     piece = await pieces.__anext__()
                 except StopAsyncIteration:
                     break
-                self._is_quiet = False
+                self._num_sent += 1
                 if not write(piece):
                     message["body"] = piece
                     await send(message)
@@ -120,15 +118,39 @@ class EventStream:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     @property
-    def _num_poured(self) -> int:
-        return self._pieces.num_poured if isinstance(self._pieces, AnswerPieces) else 0
+    def num_sent(self) -> int:
+        """Pieces so far."""
+        return self._num_sent + (self._pieces.num_poured if isinstance(self._pieces, AnswerPieces) else 0)
 
-    async def _pings(self, send: Send) -> None:
-        while True:
-            self._is_quiet, before = True, self._num_poured
-            await asyncio.sleep(self._ping_s)
-            if self._is_quiet and before == self._num_poured:
-                await send({"type": "http.response.body", "body": self._ping, "more_body": True})
+    async def ping(self, send: Send) -> None:
+        await send({"type": "http.response.body", "body": self._ping, "more_body": True})
+
+
+class _Pinging:
+    """Looks now and then whether a stream was quiet, and sends a ping then. No task, but for each ping."""
+
+    def __init__(self, stream: EventStream, send: Send) -> None:
+        self._stream = stream
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._before = stream.num_sent
+        self._task: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(stream.ping_s, self._look)
+
+    def _look(self) -> None:
+        now = self._stream.num_sent
+        if now == self._before and (self._task is None or self._task.done()):
+            self._task = self._loop.create_task(self._stream.ping(self._send))
+        self._before = now
+        self._timer = self._loop.call_later(self._stream.ping_s, self._look)
+
+    async def aclose(self) -> None:
+        """No more pings; one that is on its way to a client that does not read is given up."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
 
 
 def _cannot(piece: bytes) -> bool:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from herd.server.callers import LOCAL
 from herd.server.errors import ApiError
 from herd.server.openai.batch_lines import ENDPOINTS, Line, answered, outcome_text, read_line
-from herd.server.openai.files import BATCH_FILE_DAYS, BATCH_OPEN, READ_PIECES, file_value
-from herd.server.openai.files import KIND as FILE
+from herd.server.openai.files import BATCH_FILE_DAYS, BATCH_OPEN, content, file_value
+from herd.server.openai.kept import FILE, KeptWork
 from herd.server.tables import PIECE_BYTES, NotThere, StorageFull, Tables, new_id
 
 if TYPE_CHECKING:
@@ -64,14 +64,11 @@ class Failure(Exception):
         self.errors = list(errors)
 
 
-class Work:
+class Work(KeptWork):
     """One batch being worked on, in a task of its own."""
 
     def __init__(self, house: House, owner: str, key: str) -> None:
-        self._house = house
-        self._store = house.keeping.store
-        self._owner = owner
-        self._key = key
+        super().__init__(house, owner, key)
         self._batch: dict[str, Any] = {}
 
     async def run(self) -> None:
@@ -240,24 +237,22 @@ class Work:
         """The file's lines with their numbers from 1; blank ones are none, but count. Raises a `Failure` where the file is gone."""
         most = self._house.settings.max_body_bytes
         waiting = bytearray()
-        number = first = 0
+        number = 0
         file = self._batch["input_file_id"]
         try:
             await self._store.read(lambda tables: tables.get(self._owner, FILE, file))
         except NotThere:
             raise Failure(_error("file_gone", "The input file is not there any more.", None)) from None
-        while pieces := await self._store.read(lambda tables, first=first: tables.pieces(file, first, READ_PIECES)):  # type: ignore[misc]
-            first += len(pieces)
-            for piece in pieces:
-                waiting += piece
-                *whole, rest = waiting.split(b"\n")
-                waiting = bytearray(rest)
-                for data in whole:
-                    number += 1
-                    if data.strip():
-                        yield number, bytes(data)
-                if len(waiting) > most:
-                    raise Failure(_error("line_too_long", f"A line has more than {most} bytes.", number + 1))
+        async for piece in content(self._house, file):
+            waiting += piece
+            *whole, rest = waiting.split(b"\n")
+            waiting = bytearray(rest)
+            for data in whole:
+                number += 1
+                if data.strip():
+                    yield number, bytes(data)
+            if len(waiting) > most:
+                raise Failure(_error("line_too_long", f"A line has more than {most} bytes.", number + 1))
         if waiting.strip():
             yield number + 1, bytes(waiting)
 

@@ -12,19 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from herd.server.errors import ApiError
 from herd.server.house import caller, house_of
 from herd.server.openai import batch_work
 from herd.server.openai.batch_work import ENDPOINTS, KIND, OVER, WINDOW_S
 from herd.server.openai.fields import MetadataKey, MetadataValue
 from herd.server.openai.files import BATCH_OPEN
-from herd.server.openai.files import KIND as FILE
+from herd.server.openai.kept import check_file, check_open
 from herd.server.operations import operation
 from herd.server.paging import list_value, page_query, read_page
 from herd.server.reading import Body, read_body
 from herd.server.replies import reply
 from herd.server.settings import LIMITS
-from herd.server.tables import NotThere, Tables, new_id
+from herd.server.tables import Tables, new_id
 
 LIST_DEFAULT, LIST_MOST = 20, 100
 OPEN_MOST = 100
@@ -101,14 +100,8 @@ async def create_batch(request: Request) -> Response:
     seconds = body.output_expires_after.seconds if body.output_expires_after is not None else None
 
     def put(tables: Tables) -> None:
-        try:
-            file = tables.get(owner, FILE, body.input_file_id)
-        except NotThere as problem:
-            raise ApiError(400, str(problem), param="input_file_id") from None
-        if file["purpose"] != "batch":
-            raise ApiError(400, f"The file was brought for {file['purpose']}; expected one for batch.", param="input_file_id")
-        if len(tables.page(owner, BATCH_OPEN, after=None, limit=OPEN_MOST, newest_first=False)) >= OPEN_MOST:
-            raise ApiError(429, f"{OPEN_MOST} batches of this key are not over yet; more are not taken.", retry_after_s=60.0)
+        check_file(tables, owner, body.input_file_id, "batch", "input_file_id")
+        check_open(tables, owner, BATCH_OPEN, OPEN_MOST, "batches")
         tables.put(owner, KIND, key, {"batch": value, "output_seconds": seconds}, expires=house.keeping.expires(days=60))
         tables.put(owner, BATCH_OPEN, key, {"input_file_id": body.input_file_id})
 

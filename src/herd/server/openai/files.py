@@ -14,6 +14,8 @@ from starlette.routing import Route
 from herd.errors import did_you_mean
 from herd.server.errors import ApiError
 from herd.server.house import House, caller, house_of
+from herd.server.openai.kept import FILE as KIND
+from herd.server.openai.kept import found_by
 from herd.server.operations import operation
 from herd.server.paging import list_value, page_query, read_page
 from herd.server.replies import reply
@@ -21,7 +23,6 @@ from herd.server.streaming import EventStream
 from herd.server.tables import Tables, new_id
 from herd.server.uploading import Form, read_form
 
-KIND = "file"
 UPLOAD = "upload"
 """A file of which not all has come; one that was cut off by the end of its server goes within a day."""
 BATCH_OPEN = "batch_open"
@@ -151,7 +152,7 @@ async def list_files(request: Request) -> Response:
 @operation("Describe a file", reply=FileReply)
 async def get_file(request: Request) -> Response:
     """Its name, size and purpose."""
-    return reply(await _find(request))
+    return reply(await found_by(request, KIND))
 
 
 @operation("Delete a file", reply=DeletedReply)
@@ -173,7 +174,7 @@ async def delete_file(request: Request) -> Response:
 @operation("Download a file", media=BINARY)
 async def get_content(request: Request) -> EventStream:
     """Its bytes, as they were brought or made."""
-    value = await _find(request)
+    value = await found_by(request, KIND)
     headers = {"content-length": str(value["bytes"]), "content-disposition": f'attachment; filename="{value["id"]}"'}
     return EventStream(content(house_of(request), value["id"]), media=BINARY, headers=headers)
 
@@ -185,11 +186,6 @@ async def content(house: House, key: str) -> AsyncIterator[bytes]:
         for piece in pieces:
             yield piece
         first += len(pieces)
-
-
-async def _find(request: Request) -> dict[str, Any]:
-    owner, key = caller(request).name, request.path_params["id"]
-    return await house_of(request).keeping.store.read(lambda tables: tables.get(owner, KIND, key))
 
 
 ROUTES = (

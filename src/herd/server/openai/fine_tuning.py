@@ -17,7 +17,7 @@ from herd.server.errors import ApiError
 from herd.server.house import House, caller, house_of, visit_of
 from herd.server.openai import tuning_work
 from herd.server.openai.fields import MetadataKey, MetadataValue
-from herd.server.openai.files import KIND as FILE
+from herd.server.openai.kept import check_file, check_open, found_by
 from herd.server.openai.tuning_work import KIND, OPEN, changed
 from herd.server.openai.wire import drawn_seed
 from herd.server.operations import operation
@@ -25,7 +25,7 @@ from herd.server.paging import list_value, page_query, read_page
 from herd.server.reading import Body, read_body
 from herd.server.replies import reply
 from herd.server.settings import LIMITS
-from herd.server.tables import NotThere, Tables, new_id
+from herd.server.tables import Tables, new_id
 
 LIST_DEFAULT, LIST_MOST = 20, 100
 OPEN_MOST = 10
@@ -123,14 +123,8 @@ async def create_job(request: Request) -> Response:
         choices["lr"] *= LR
 
     def put(tables: Tables) -> None:
-        try:
-            file = tables.get(owner, FILE, body.training_file)
-        except NotThere as problem:
-            raise ApiError(400, str(problem), param="training_file") from None
-        if file["purpose"] != "fine-tune":
-            raise ApiError(400, f"The file was brought for {file['purpose']}; expected one for fine-tune.", param="training_file")
-        if len(tables.page(owner, OPEN, after=None, limit=OPEN_MOST, newest_first=False)) >= OPEN_MOST:
-            raise ApiError(429, f"{OPEN_MOST} jobs of this key are not over yet; more are not taken.", retry_after_s=60.0)
+        check_file(tables, owner, body.training_file, "fine-tune", "training_file")
+        check_open(tables, owner, OPEN, OPEN_MOST, "jobs")
         begun = [[int(time.time()), "info", "The job was taken."]]
         tables.put(owner, KIND, key, {"job": value, "choices": choices, "events": begun})
         tables.put(owner, OPEN, key, {})
@@ -171,7 +165,7 @@ async def list_jobs(request: Request) -> Response:
 @operation("Describe a job", reply=JobReply)
 async def get_job(request: Request) -> Response:
     """How far it is, and what it taught."""
-    return reply(_shown((await _find(request))["job"]))
+    return reply(_shown((await found_by(request, KIND))["job"]))
 
 
 @operation("Cancel a job", reply=JobReply)
@@ -187,7 +181,7 @@ async def cancel_job(request: Request) -> Response:
 @operation("List a job's events", reply=PartsReply, query=page_query(LIST_DEFAULT, LIST_MOST))
 async def list_events(request: Request) -> Response:
     """What became of it, and the figures of its steps as they are logged."""
-    body, key = await _find(request), request.path_params["id"]
+    body, key = await found_by(request, KIND), request.path_params["id"]
     events = [{"level": level, "message": said, "created_at": at, "type": "message", "data": {}} for at, level, said in body["events"]]
     first = events[0]["created_at"]
     for each in tuning_work.figures(house_of(request), key):
@@ -204,7 +198,7 @@ async def list_events(request: Request) -> Response:
 @operation("List a job's checkpoints", reply=PartsReply, query=page_query(10, LIST_MOST))
 async def list_checkpoints(request: Request) -> Response:
     """What can be asked of what it learned: the end of its run."""
-    job, house, key = (await _find(request))["job"], house_of(request), request.path_params["id"]
+    job, house, key = (await found_by(request, KIND))["job"], house_of(request), request.path_params["id"]
     if job["status"] != "succeeded":
         return reply(_part(request, []))
     logged = tuning_work.figures(house, key)
@@ -229,11 +223,6 @@ def _part(request: Request, made: list[dict[str, Any]]) -> dict[str, Any]:
 def _need_jobs(house: House) -> None:
     if house.jobs is None or not house.settings.allow_tuning:
         raise ApiError(403, "Models are not taught over HTTP here; `herd serve --set allow_tuning=true` allows it.", code="not_allowed")
-
-
-async def _find(request: Request) -> dict[str, Any]:
-    owner, key = caller(request).name, request.path_params["id"]
-    return await house_of(request).keeping.store.read(lambda tables: tables.get(owner, KIND, key))
 
 
 ROUTES = (

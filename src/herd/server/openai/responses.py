@@ -19,6 +19,7 @@ from herd.server.fetching import Rules
 from herd.server.house import House, caller, house_of, visit_of
 from herd.server.openai import background
 from herd.server.openai.background import KIND, OPEN, UNFINISHED, Kept
+from herd.server.openai.kept import found_by
 from herd.server.openai.messages import with_pictures
 from herd.server.openai.response_bodies import Asked, CountBody, ResponseBody, to_chat
 from herd.server.openai.response_events import Building
@@ -130,14 +131,14 @@ def _pieces(answer: Answer, building: Building, kept: Kept | None) -> AnswerPiec
 @operation("Fetch a stored answer", reply=ResponseReply)
 async def get_response(request: Request) -> Response:
     """The answer as it is now; one that is made in the background says how far it is."""
-    return reply((await _find(request))["response"])
+    return reply((await found_by(request, KIND))["response"])
 
 
 @operation("Delete a stored answer", reply=DeletedReply)
 async def delete_response(request: Request) -> Response:
     """It is gone from the disk when this returns; if it is still being made, that ends."""
     house, owner, key = house_of(request), caller(request).name, request.path_params["id"]
-    await _find(request)
+    await found_by(request, KIND)
     await house.keeping.cancel(owner, key)
 
     def remove(tables: Tables) -> None:
@@ -153,7 +154,7 @@ async def delete_response(request: Request) -> Response:
 async def list_input_items(request: Request) -> Response:
     """The items of the request itself; those of earlier answers are listed with these."""
     page = read_page(request, limit=ITEMS_DEFAULT, most=ITEMS_MOST)
-    items = (await _find(request))["input"]
+    items = (await found_by(request, KIND))["input"]
     ordered = items[::-1] if page.newest_first else items
     if page.after is not None:
         places = [index for index, item in enumerate(ordered) if item["id"] == page.after]
@@ -167,7 +168,7 @@ async def list_input_items(request: Request) -> Response:
 async def cancel_response(request: Request) -> Response:
     """One that is over stays as it is."""
     house, owner, key = house_of(request), caller(request).name, request.path_params["id"]
-    found = (await _find(request))["response"]
+    found = (await found_by(request, KIND))["response"]
     if not found["background"]:
         raise ApiError(400, "Only answers that are made in the background can be cancelled; end the others by closing their connection.")
     await house.keeping.cancel(owner, key)
@@ -193,11 +194,6 @@ async def count_input(request: Request) -> Response:
     async with house.use(request, body.model) as service:
         question, _ = await _fitted(house, service, body, items)
         return reply({"object": "response.input_tokens", "input_tokens": await service.count(question)})
-
-
-async def _find(request: Request) -> dict[str, Any]:
-    house, owner, key = house_of(request), caller(request).name, request.path_params["id"]
-    return await house.keeping.store.read(lambda tables: tables.get(owner, KIND, key))
 
 
 async def _earlier(house: House, owner: str, key: str | None) -> list[AnyItem]:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from herd.errors import HerdError, UsageError
 from herd.providers.base import JobOrder
 from herd.server.errors import ApiError, api_error
-from herd.server.openai.files import KIND as FILE
-from herd.server.openai.files import READ_PIECES
+from herd.server.openai.files import content
+from herd.server.openai.kept import FILE, KeptWork
 from herd.server.tables import NotThere, Tables
 
 if TYPE_CHECKING:
@@ -81,14 +81,11 @@ def figures(house: House, key: str) -> list[dict[str, float]]:
     return found
 
 
-class Work:
+class Work(KeptWork):
     """One job being worked on, in a task of its own."""
 
     def __init__(self, house: House, owner: str, key: str) -> None:
-        self._house = house
-        self._store = house.keeping.store
-        self._owner = owner
-        self._key = key
+        super().__init__(house, owner, key)
         self._folder = folder_of(house, key)
 
     async def run(self) -> None:
@@ -134,10 +131,8 @@ class Work:
         except NotThere as problem:
             raise ApiError(400, str(problem), param="training_file") from None
         with place.open("wb") as written:
-            first = 0
-            while pieces := await self._store.read(lambda tables, first=first: tables.pieces(file, first, READ_PIECES)):  # type: ignore[misc]
-                written.write(b"".join(pieces))
-                first += len(pieces)
+            async for piece in content(self._house, file):
+                written.write(piece)
         await self._change("queued", "The file was read.")
 
     async def _process(self, command: list[str]) -> tuple[int, str]:

@@ -1,0 +1,311 @@
+"""Pages that outlive the memory, and the process: contents of full pages in a folder, found again by what they hold.
+
+    cached --the engine is idle, or needs the page--> queue --writer thread--> folder/KEY.page --asked for again--> a fresh page
+
+A file's name is a keyed hash of which model computes what in which form (`identity`) and of the page's own key, which stands for a
+caller's salt and for all tokens up to the page's end; a secret that lies in the folder keys it. So whoever can list the folder, or
+measure how long a request takes, cannot tell what others asked. The file begins with a keyed hash of all that follows: what is
+damaged, or was put there by somebody else, is never used; it is removed, and the log says so.
+
+Nobody waits for the disk but the request that profits: pages are copied into a queue of bounded size (what finds no room is forgotten,
+as it would be without a disk) and written by a thread of their own, and a request's pages are read by the thread that submits it, before
+it is queued, for `READ_S` at most. The folder holds `limit_bytes` at most, of all models together; what was used longest ago goes first.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import final
+
+from herd.errors import CapacityError, UsageError
+
+READ_S = 2.0
+"""So long may a request's pages be read before it goes on with those it has."""
+QUEUED_BYTES = 256 << 20
+"""Copies of pages that wait to be written."""
+HELD_BYTES = 512 << 20
+"""What was read for requests that wait for their turn."""
+WARN_EVERY_S = 60.0
+LOOK_AGAIN_S = 2.0
+"""How often the folder is listed anew while something is written: other processes may write there too."""
+ABANDONED_S = 600.0
+"""After so long nobody goes on writing an unfinished file."""
+_MAGIC = b"herdpage"
+_HASH_BYTES = 32
+_NAME = re.compile(r"[0-9a-f]{40}\.page")
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
+_LOG = logging.getLogger("herd.engine.disk")
+
+
+@final
+class DiskPages:
+    """The pages of one engine in a folder. Safe to use from several threads, and beside other processes.
+
+    identity     what decides a page's contents besides its key: the weights, and everything that may change bits
+    page_bytes   of each page's contents
+    limit_bytes  for all files of the folder
+    """
+
+    def __init__(self, folder: Path, identity: bytes, page_bytes: int, limit_bytes: int) -> None:
+        """`UsageError` for a folder that others may read, or that cannot be used; `CapacityError` for a limit that holds no page."""
+        self._file_bytes = len(_MAGIC) + _HASH_BYTES + page_bytes
+        if limit_bytes < self._file_bytes:
+            raise CapacityError(f"The cache on the disk may take {limit_bytes:,} bytes; one page of this model takes {self._file_bytes:,}.")
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._secret = _opened(folder)
+        self._identity = identity
+        self._lock = threading.Lock()
+        self._files: dict[str, int] = {}  # by when they were used, the latest last; other models' too
+        self._num_bytes = 0
+        self._looked_at = self._warned_at = float("-inf")
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queued: dict[str, int] = {}
+        self._queued_bytes = self._held_bytes = 0
+        self._changed = threading.Condition(self._lock)
+        self._is_closed = False
+        with self._lock:
+            self._look()
+        self._writer = threading.Thread(target=self._write_all, name="pages to the disk", daemon=True)
+        self._writer.start()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the folder's pages."""
+        with self._lock:
+            return self._num_bytes
+
+    def has(self, key: bytes) -> bool:
+        """Whether a page is there, or on its way."""
+        name = self._name(key)
+        with self._lock:
+            return name in self._files or name in self._queued
+
+    def keep(self, key: bytes, contents: bytes) -> bool:
+        """Has a page written, soon. False: there is too much to be written already."""
+        name = self._name(key)
+        with self._lock:
+            if self._is_closed or name in self._files or name in self._queued:
+                return True
+            if self._queued_bytes + len(contents) > QUEUED_BYTES:
+                return False
+            self._queue.append((name, contents))
+            self._queued[name] = len(contents)
+            self._queued_bytes += len(contents)
+            self._changed.notify()
+        return True
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The contents of the first of `keys`, as many as are there and time and memory allow. Give them back with `forget`."""
+        found: list[bytes] = []
+        end = time.monotonic() + READ_S
+        for key in keys:
+            name = self._name(key)
+            with self._lock:
+                is_there = name in self._files and self._held_bytes + self._file_bytes <= HELD_BYTES
+                self._held_bytes += self._file_bytes if is_there else 0
+            contents = self._read(name) if is_there and time.monotonic() < end else None
+            if contents is None:
+                self.forget(1 if is_there else 0)
+                return found
+            found.append(contents)
+        return found
+
+    def forget(self, num_pages: int) -> None:
+        """So many pages that `read` gave are no longer held."""
+        with self._lock:
+            self._held_bytes -= num_pages * self._file_bytes
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until all that was kept is written, for so long at most."""
+        with self._lock:
+            self._changed.wait_for(lambda: not self._queued, timeout_s)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Writes what still waits, for so long at most. Idempotent."""
+        self.flush(timeout_s)
+        with self._lock:
+            self._is_closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+        self._writer.join(timeout_s)
+
+    # one file
+
+    def _name(self, key: bytes) -> str:
+        return blake2b(self._identity + key, key=self._secret, digest_size=20).hexdigest() + ".page"
+
+    def _hash(self, name: str, contents: bytes | memoryview) -> bytes:
+        found = blake2b(name.encode(), key=self._secret, digest_size=_HASH_BYTES)
+        found.update(contents)
+        return found.digest()
+
+    def _read(self, name: str) -> bytes | None:
+        """A page's contents; None, and no such file any more, if they are not what was written."""
+        try:
+            data = self._bytes_of(name)
+        except FileNotFoundError:  # another process made room
+            self._lose(name)
+            return None
+        except OSError as problem:
+            self._refuse(name, str(problem.strerror))
+            return None
+        at = len(_MAGIC) + _HASH_BYTES
+        contents = memoryview(data)[at:]
+        if len(data) != self._file_bytes or data[: len(_MAGIC)] != _MAGIC:
+            self._refuse(name, f"it has {len(data)} bytes, or another beginning; expected {self._file_bytes}")
+            return None
+        if not hmac.compare_digest(data[len(_MAGIC) : at], self._hash(name, contents)):
+            self._refuse(name, "its contents are not those that were written")
+            return None
+        with self._lock:
+            if name in self._files:
+                self._files[name] = self._files.pop(name)
+        return bytes(contents)
+
+    def _bytes_of(self, name: str) -> bytes:
+        """A file's bytes, no more than one too many. It counts as used now."""
+        descriptor = os.open(self._folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(self._file_bytes + 1)
+            os.utime(self._folder / name)
+            return data
+        finally:
+            os.close(descriptor)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        _LOG.warning("A page of the cache on the disk cannot be used and is removed: %s, %s.", name, reason)
+        self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        try:
+            os.unlink(self._folder / name)
+        except FileNotFoundError:
+            pass  # somebody else was quicker
+        except OSError as problem:
+            _LOG.warning("%s of the cache on the disk cannot be removed: %s.", name, problem.strerror)
+        self._lose(name)
+
+    def _lose(self, name: str) -> None:
+        with self._lock:
+            self._num_bytes -= self._files.pop(name, 0)
+
+    # the writer
+
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                self._changed.wait_for(lambda: self._queue or self._is_closed)
+                if not self._queue:
+                    return
+                name, contents = self._queue.popleft()
+            is_written = self._write(name, contents)
+            with self._lock:
+                self._queued_bytes -= self._queued.pop(name)
+                if is_written and name not in self._files:
+                    self._files[name] = self._file_bytes
+                    self._num_bytes += self._file_bytes
+                self._changed.notify_all()
+
+    def _write(self, name: str, contents: bytes) -> bool:
+        """Whole or not at all: under another name first. A full disk costs the page, and nothing else."""
+        self._make_room(self._file_bytes)
+        part = self._folder / f".{secrets.token_hex(8)}.part"
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb", buffering=0) as file:
+                    for piece in (_MAGIC + self._hash(name, contents), contents):
+                        view = memoryview(piece)
+                        while view:
+                            view = view[file.write(view) :]
+                os.replace(part, self._folder / name)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        except OSError as problem:
+            self._warn(problem)
+            return False
+        return True
+
+    def _warn(self, problem: OSError) -> None:
+        now = time.monotonic()
+        if now - self._warned_at > WARN_EVERY_S:
+            self._warned_at = now
+            is_full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full" if is_full else problem.strerror
+            _LOG.warning("A page cannot be written to the cache in %s: %s. It will be computed when it is asked for.", self._folder, reason)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Removes what was used longest ago until so many bytes more may be there."""
+        with self._lock:
+            if time.monotonic() - self._looked_at > LOOK_AGAIN_S:
+                self._look()
+            leaving, left = [], self._num_bytes
+            for name, size in self._files.items():
+                if left + num_bytes <= self._limit_bytes:
+                    break
+                leaving.append(name)
+                left -= size
+        for name in leaving:
+            self._remove(name)
+
+    def _look(self) -> None:
+        """Lists the folder: its pages, the longest unused first. Unfinished files that nobody writes any more are removed."""
+        found = []
+        for entry in os.scandir(self._folder):
+            try:
+                state = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # it is gone by now
+            if _PART.fullmatch(entry.name) and time.time() - state.st_mtime > ABANDONED_S:
+                Path(entry.path).unlink(missing_ok=True)
+            elif _NAME.fullmatch(entry.name):
+                found.append((state.st_mtime_ns, entry.name, state.st_size))
+        self._files = {name: size for _, name, size in sorted(found)}
+        self._num_bytes = sum(self._files.values())
+        self._looked_at = time.monotonic()
+
+
+def _opened(folder: Path) -> bytes:
+    """Makes the folder if need be, for this user alone; its secret."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise UsageError(
+                f"{folder} is open to other users of this computer, and would hold what is asked here. Close it (chmod 700), or name another."
+            )
+        place = folder / "secret"
+        if not place.exists():
+            part = folder / f".{secrets.token_hex(8)}.part"
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_HASH_BYTES))
+            try:
+                os.link(part, place)  # of several processes that start at once, one makes it
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink()
+        found = place.read_bytes()
+    except OSError as problem:
+        raise UsageError(f"{folder} cannot hold a cache: {problem.strerror}. Name a folder that can be written.") from problem
+    if len(found) != _HASH_BYTES:
+        raise UsageError(f"{place} has {len(found)} bytes; expected {_HASH_BYTES}. Remove the folder, or name another.")
+    return found
