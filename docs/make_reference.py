@@ -112,7 +112,7 @@ def settings() -> str:
 
 def training() -> str:
     """What `--config` and `--set` of `herd tune` and `herd train` take: every dataclass of settings in training, in one table each."""
-    from herd.training.settings import described
+    from herd.training.settings import described, told
 
     parts = [
         "# Settings of training\n",
@@ -121,11 +121,12 @@ def training() -> str:
     ]
     for kind in training_kinds():
         head = (inspect.getdoc(kind) or "").partition("\n")[0]
-        known = {setting.name: setting for setting in described(kind)}
+        known, helps = {setting.name: setting for setting in described(kind)}, told(kind)
         rows = []
-        for field in dataclasses.fields(kind):
+        for field in sorted(dataclasses.fields(kind), key=lambda each: each.name not in known):
             setting = known.get(field.name)
-            shown = ("a table", "see there", told(kind, field.name)) if setting is None else (setting.kind, setting.default, setting.help)
+            table = ("a table", "see there", helps.get(field.name, ""))
+            shown = table if setting is None else (setting.kind, setting.default, setting.help)
             rows.append(f"| `{field.name}` | {' | '.join(cell(each) for each in shown)} |")
         parts.append(
             "\n".join([f"## {kind.__name__}\n", head + "\n", "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""])
@@ -143,12 +144,6 @@ def training_kinds() -> list[type]:
         module = importlib.import_module(f"herd.training.{name}")
         found |= {key: value for key, value in vars(module).items() if dataclasses.is_dataclass(value) and isinstance(value, type)}
     return [found[name] for name in sorted(found)]
-
-
-def told(kind: type, name: str) -> str:
-    """A field's line in the docstring of its class."""
-    lines = [line.split(None, 1) for line in (inspect.getdoc(kind) or "").splitlines()]
-    return next((line[1].strip() for line in lines if len(line) == 2 and line[0] == name), "")
 
 
 def default(field: dataclasses.Field[Any]) -> str:

@@ -103,6 +103,29 @@ def test_every_way_of_learning_leaves_a_model_that_answers(base: Path, data: Pat
     assert [said(tuned.folder, text) for text in "ab"] == ["xx", "yy"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        (["student.method=lora", "student.lora.rank=4"], "adapter"),
+        (["student.method=full"], "model"),
+        (["student.method=full", "student.qat=true"], "."),
+    ],
+    ids=["updates", "all weights", "four bits"],
+)
+def test_what_a_run_leaves_carries_what_the_licence_of_its_model_asks_for(
+    data: Path, tmp_path: Path, changes: list[str], place: str
+) -> None:
+    named = write(tmp_path / "Llama-3.2-1B-Instruct")
+    few = ["samples=0", "held_out=0", "loop.schedule.steps=1"]
+    bare = tune(named, data, tmp_path / "bare", *few, *changes)
+    assert any("LICENSE is missing" in note for note in bare.notes)
+    (named / "LICENSE.txt").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    tuned = tune(named, data, tmp_path / "run", *few, *changes)
+    assert not any("LICENSE" in note for note in tuned.notes)
+    assert (tuned.folder / place / "LICENSE.txt").read_text().startswith("LLAMA 3.2")
+    assert "Llama 3.2 is licensed" in (tuned.folder / place / "NOTICE").read_text()
+
+
 def test_a_stopped_run_goes_on_to_the_same_end(base: Path, data: Path, run: Tuned, tmp_path: Path) -> None:
     class Enough(Exception):
         pass

@@ -28,6 +28,7 @@ def test_a_run_is_made_talked_to_and_merged(place: Path) -> None:
     words = ("tune", "sft", "--model", str(place / "model"), "--data", str(place / "faq.jsonl"), *options, "--out", str(place / "run"))
     done = invoke(*words)
     assert done.exit_code == 0, done.output
+    assert "note: The source has no licence file" in done.output and "held out loss" in done.output
     assert "Talk to it: herd chat" in done.output and "before" in done.output and "step 40 of 40: loss" in done.output
     asked = invoke("run", str(place / "run"), "--chat", "a", "-t", "0", "-n", "4", "--context", "64")
     assert asked.exit_code == 0 and asked.output.startswith("xx")

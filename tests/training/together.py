@@ -34,6 +34,8 @@ from herd.training.student import Student
 from tiny import random_leaves, tiny_llama
 
 SETTINGS = LoopSettings(schedule=Schedule(lr=0.01, steps=6), save_every=2, save_minutes=0, evaluate_every=3, clip=0.5)
+SHORT = LoopSettings(schedule=Schedule(lr=0.01, steps=3), save_minutes=0, evaluate_every=3, clip=0.5)
+"""Of recipes."""
 STOPPED_AFTER = 3
 
 
@@ -98,11 +100,11 @@ def work(folder: Path, case: str, together: Company = ALONE) -> None:
     """Trains to the end, or until it is stopped; writes the weights that came of it as `learned.safetensors`."""
     method, optimiser, weights, *stop = case.split("-")
     student = student_of(method)
-    recipe: Any = Packed(student, together)
+    recipe, settings = Packed(student, together), SETTINGS
     if method not in ("full", "lora"):
         from training.recipes_together import recipe_of
 
-        recipe = recipe_of(method, student, student_of("lora"), documents_of, together)
+        recipe, settings = recipe_of(method, student, student_of("lora"), documents_of, together), SHORT
     if weights == "divided" and isinstance(together, Processes):
         divide(student, together)
     kinds = {**kinds_of(student.cfg, student.parameters), HEAD: Kind.BIAS}
@@ -113,8 +115,8 @@ def work(folder: Path, case: str, together: Company = ALONE) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     facts = {"data": {}, "model": "", "machine": {}, "version": {}}
-    with open_run(folder, SETTINGS, facts, resume=(folder / "config.toml").exists(), company=together) as run:
-        train(recipe, run, SETTINGS, made, told, together)
+    with open_run(folder, settings, facts, resume=(folder / "config.toml").exists(), company=together) as run:
+        train(recipe, run, settings, made, told, together)
     gather(student)
     if together.index == 0:
         write_tensors(folder / "learned.safetensors", student.parameters)

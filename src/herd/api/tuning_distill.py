@@ -10,7 +10,7 @@ from herd.api.loading import load
 from herd.api.tuning import Opened
 from herd.api.tuning_data import parted, read
 from herd.api.tuning_grpo import engine_of, problems_of
-from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted
+from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted, over_examples
 from herd.data.account import Account
 from herd.data.samples import Chat, Passage
 from herd.errors import FileProblem, UsageError
@@ -69,15 +69,10 @@ def _stored(settings: DistillSettings, folder: Path, opened: Opened, together: C
     def recipe(student: Student, opening: ExitStack) -> Distillation:
         return Distillation(
             student=student,
-            learned=learned,
-            held_out=held_out,
             targets=settled.targets,
             temperature=words.temperature,
             steps=settled.loop.steps,
-            size=settled.batch,
-            pack=settled.pack,
-            seed=settled.loop.seed,
-            company=together,
+            **over_examples(settled, learned, held_out, together),
         )
 
     return Lesson(name="distill", settings=settled, account=account, recipe=recipe, files=words.files)
@@ -98,16 +93,11 @@ def _on_policy(settings: DistillSettings, opened: Opened, together: Company) -> 
             student=student,
             sampler=EngineSampler(engine),
             teacher=EngineTeacher(teacher.engine),
-            learned=learned,
-            held_out=held_out,
             targets=settled.targets,
             k=settled.k,
-            size=settled.batch,
             answers=settled.answers,
             max_tokens=settled.max_tokens,
-            pack=settled.pack,
-            seed=settled.loop.seed,
-            company=together,
+            **over_examples(settled, learned, held_out, together),
         )
 
     return Lesson(name="distill", settings=settled, account=account, recipe=recipe, draws=True)

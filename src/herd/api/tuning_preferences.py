@@ -9,7 +9,7 @@ from typing import Any
 
 from herd.api.tuning import Opened
 from herd.api.tuning_data import only, parted, read
-from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted
+from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted, over_examples
 from herd.data.account import Account
 from herd.data.samples import Judged, Preference
 from herd.models.weights import Kind
@@ -34,15 +34,10 @@ def tune_preferences(settings: PreferenceSettings, folder: Path, conduct: Conduc
         def recipe(student: Student, opening: ExitStack) -> Preferences:
             return Preferences(
                 student=student,
-                learned=learned,
-                held_out=held_out,
                 document=opened.document,
                 loss=settled.loss,
-                size=settled.batch,
-                pack=settled.pack,
-                seed=settled.loop.seed,
                 reference=reference_of(opened, student, settled.student) if settled.loss.needs_reference else None,
-                company=together,
+                **over_examples(settled, learned, held_out, together),
             )
 
         return Lesson(name=settled.loss.method, settings=settled, account=account, recipe=recipe)
@@ -61,14 +56,9 @@ def tune_reward(settings: RewardModelSettings, folder: Path, conduct: Conduct = 
         def recipe(student: Student, opening: ExitStack) -> RewardTraining:
             return RewardTraining(
                 model=RewardModel(student),
-                learned=learned,
-                held_out=held_out,
                 document=opened.document,
-                size=settled.batch,
-                pack=settled.pack,
-                seed=settled.loop.seed,
                 centre=settled.centre,
-                company=together,
+                **over_examples(settled, learned, held_out, together),
             )
 
         def save_head(made: RewardTraining, run: Path) -> None:

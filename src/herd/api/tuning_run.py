@@ -5,7 +5,7 @@ settings -> the model, opened -> a `Lesson`, which the recipe's own file makes -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from herd.training.optim import kinds_of, make_optimiser
 from herd.training.parallel import Processes, company, divide, gather
 from herd.training.runs import open_run
 from herd.training.student import Student
-from herd.training.tuning_settings import TuningSettings
+from herd.training.tuning_settings import EpochSettings, TuningSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,12 @@ class Lesson:
     before: Callable[[], None] = lambda: None
     beside: Callable[[Any, Path], None] = lambda recipe, folder: None
     draws: bool = False
+
+
+def over_examples(settings: EpochSettings, learned: Sequence[Any], held_out: Sequence[Any], together: Company) -> dict[str, Any]:
+    """What every recipe over examples takes of a run (`training.packed.OverExamples`)."""
+    sizes = {"size": settings.batch, "pack": settings.pack, "seed": settings.loop.seed}
+    return {"learned": learned, "held_out": held_out, **sizes, "company": together}
 
 
 def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_of: Callable[[Opened, Company], Lesson]) -> Tuned:

@@ -13,7 +13,7 @@ from herd.api.loading import load
 from herd.api.model import Model
 from herd.api.tuning import Opened
 from herd.api.tuning_data import parted, read
-from herd.api.tuning_run import PLAIN, Answered, Conduct, Lesson, Tuned, conducted
+from herd.api.tuning_run import PLAIN, Answered, Conduct, Lesson, Tuned, conducted, over_examples
 from herd.data.account import Account
 from herd.data.samples import Chat, Passage, Sample
 from herd.data.tokenising import Example
@@ -47,16 +47,7 @@ def tune_sft(settings: SftSettings, folder: Path, conduct: Conduct = PLAIN) -> T
         settled = settings.resolved(len(learned), len(held_out))
 
         def recipe(student: Student, opening: ExitStack) -> Sft:
-            return Sft(
-                student=student,
-                learned=learned,
-                held_out=held_out,
-                document=opened.document,
-                size=settled.batch,
-                pack=settled.pack,
-                seed=settled.loop.seed,
-                company=together,
-            )
+            return Sft(student=student, document=opened.document, **over_examples(settled, learned, held_out, together))
 
         def answer() -> None:
             before.extend(_answers(asked, lambda: opened.answering(chat_format=settings.chat_format)))

@@ -78,7 +78,7 @@ def differences(then: Any, now: Any) -> list[str]:
 
 def described(kind: type, at: str = "") -> Iterator[Setting]:
     """Every setting of a kind in the order of declaration, and after them those of its parts by their dotted names."""
-    told = _told(kind)
+    helps = told(kind)
     hints = typing.get_type_hints(kind)
     for field in sorted(fields(kind), key=lambda each: is_dataclass(hints[each.name])):
         name, wanted = f"{at}{field.name}", hints[field.name]
@@ -90,7 +90,7 @@ def described(kind: type, at: str = "") -> Iterator[Setting]:
             default = "not set" if field.default is None else _value(field.default)
         elif field.default_factory is not MISSING:
             default = _value(field.default_factory())
-        yield Setting(name, _kind_name(wanted), default, told.get(field.name, ""))
+        yield Setting(name, _kind_name(wanted), default, helps.get(field.name, ""))
         if (listed := _listed_kind(wanted)) is not None:
             yield from described(listed, f"{name}[].")
 
@@ -113,7 +113,7 @@ def need_positive(settings: object, *names: str) -> None:
         need(math.isfinite(value := getattr(settings, name)) and value >= 0, name, value, "a number, 0 or more")
 
 
-def _told(kind: type) -> dict[str, str]:
+def told(kind: type) -> dict[str, str]:
     """The help of each field, from the docstring of its class, or of one that it builds upon."""
     names = {field.name for field in fields(kind)}
     found: dict[str, str] = {}
