@@ -176,6 +176,7 @@ def state(port: int, process_id: int) -> dict[str, float]:
         "processes": len(children(process_id)),
         "connections": measure("herd_connections"),
         "requests": measure("herd_requests_active"),
+        "tasks": measure("herd_tasks"),
         "waiting": measure("herd_model_waiting"),
         "running": measure("herd_model_running"),
         "pages_used": measure("herd_model_pages_used"),

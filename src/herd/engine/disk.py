@@ -289,7 +289,7 @@ def _opened(folder: Path) -> bytes:
         mode = folder.stat().st_mode
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise UsageError(
-                f"{folder} is open to other users of this computer, and would hold what is asked here. Close it (chmod 700), or name another."
+                f"{folder} is open to others, and would hold what is asked here. Close it (chmod 700), or name another."
             )
         place = folder / "secret"
         if not place.exists():

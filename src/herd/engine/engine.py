@@ -24,8 +24,8 @@ from herd.backends.base import PAGE_TOKENS, Backend, Placed
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.constrained import any_held, forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
-from herd.engine.driving import Driven, tell
 from herd.engine.disk import DiskPages
+from herd.engine.driving import Driven, tell
 from herd.engine.forward import Outcome, Timed, accepted, extended, forward
 from herd.engine.lasting import Lasting
 from herd.engine.memory import available_bytes, default_num_pages
@@ -63,7 +63,8 @@ class Engine(Driven):
         """`max_step_tokens` and `max_step_outputs` are those of the backend's options. `num_pages` None: enough for one full
         context, or what fits into a quarter of the available memory if that is less. `CapacityError` if not even that fits.
         `speculation`: drafts tokens that a step tries besides; answers stay the same. `max_waiting`: so many requests may wait, and so
-        many of low priority besides; None: any number. `disk`: where pages go when the memory is full. `clock` gives seconds that only grow."""
+        many of low priority besides; None: any number. `disk`: where pages go when the memory is full. `clock` gives seconds that only
+        grow."""
         if context_length < 1:
             raise UsageError(f"context_length is {context_length}; it must be at least 1.")
         if num_pages is not None and num_pages < 1:

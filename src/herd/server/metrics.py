@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,6 +42,7 @@ class Metrics:
         self.active = Gauge("herd_requests_active", "Requests that are being answered or wait.", registry=registry)
         self.refused = Counter("herd_refusals", "Requests that were refused before a model saw them.", ("reason",), registry=registry)
         self.connections = Gauge("herd_connections", "Open connections.", registry=registry)
+        Gauge("herd_tasks", "Tasks of the server's loop.", registry=registry).set_function(_num_tasks)
         self.dropped = Counter("herd_connections_dropped", "Connections that were dropped.", ("reason",), registry=registry)
         self.cancelled = Counter("herd_requests_cancelled", "Requests whose client left.", registry=registry)
         self.first = Histogram("herd_first_token_seconds", "From head to first token.", ("model",), buckets=_WAITS_S, registry=registry)
@@ -70,6 +72,14 @@ class Metrics:
     def text(self) -> bytes:
         """All measures in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _num_tasks() -> int:
+    """Of the loop that asks."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 class _OfModels:

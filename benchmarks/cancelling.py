@@ -1,0 +1,134 @@
+"""Do a hundred thousand requests whose clients leave cost a server anything for good?
+
+    python benchmarks/cancelling.py [--model PATH] [--requests 100000] [--clients 64] [--seed 1]
+
+A real `herd serve` of a small model. Twice as many clients as a step has places ask, and leave at a random moment: while their request
+waits, in its prompt, in the middle of the answer, or when it is over. Then memory, file descriptors and threads of both processes, tasks,
+connections and requests of the web process, and pages of the cache are compared with what they were after a warm-up that did the same.
+Prints one JSON line; exit code 1 if something was left over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import gc
+import json
+import random
+import socket
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from record import commit, machine, say
+from serving import free_port, herd_server
+from soak import children, request_bytes, settled
+
+from herd.family.finding import find_model
+
+WARM = 3_000
+GROWTH_MIB = 16
+AT_ONCE = struct.pack("ii", 1, 0)
+STAGES = ("queued or in its prompt", "in its answer", "over")
+
+
+async def leave(port: int, chance: random.Random, counts: collections.Counter[str]) -> None:
+    """One request, left at a random moment; counted by how far it had come."""
+    prompt = f"{chance.randrange(1000)} " + "word " * chance.choice((1, 8, 50))
+    body = {"prompt": prompt, "max_tokens": chance.choice((1, 4, 40)), "stream": True, "n": chance.choice((1, 1, 1, 3))}
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    stage = STAGES[0]
+    try:
+        # The connection is cut, not closed: the system then keeps no memory of it either.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        writer.write(request_bytes("/v1/completions", body))
+        async with asyncio.timeout(chance.choice((0.005, 0.03, 0.1, 0.2, 0.6)) * chance.random()):
+            while data := await reader.read(65536):
+                stage = STAGES[1]
+            stage = STAGES[2] if stage == STAGES[1] else f"no answer: {data!r}"
+    except TimeoutError:
+        pass
+    finally:
+        counts[stage] += 1
+        writer.transport.abort()
+
+
+async def load(port: int, requests: int, clients: int, seed: int) -> collections.Counter[str]:
+    counts: collections.Counter[str] = collections.Counter()
+    left = iter(range(requests))
+
+    async def client(number: int) -> None:
+        chance = random.Random(f"{seed} {number}")
+        for _ in left:
+            await leave(port, chance, counts)
+            if (done := sum(counts.values())) % 10_000 == 0:
+                say(f"{done} requests: {dict(counts)}")
+
+    await asyncio.gather(*map(client, range(clients)))
+    return counts
+
+
+def engine(process_id: int) -> dict[str, float]:
+    """What must not grow, of the process that computes."""
+    (found,) = children(process_id)
+    folder = Path(f"/proc/{found}")
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return {
+        "engine_resident_mib": int(status["VmRSS"].split()[0]) / 1024,
+        "engine_descriptors": len(list((folder / "fd").iterdir())),
+        "engine_threads": int(status["Threads"]),
+    }
+
+
+def faults(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    slack, exact = {"resident_mib": GROWTH_MIB, "engine_resident_mib": GROWTH_MIB}, ("restarts", "pages_free_or_cached")
+    found = [name for name in before if name not in exact and after[name] > before[name] + slack.get(name, 0)]
+    found += [name for name in exact if after[name] != before[name]]
+    return [f"{name}: {before[name]} before, {after[name]} after" for name in found]
+
+
+def run(model: Path, requests: int, clients: int, seed: int) -> dict[str, Any]:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder, herd_server(model, port, clients // 2, data_folder=folder) as server:
+        asyncio.run(load(port, WARM, clients, seed + 1))
+        before = settled(port, server.pid) | engine(server.pid)
+        say(f"before: {before}")
+        gc.collect()
+        counts = asyncio.run(load(port, requests, clients, seed))
+        after = settled(port, server.pid) | engine(server.pid)
+        say(f"after: {after}")
+    wrong = faults(before, after) + [stage for stage in counts if stage not in STAGES]
+    return {
+        "figure": "requests that were left: what stays behind",
+        "value": len(wrong),
+        "unit": "faults",
+        "requests": sum(counts.values()),
+        "left": {stage: counts[stage] for stage in STAGES},
+        "clients": clients,
+        "seed": seed,
+        "before": before,
+        "after": after,
+        "faults": wrong,
+        "model": model.name,
+        "machine": machine(),
+        "commit": commit(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="the default is smollm2-135m-instruct; a smaller one is over sooner")
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    line = run((asked.model or Path(find_model("smollm2-135m-instruct").path)).resolve(), asked.requests, asked.clients, asked.seed)
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+    return 1 if line["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
