@@ -1,18 +1,23 @@
 """Loss against tokens: AdamW and Muon, a dense llama and a Llama 4 with experts through as many weights for each token.
 
-    python examples/pretrain_books.py runs/books --data books/               four runs; their time has not been measured
-    python examples/pretrain_books.py runs/books --data books/ --steps 40    short ones
+    python examples/pretrain_books.py runs/books --data books/
 
-All four see the same sequences in the same order, from the same seed. What is held out is a hundredth of the text, in sections. Writes
-`results.json` and, where matplotlib is installed, `loss.svg`.
+All four runs see the same sequences in the same order, from the same seed. Some of the files are left out of learning; passages of them
+are read at the end by all four. OUT/report.json has the curves of the held-out loss, what a token of those passages costs each model,
+and the differences passage by passage with their standard errors; OUT/report.svg draws the curves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import time
 from pathlib import Path
 from typing import Any
+
+from charts import chart
+from measuring import compared, costs, in_words, mean_and_error, report
 
 from herd.cli.train_pretrain import write_model
 from herd.cli.train_progress import printed
@@ -25,6 +30,7 @@ from herd.training.runs import read_log
 from herd.training.settings import read_settings
 
 RATES = {"adamw": 3e-3, "muon": 6e-3}
+BATCH = 4096
 DENSE = {"architecture": "llama", "width": 128, "layers": 4, "heads": 4, "kv_heads": 2, "head_width": 32, "ffn_width": 384, "tied": True}
 EXPERTS = {
     **DENSE, "architecture": "llama4", "experts": 8, "expert_every": 1, "expert_width": 192, "global_every": 4, "chunk": 8192,
@@ -32,74 +38,97 @@ EXPERTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="files or folders of text")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--unread", type=int, default=3, help="files that are left out of learning")
+    parser.add_argument("--asked", type=int, default=600, help="passages of them; claims need 500")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
     given = parser.parse_args()
+    began = time.monotonic()
+    files = sorted(find_files(given.data).paths)
+    unread = sorted(random.Random(0).sample(files, given.unread))
+    learned = [path for path in files if path not in unread]
     words = given.out / "words"
     if not (words / "tokenizer.json").is_file():
-        train_tokenizer((str(each.value["text"]) for each in read_records(find_files(given.data).paths)), 2048, words)
+        train_tokenizer((str(each.value["text"]) for each in read_records(learned)), 2048, words)
+    asked = passages(unread, given.asked)
     keep_memory()
-    results = {}
+    curves, cost, seconds = {}, {}, {}
     for seed in range(given.seeds):
         for optimiser, rate in RATES.items():
             for shape, model in (("dense", DENSE), ("experts", EXPERTS)):
-                name = f"{optimiser}-{shape}-{seed}"
-                results[name] = run(given.out / name, given, words, {"optimiser": optimiser, "rate": rate, "model": model, "seed": seed})
-                print(name, json.dumps(results[name]["held_out"][-1]), flush=True)
-    (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, given.out / "loss.svg")
+                name, started = f"{optimiser} {shape}" + (f" {seed}" if given.seeds > 1 else ""), time.monotonic()
+                folder = given.out / name.replace(" ", "-")
+                what = {"optimiser": optimiser, "rate": rate, "model": model, "seed": seed}
+                curves[name] = run(folder, learned, words, given.steps, what)
+                seconds[name] = round((time.monotonic() - started) / 60, 1)
+                cost[name] = costs(folder / "model", asked)
+                print(name, json.dumps(curves[name]["held_out"][-1]), mean_and_error(cost[name]), flush=True)
+    lines = {name: curve["held_out"] for name, curve in curves.items()}
+    drawn = chart(given.out / "loss.svg", "Held-out loss against tokens", "tokens learned", "nats a token", lines)
+    found = {
+        "steps": given.steps,
+        "minutes_of_learning": seconds,
+        "unread": [path.name for path in unread],
+        "nats_a_token": {name: in_words(each) for name, each in cost.items()},
+        "gains": {f"{one} over {other}": gain(cost[other], cost[one]) for one, other in among(list(cost))},
+        "expert_load_max": {name: round(curve["load"][-1], 2) for name, curve in curves.items() if curve["load"]},
+        "curves": curves,
+    }
+    report(given.out, began, found, drawn)
 
 
-def run(folder: Path, given: argparse.Namespace, words: Path, what: dict[str, Any]) -> dict[str, Any]:
-    """One run, begun or gone on with; its curve as (tokens, loss)."""
+def passages(files: list[Path], count: int) -> list[str]:
+    """Paragraphs of 200 to 900 characters."""
+    texts = (str(record.value["text"]) for record in read_records(files))
+    found = {" ".join(part.split()) for text in texts for part in text.split("\n\n") if 200 <= len(part) <= 900}
+    return random.Random(0).sample(sorted(found), min(count, len(found)))
+
+
+def among(names: list[str]) -> list[tuple[str, str]]:
+    """Which is compared with which: Muon with AdamW, experts with dense."""
+    muon = [(name, name.replace("muon", "adamw")) for name in names if "muon" in name]
+    return muon + [(name, name.replace("experts", "dense")) for name in names if "experts" in name]
+
+
+def gain(before: list[float], after: list[float]) -> dict[str, float]:
+    """How much less a token costs."""
+    found = compared([-cost for cost in before], [-cost for cost in after])
+    return {name: round(found[name], 4) for name in ("items", "gain", "gain_error", "gain_in_errors")}
+
+
+def run(folder: Path, learned: list[Path], words: Path, steps: int, what: dict[str, Any]) -> dict[str, Any]:
+    """One run, begun or gone on with; its curves as (tokens, loss)."""
     named = {
         "tokenizer": str(words),
-        "data": [{"name": "books", "path": [str(path) for path in given.data]}],
+        "data": [{"name": "books", "path": [str(path) for path in learned]}],
         "model": what["model"],
         "optimiser": {"name": what["optimiser"]},
         "sequence": 256,
-        "batch_tokens": 4096,
-        "eval_tokens": 32768,
+        "batch_tokens": BATCH,
+        "eval_tokens": 16384,
         "balancing": {"bias": 0.01},
         "loop": {
             "seed": what["seed"],
-            "evaluate_every": max(1, given.steps // 8),
-            "schedule": {"name": "wsd", "lr": what["rate"], "steps": given.steps, "warmup": given.steps // 20},
+            "evaluate_every": max(1, steps // 10),
+            "schedule": {"name": "wsd", "lr": what["rate"], "steps": steps, "warmup": steps // 20},
         },
     }
     settings = read_settings(PretrainSettings, None, (), named)
     pretrain(settings, folder, write_model, resume=(folder / "config.toml").is_file(), told=printed())
     lines = list(read_log(folder / "metrics.jsonl"))
-    held = [[line["step"] * 4096, line["held_out.loss"]] for line in lines if "held_out.loss" in line]
-    loads = [line["expert_load_max"] for line in lines if "expert_load_max" in line]
     return {
-        "held_out": held,
-        "learned": [[line["step"] * 4096, line["loss"]] for line in lines if "loss" in line],
-        "expert_load_max": loads,
+        "held_out": of(lines, "held_out.loss")[1:],
+        "learned": of(lines, "loss")[::10],
+        "load": [line["expert_load_max"] for line in lines if "expert_load_max" in line],
     }
 
 
-def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Held-out loss against tokens, a line for each run."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed, so nothing was drawn")
-        return
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name, result in results.items():
-        tokens, losses = zip(*result["held_out"], strict=True)
-        axes.plot(tokens, losses, label=name)
-    axes.set(xlabel="tokens learned", ylabel="held-out loss, nats a token")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
+def of(lines: list[dict[str, Any]], name: str) -> list[list[float]]:
+    """A figure of a log as [tokens, value]."""
+    return [[line["step"] * BATCH, round(line[name], 4)] for line in lines if name in line]
 
 
 if __name__ == "__main__":
