@@ -32,27 +32,33 @@ from herd.family.finding import find_model
 WARM = 3_000
 GROWTH_MIB = 16
 AT_ONCE = struct.pack("ii", 1, 0)
-STAGES = ("queued or in its prompt", "in its answer", "over")
+STAGES = ("just sent", "accepted", "in its answer", "over")
 
 
 async def leave(port: int, chance: random.Random, counts: collections.Counter[str]) -> None:
     """One request, left at a random moment; counted by how far it had come."""
     prompt = f"{chance.randrange(1000)} " + "word " * chance.choice((1, 8, 50))
-    body = {"prompt": prompt, "max_tokens": chance.choice((1, 4, 40)), "stream": True, "n": chance.choice((1, 1, 1, 3))}
+    body = {"prompt": prompt, "max_tokens": chance.choice((2, 4, 40)), "stream": True, "n": chance.choice((1, 1, 1, 3))}
+    stage = chance.choice(STAGES)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    stage = STAGES[0]
     try:
         # The connection is cut, not closed: the system then keeps no memory of it either.
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         writer.write(request_bytes("/v1/completions", body))
-        async with asyncio.timeout(chance.choice((0.005, 0.03, 0.1, 0.2, 0.6)) * chance.random()):
-            while data := await reader.read(65536):
-                stage = STAGES[1]
-            stage = STAGES[2] if stage == STAGES[1] else f"no answer: {data!r}"
-    except TimeoutError:
-        pass
-    finally:
+        if stage == "just sent":
+            await asyncio.sleep(0.01 * chance.random())
+        elif stage == "accepted":  # then the head of the answer comes
+            assert await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.01 * chance.random())
+        elif stage == "in its answer":
+            assert await reader.readuntil(b"data: {")
+            await asyncio.sleep(0.05 * chance.random())
+        else:
+            assert await reader.readuntil(b"data: [DONE]")
         counts[stage] += 1
+    except (asyncio.IncompleteReadError, OSError) as problem:
+        counts[f"{stage}: {type(problem).__name__}"] += 1
+    finally:
         writer.transport.abort()
 
 

@@ -46,14 +46,16 @@ def write_model(folder: Path) -> Path:
 
 
 @contextmanager
-def engines_behind(folder: Path, formats: Mapping[str, str], **settings: Any) -> Iterator[str]:
+def engines_behind(folder: Path, formats: Mapping[str, str], load: Mapping[str, Any] | None = None, **settings: Any) -> Iterator[str]:
     """The address of a server with a model for each name, all from one folder, each with its own chat format. They are loaded when they are
-    asked for."""
+    asked for, with `load` besides."""
     chosen = Settings(**{"port": 0, "grace_s": 0.2, **settings})
     listener = listen(chosen)
     fronts: list[Front] = []
     made = threading.Event()
-    hosted = [Hosted(name=name, options=EngineOptions(model=str(folder), load=_load(each))) for name, each in formats.items()]
+    hosted = [
+        Hosted(name=name, options=EngineOptions(model=str(folder), load={**_load(each), **(load or {})})) for name, each in formats.items()
+    ]
 
     async def serve() -> None:
         pool = EnginePool(hosted)
