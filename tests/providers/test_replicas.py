@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 import herd
-from cli import chat_model
 from herd.errors import CapacityError, EngineLost, FileProblem, ProviderError
 from herd.providers.base import ChatRequest, CompletionRequest, Event, Failed, Finished, Text
 from herd.providers.supervisor import EngineOptions
@@ -31,11 +30,6 @@ CPU = {"backend": "cpu", "threads": 1, "parallel": 8}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_model.write(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray for these tests alone, of two processors, however many there are."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -46,12 +40,6 @@ def cluster() -> Iterator[None]:
     yield
     serve.shutdown()
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def alone(folder: Path) -> Iterator[herd.Model]:
-    with herd.load(folder, backend="cpu", threads=1) as model:
-        yield model
 
 
 def replicated(folder: Path, use: Callable[[Any], Awaitable[None]]) -> None:

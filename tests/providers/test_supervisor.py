@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 import herd
-from cli import chat_model
 from herd.errors import Busy, CapacityError, EngineLost, FileProblem, HerdError, UsageError
 from herd.providers.base import Caller, ChatRequest, CompletionRequest, Event, Failed, Finished, Priority, Prompted, Text
 from herd.providers.supervisor import EngineOptions, Supervisor
@@ -29,17 +28,6 @@ from herd.text.messages import Image, Message, Role
 
 GREEDY = SamplingParams(temperature=0.0)
 CPU = {"backend": "cpu", "threads": 1, "parallel": 8}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_model.write(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
-def alone(folder: Path) -> Iterator[herd.Model]:
-    with herd.load(folder, backend="cpu", threads=1) as model:
-        yield model
 
 
 def served(folder: Path, use: Callable[[Supervisor], Awaitable[None]], **options: Any) -> None:

@@ -17,15 +17,13 @@ from herd.text.formats.chatml import ChatML
 from herd.text.formats.code_llama_70b import CodeLlama70B
 from herd.text.formats.guard import Guard
 from herd.text.formats.jinja import Jinja
-from herd.text.formats.llama2 import Llama2
-from herd.text.formats.llama3 import VERSIONS, Llama3
+from herd.text.formats.llama3 import Llama3
 from herd.text.formats.llama4 import Llama4, MuseGlimmer
 from herd.text.formats.meta import MetaLlama3, MetaLlama4
 from herd.text.messages import Message, Role, read_messages
-from text import vocabularies
+from text import built_in, vocabularies
 
-BYTES = vocabularies.tokenizer("llama-bpe")
-SPACES = vocabularies.sentencepiece()
+BYTES, SPACES = built_in.BYTES, built_in.SPACES
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -44,14 +42,7 @@ ALWAYS = (
 ENDLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 PREFILLED = CHATML.replace("assistant\n{% endif", "assistant\n<answer>{% endif")
 FORMATS: list[ChatFormat] = [
-    ChatML(BYTES),
-    ChatML(BYTES, default_system="Be kind.", bos="<|begin_of_text|>"),
-    Llama2(SPACES),
-    *(Llama3(BYTES, version) for version in VERSIONS),
-    Llama4(BYTES),
-    MuseGlimmer(BYTES),
-    MetaLlama3(BYTES),
-    MetaLlama4(BYTES),
+    *built_in.FORMATS,
     Jinja(BYTES, source=CHATML),
     Jinja(BYTES, source=ALWAYS),
 ]

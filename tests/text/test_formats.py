@@ -17,17 +17,16 @@ from herd.text.formats import NAMES, ChatFormat, choose_format
 from herd.text.formats.chatml import ChatML
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.llama2 import Llama2
-from herd.text.formats.llama3 import VERSIONS, Llama3
-from herd.text.formats.llama4 import Llama4, MuseGlimmer
+from herd.text.formats.llama3 import Llama3
+from herd.text.formats.llama4 import Llama4
 from herd.text.formats.meta import MetaLlama3, MetaLlama4
 from herd.text.formats.parts import read_conversation, to_text
 from herd.text.messages import Message, Role, read_messages
 from herd.text.tokenizer import Tokenizer, load_tokenizer
-from text import vocabularies
+from text import built_in
 from text.vocabularies import GOLDEN
 
-BYTES = vocabularies.tokenizer("llama-bpe")
-SPACES = vocabularies.sentencepiece()
+BYTES, SPACES = built_in.BYTES, built_in.SPACES
 SMOLLM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI"
     " assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' +"
@@ -43,14 +42,7 @@ LLAMA3 = (
     " %}{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
 FORMATS: list[ChatFormat] = [
-    ChatML(BYTES),
-    ChatML(BYTES, default_system="Be kind.", bos="<|begin_of_text|>"),
-    Llama2(SPACES),
-    *(Llama3(BYTES, version) for version in VERSIONS),
-    Llama4(BYTES),
-    MuseGlimmer(BYTES),
-    MetaLlama3(BYTES),
-    MetaLlama4(BYTES),
+    *built_in.FORMATS,
     Jinja(BYTES, source=SMOLLM),
     Jinja(BYTES, source=LOOSE_CHATML),
     Jinja(BYTES, source=LLAMA3),

@@ -24,6 +24,7 @@ from herd.checkpoints.stored import Source
 from herd.errors import FileProblem
 from herd.files import MappedFile
 from herd.models import llama3_vision
+from herd.models.architecture import shared_fields
 from herd.models.llama import LlamaConfig
 from herd.models.llama3_vision import EXTRA_ROWS, META_PICTURE, META_VOCABULARY, Llama3VisionConfig
 from herd.models.llama3_vision_encoder import EncoderConfig
@@ -106,18 +107,7 @@ def not_said(cfg: Llama3VisionConfig) -> list[str]:
 
 def _text_of(cfg: Llama3VisionConfig) -> LlamaConfig:
     """The text model alone."""
-    return LlamaConfig(
-        width=cfg.width,
-        num_layers=cfg.num_layers,
-        num_heads=cfg.num_heads,
-        num_kv_heads=cfg.num_kv_heads,
-        head_width=cfg.head_width,
-        ffn_width=cfg.ffn_width,
-        vocab_size=cfg.vocab_size,
-        context_length=cfg.context_length,
-        norm_eps=cfg.norm_eps,
-        rope=cfg.rope,
-    )
+    return LlamaConfig(**shared_fields(cfg, LlamaConfig))
 
 
 def crossing_layers(num_layers: int, blocks: int) -> tuple[int, ...]:

@@ -134,18 +134,20 @@ def read_file(path: Path) -> Iterator[Record]:
 
 def data_files(paths: Iterable[Path]) -> tuple[DataFile, ...]:
     """Name, size and digest of each file."""
-    made = []
-    for path in paths:
-        digest, size = hashlib.sha256(), 0
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(_STEP_BYTES):
-                    digest.update(piece)
-                    size += len(piece)
-        except OSError as problem:
-            raise FileProblem(f"{path}: cannot be read: {problem.strerror or problem}.") from None
-        made.append(DataFile(path.name, size, digest.hexdigest()))
-    return tuple(made)
+    return tuple(DataFile(path.name, *digest_of(path)) for path in paths)
+
+
+def digest_of(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file. `FileProblem` if it cannot be read."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_STEP_BYTES):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as problem:
+        raise FileProblem(f"{path}: cannot be read: {problem.strerror or problem}.") from None
+    return size, digest.hexdigest()
 
 
 def data_hash(files: Iterable[DataFile]) -> str:

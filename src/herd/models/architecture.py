@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol, cast
 
 from herd.models.ops import PictureOps, PictureStep, Step, Tensor
@@ -26,6 +27,12 @@ class Config(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def context_length(self) -> int: ...
+
+
+def shared_fields(cfg: Config, kind: type) -> dict[str, Any]:
+    """What a config says of the fields that another kind of config has too, to make one of that kind."""
+    theirs = {field.name for field in fields(kind)}
+    return {field.name: getattr(cfg, field.name) for field in fields(cast(Any, cfg)) if field.name in theirs}
 
 
 @dataclass(frozen=True, slots=True)

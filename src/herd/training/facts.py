@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import sys
@@ -13,10 +12,8 @@ from typing import Any
 
 import torch
 
-from herd.errors import FileProblem
+from herd.data.reading import digest_of
 from herd.version import __version__
-
-PIECE_BYTES = 8 << 20
 
 
 def gathered(data: Iterable[Path] = (), model: str = "", more: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -33,16 +30,8 @@ def gathered(data: Iterable[Path] = (), model: str = "", more: Mapping[str, Any]
 
 def digest(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file. `FileProblem` if it cannot be read."""
-    found = hashlib.sha256()
-    size = 0
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                found.update(piece)
-                size += len(piece)
-    except OSError as problem:
-        raise FileProblem(f"{path}: cannot be read: {problem.strerror}.") from problem
-    return {"bytes": size, "sha256": found.hexdigest()}
+    size, sha256 = digest_of(path)
+    return {"bytes": size, "sha256": sha256}
 
 
 def machine() -> dict[str, Any]:

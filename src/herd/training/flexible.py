@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from herd.models.ops import Chunks, Sliding, Window
+from herd.backends.torch.attention import sees
+from herd.models.ops import Window
 
 BLOCK = 128
 
@@ -23,18 +24,11 @@ def block_mask(lengths: tuple[int, ...], window: Window | None, device: torch.de
     document_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts)
     position_T = torch.arange(len(document_T), device=device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        p, t = position_T[query], position_T[key]
-        seen = (document_T[query] == document_T[key]) & (t <= p)
-        match window:
-            case Chunks(tokens):
-                return seen & (t >= p - p % tokens)
-            case Sliding(tokens):
-                return seen & (t > p - tokens)
-        return seen
+    def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (document_T[query] == document_T[key]) & sees(position_T[query], position_T[key], window)
 
     total = sum(lengths)
-    return create_block_mask(sees, None, None, total, total, device=str(device), BLOCK_SIZE=BLOCK)
+    return create_block_mask(is_seen, None, None, total, total, device=str(device), BLOCK_SIZE=BLOCK)
 
 
 def flexible(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, scale: float, mask: BlockMask, function: Any = flex_attention) -> Tensor:

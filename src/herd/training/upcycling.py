@@ -15,7 +15,7 @@ import torch
 
 from herd.dtypes import F32
 from herd.errors import UsageError
-from herd.models.architecture import Config
+from herd.models.architecture import Config, shared_fields
 from herd.models.llama import LlamaConfig
 from herd.models.llama4 import Llama4Config, every, tensors
 from herd.models.weights import Adapted, Dense, Leaf, Matrix
@@ -65,12 +65,7 @@ def upcycled_config(cfg: Config, settings: UpcyclingSettings) -> Llama4Config:
         raise UsageError(f"every is {settings.every}; the model has {cfg.num_layers} layers, so none would get experts.", param="every")
     layers = tuple(range(cfg.num_layers))
     return Llama4Config(
-        width=cfg.width,
-        num_layers=cfg.num_layers,
-        num_heads=cfg.num_heads,
-        num_kv_heads=cfg.num_kv_heads,
-        head_width=cfg.head_width,
-        ffn_width=cfg.ffn_width,
+        **shared_fields(cfg, Llama4Config),
         expert_width=cfg.ffn_width,
         num_experts=settings.experts,
         num_chosen=settings.chosen,
@@ -78,14 +73,7 @@ def upcycled_config(cfg: Config, settings: UpcyclingSettings) -> Llama4Config:
         rotary_layers=layers,
         chunked_layers=(),
         chunk=None,
-        vocab_size=cfg.vocab_size,
-        context_length=cfg.context_length,
-        norm_eps=cfg.norm_eps,
-        rope=cfg.rope,
         qk_norm=False,
-        tied_embeddings=cfg.tied_embeddings,
-        qkv_bias=cfg.qkv_bias,
-        out_bias=cfg.out_bias,
     )
 
 

@@ -70,7 +70,11 @@ def read(weights_BNts: Tensor, v_BsKH: Tensor) -> Tensor:
 
 def visible(queries: Tensor, keys: Tensor, window: Window | None) -> Tensor:
     """Whether the token at position queries[..., t] sees the one at keys[..., s]: bool [..., t, s]."""
-    p, t = queries[..., :, None], keys[..., None, :]
+    return sees(queries[..., :, None], keys[..., None, :], window)
+
+
+def sees(p: Tensor, t: Tensor, window: Window | None) -> Tensor:
+    """Whether the token at position p sees the one at t, each by itself."""
     seen = t <= p
     match window:
         case Chunks(tokens):
