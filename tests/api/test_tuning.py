@@ -104,6 +104,24 @@ def test_every_way_of_learning_leaves_a_model_that_answers(base: Path, data: Pat
 
 
 @pytest.mark.parametrize(
+    "changes", [["student.method=lora", "student.lora.rank=2"], ["student.method=full", "lr=0.001"]], ids=["updates", "all weights"]
+)
+def test_a_run_goes_on_from_what_another_has_learned(run: Tuned, tmp_path: Path, changes: list[str]) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"prompt": one, "completion": two}) + "\n" for one, two in [*LINES, ("c", "zz"), ("c", "zz")]))
+    again = tune(run.folder, more, tmp_path / "again", *changes, "held_out=0", "samples=0")
+    assert [said(again.folder, text) for text in "abc"] == ["xx", "yy", "zz"]
+    begun, left = json.loads((again.folder / "facts.json").read_text()), trained_in(again.folder)
+    assert str(run.folder / "adapter" / "adapter_model.safetensors") in begun["data"]
+    if "student.method=lora" in changes:
+        assert left is not None and left.model == trained_in(run.folder).model  # type: ignore[union-attr]
+        untouched = tune(run.folder, more, tmp_path / "untouched", *changes, "held_out=0", "samples=0", "lr=1e-30", "loop.schedule.steps=1")
+        with herd.load(run.folder, backend="reference") as one, herd.load(untouched.folder, backend="reference") as two:
+            tokens = one.tokenizer.encode("some text")
+            assert abs(one.logits(tokens) - two.logits(tokens)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
     ("changes", "place"),
     [
         (["student.method=lora", "student.lora.rank=4"], "adapter"),
@@ -124,6 +142,17 @@ def test_what_a_run_leaves_carries_what_the_licence_of_its_model_asks_for(
     assert not any("LICENSE" in note for note in tuned.notes)
     assert (tuned.folder / place / "LICENSE.txt").read_text().startswith("LLAMA 3.2")
     assert "Llama 3.2 is licensed" in (tuned.folder / place / "NOTICE").read_text()
+
+
+def test_what_is_held_out_can_have_files_of_its_own(base: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "held.jsonl"
+    other.write_text("".join(json.dumps({"prompt": "a", "completion": two}) + "\n" for two in ("xx", "yy", "")))
+    few = ["student.method=lora", "loop.schedule.steps=1", "held_out=0.5", f"held_out_data=['{other}']"]
+    tuned = tune(base, data, tmp_path / "run", *few)
+    assert (tuned.account.num_read, tuned.account.num_kept) == (len(LINES) + 3, len(LINES) + 2)
+    assert [each.wanted for each in tuned.answers] == ["xx"] and tuned.held_out["before_loss"] > 0
+    assert "held_out = 0.0" in (tuned.folder / "config.toml").read_text()
+    assert str(other) in json.loads((tuned.folder / "facts.json").read_text())["data"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(base: Path, data: Path, run: Tuned, tmp_path: Path) -> None:
@@ -147,7 +176,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(base: Path, data: Path, run: Tune
 
 def test_what_cannot_be_is_refused_before_anything_is_computed(base: Path, data: Path, run: Tuned, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="herd tune merge"):
-        tune(run.folder, data, tmp_path / "one")
+        tune(run.folder, data, tmp_path / "one", "student.method=lora", "student.base=q4_0")
+    with pytest.raises(UsageError, match="two runs cannot be added up"):
+        tune(run.folder, data, tmp_path / "one", "student.method=lora", "student.lora.dora=true")
     with pytest.raises(UsageError, match="epochs say it"):
         tune(base, data, tmp_path / "two", "epochs=2")
     preferences = tmp_path / "pairs.jsonl"

@@ -68,6 +68,19 @@ def test_records_of_another_kind_are_refused(base: Path, tmp_path: Path) -> None
     assert found.exit_code == 2 and "prompt, completion and label" in found.output
 
 
+def test_margins_count_where_they_are_asked_for(base: Path, tmp_path: Path) -> None:
+    bare, judged = lines(tmp_path / "bare.jsonl", PAIRS), lines(tmp_path / "m.jsonl", [{**each, "margin": 5} for each in PAIRS])
+    few = ("--model", base, "--steps", 1, *SMALL)
+    plain = run("dpo", "--data", judged, "--out", tmp_path / "plain", "--nll", 0, *few)
+    counted = run("dpo", "--data", judged, "--out", tmp_path / "counted", "--nll", 0, "--margin", 1, *few)
+    assert "its margin does not count" in json.dumps(plain["data"]) and "margin" not in json.dumps(counted["data"])
+    assert counted["held_out"]["before_loss"] == pytest.approx(5.0067, abs=1e-3)
+    assert plain["held_out"]["before_loss"] == pytest.approx(0.6931, abs=1e-3)
+    words = ["tune", "reward", "--model", str(base), "--data", bare, "--out", str(tmp_path / "none"), "--margin", "1"]
+    found = CliRunner().invoke(main, words)
+    assert found.exit_code == 2 and "no record of the data says by how much" in found.output
+
+
 def test_a_reward_model_keeps_its_head_beside_its_updates(base: Path, tmp_path: Path) -> None:
     data, out = lines(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "run"
     told = run("reward", "--model", base, "--data", data, "--out", out, "--steps", 8, "--lr", 0.01, *SMALL)

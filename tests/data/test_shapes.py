@@ -114,6 +114,16 @@ def test_preferences_have_a_prompt_and_two_answers(tmp_path: Path, value: dict[s
     assert found.is_plain == isinstance(value["chosen"], str)
 
 
+def test_a_preference_may_say_by_how_much_its_answer_is_better(tmp_path: Path) -> None:
+    pair = {"prompt": "u", "chosen": "good", "rejected": "bad"}
+    (bare, judged), account = read(tmp_path, pair, {**pair, "margin": 2})
+    assert isinstance(bare, Preference) and bare.margin is None
+    assert isinstance(judged, Preference) and judged.margin == 2.0
+    assert "margin" not in json.dumps(account.as_json())
+    (_,), account = read(tmp_path, pair, {**pair, "margin": "much"})
+    assert "margin is 'much'; expected a number" in json.dumps(account.as_json())
+
+
 def test_the_prompt_of_two_conversations_is_what_they_share(tmp_path: Path) -> None:
     start = [ASK, SAY, {"role": "user", "content": "v"}]
     value = {"chosen": [*start, SAY], "rejected": [*start, {"role": "assistant", "content": "b"}]}

@@ -21,9 +21,11 @@ from herd.api.model import Model
 from herd.api.pictures import Eyes
 from herd.api.words import Words
 from herd.backends.torch.devices import DTYPES, find_device
+from herd.checkpoints.adapter import WEIGHTS, Adapter, open_adapter
 from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.merging import stacked
 from herd.checkpoints.open import open_checkpoint
-from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE
+from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE, trained_in
 from herd.convert import write_adapter
 from herd.convert.notices import write_notices
 from herd.convert.replaced import write_replaced
@@ -55,7 +57,11 @@ IN_GGUF = ("llama", "llama4")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model that training begins with. device: where this process trains it, if not where settings say."""
+    """A model that training begins with.
+
+    device    where this process trains it, if not where settings say
+    earlier   what an earlier run has learned over it; base: how that one names the model
+    """
 
     asked: str
     found: Found
@@ -63,6 +69,13 @@ class Opened:
     words: Words
     eyes: Eyes
     device: str | None = None
+    earlier: Adapter | None = None
+    base: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the run begins with besides the model."""
+        return () if self.earlier is None else (self.earlier.path / WEIGHTS,)
 
     @property
     def cfg(self) -> Config:
@@ -81,7 +94,8 @@ class Opened:
         device = find_device(self.device or settings.device)
         if settings.qat and self.checkpoint.architecture not in IN_GGUF:
             raise UsageError(f"{self.found.name} cannot learn for four bits: GGUF has no files of its architecture to keep them in.")
-        leaf: Leaf = self.checkpoint.leaf
+        whole = self.checkpoint if self.earlier is None else self.earlier.merged_into(self.checkpoint, is_wide=True)
+        leaf: Leaf = whole.leaf
         if settings.base:
             leaf = _in_blocks(self.checkpoint, BY_NAME[settings.base])
         lora = settings.lora if settings.method == "lora" else None
@@ -91,6 +105,24 @@ class Opened:
         if settings.recompute:
             made.run = recomputed
         return made
+
+    def check(self, settings: StudentSettings, draws: bool) -> None:
+        """`UsageError` for what cannot go on from an earlier run's updates. draws: whether answers are drawn on the way."""
+        if self.earlier is None:
+            return
+        is_dora = bool(self.earlier.magnitudes) or settings.lora.dora
+        for is_so, what in (
+            (draws, "an engine that draws answers takes one adapter, and the new one would take its place"),
+            (settings.method == "lora" and is_dora, "DoRA changes whole rows, so two runs cannot be added up"),
+            (
+                settings.method == "lora" and bool(settings.base or settings.qat),
+                "a base in fewer bits would be another than the one it is of",
+            ),
+        ):
+            if is_so:
+                raise UsageError(
+                    f"{self.asked} is an adapter: {what}. Put it together with its model first: herd tune merge {self.asked} NEW"
+                )
 
     def tokenising(self, learn: str = "answers") -> Tokenising:
         """How samples become tokens of this model."""
@@ -117,19 +149,19 @@ def open_tuned(
     device: str | None = None,
     progress: Progress = silent,
 ) -> Iterator[Opened]:
-    """The model that `model` names, opened for training. `UsageError` for one that carries an adapter, and for classifiers."""
-    found, adapter = run_behind(find_model(model, progress=progress), None, progress)
-    if adapter is not None:
-        raise UsageError(
-            f"{os.fspath(model)} is an adapter over {found.path}. Put both together first: herd tune merge {os.fspath(model)} NEW"
-        )
+    """The model that `model` names, opened for training; of a run that left an adapter, with this on it. `UsageError` for classifiers."""
+    named = find_model(model, progress=progress)
+    found, adapter = run_behind(named, None, progress)
     checkpoint = open_checkpoint(found.path, mmproj)
     try:
         if classifying(checkpoint.config) is not None:
             raise UsageError(f"{found.name} is a classifier of whole texts; language models are tuned here.")
         asked = str(Path(model).resolve()) if Path(model).exists() and found.release is None else os.fspath(model)
         words = words_of(found, checkpoint, chat_format)
-        yield Opened(asked, found, checkpoint, words, Eyes(found.name, checkpoint.config), device)
+        earlier = None if adapter is None else open_adapter(Path(adapter), checkpoint.config)
+        run = trained_in(named.path)
+        base = asked if earlier is None or run is None else run.model
+        yield Opened(asked, found, checkpoint, words, Eyes(found.name, checkpoint.config), device, earlier, base)
     finally:
         checkpoint.close()
 
@@ -140,13 +172,15 @@ def finish(folder: Path, opened: Opened, student: Student) -> tuple[Path, tuple[
     four_bits, checkpoint = student.adapters.four_bits, opened.checkpoint
     notes: tuple[str, ...] = ()
     if student.lora is not None:
-        base = opened.asked
+        base, factors = opened.base, student.factors()
+        if opened.earlier is not None:
+            factors = stacked(opened.earlier.factors, factors)
         if four_bits:
             frozen = {name: student.base(name) for name in student.specs if is_rounded(student.specs[name])}
             rounded = write_replaced(_emptied(folder / "base.gguf"), checkpoint, frozen)
             base, notes = str(rounded.path.resolve()), rounded.notes
         target = _emptied(folder / ADAPTER)
-        write_adapter(target, opened.cfg, student.factors(), magnitudes=student.magnitudes(), base_model=base)
+        write_adapter(target, opened.cfg, factors, magnitudes=student.magnitudes(), base_model=base)
     elif four_bits:
         target = _emptied(folder / MODEL_FILE)
         notes = write_replaced(target, checkpoint, student.leaves(plain_dtype(checkpoint))).notes

@@ -12,6 +12,7 @@ from herd.api.tuning_data import only, parted, read
 from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted, over_examples
 from herd.data.account import Account
 from herd.data.samples import Judged, Preference
+from herd.errors import UsageError
 from herd.models.weights import Kind
 from herd.training.company import Company
 from herd.training.preference_settings import PreferenceSettings
@@ -27,7 +28,10 @@ def tune_preferences(settings: PreferenceSettings, folder: Path, conduct: Conduc
 
     def lesson(opened: Opened, together: Company) -> Lesson:
         account = Account()
-        items: list[Any] = _judgements(opened, settings, account) if settings.loss.method == "kto" else _pairs(opened, settings, account)
+        loss = settings.loss
+        items: list[Any] = (
+            _judgements(opened, settings, account) if loss.method == "kto" else _pairs(opened, settings, account, loss.margin)
+        )
         learned, held_out = parted(items, settings)
         settled = settings.resolved(len(learned), len(held_out))
 
@@ -50,7 +54,7 @@ def tune_reward(settings: RewardModelSettings, folder: Path, conduct: Conduct = 
 
     def lesson(opened: Opened, together: Company) -> Lesson:
         account = Account()
-        learned, held_out = parted(_pairs(opened, settings, account), settings)
+        learned, held_out = parted(_pairs(opened, settings, account, settings.margin), settings)
         settled = settings.resolved(len(learned), len(held_out))
 
         def recipe(student: Student, opening: ExitStack) -> RewardTraining:
@@ -76,10 +80,16 @@ def reference_of(opened: Opened, student: Student, settings: StudentSettings) ->
     return Reference(student, frozen)
 
 
-def _pairs(opened: Opened, settings: PreferenceSettings | RewardModelSettings, account: Account) -> list[Pair]:
+def _pairs(opened: Opened, settings: PreferenceSettings | RewardModelSettings, account: Account, margin: float) -> list[Pair]:
+    """margin: what the records' own are multiplied by."""
     expected = "this recipe learns from records with prompt, chosen and rejected."
-    found = read(opened, settings.data, account, only(Preference), expected, max_tokens=settings.max_tokens)
-    return [Pair(chosen, rejected) for _, (chosen, rejected) in found]
+    found = list(read(opened, settings.data, account, only(Preference), expected, max_tokens=settings.max_tokens))
+    given = [sample.place for sample, _ in found if sample.margin is not None]
+    if margin and not given:
+        raise UsageError(f"margin is {margin:g}, and no record of the data says by how much its chosen answer is better.", param="margin")
+    for place in given if not margin else ():
+        account.note("its margin does not count; --margin 1 lets it", place)
+    return [Pair(chosen, rejected, margin * (sample.margin or 0.0)) for sample, (chosen, rejected) in found]
 
 
 def _judgements(opened: Opened, settings: PreferenceSettings, account: Account) -> list[Judgement]:

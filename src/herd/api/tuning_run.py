@@ -123,12 +123,14 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         opened = opening.enter_context(model)
         lesson = lesson_of(opened, together)
         settings, is_first = lesson.settings, together.index == 0
+        opened.check(settings.student, lesson.draws)
         if lesson.draws and settings.loop.divided and together.count > 1:
             raise UsageError(
                 "loop.divided is true; with this recipe every process draws answers from the model, and needs all of it. Leave it false."
             )
         about = {"recipe": lesson.name, "account": lesson.account.as_json(), "base": opened.asked}
-        facts = gathered(lesson.account.files if lesson.files is None else lesson.files, opened.checkpoint.digest(), about)
+        files = lesson.account.files if lesson.files is None else lesson.files
+        facts = gathered((*files, *opened.files), opened.checkpoint.digest(), about)
         run = opening.enter_context(open_run(folder, settings, facts, resume=conduct.resume, force=conduct.force, company=together))
         student = opened.student(settings.student, settings.loop.seed)
         recipe = lesson.recipe(student, opening)

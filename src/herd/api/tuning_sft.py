@@ -36,15 +36,20 @@ def tune_sft(settings: SftSettings, folder: Path, conduct: Conduct = PLAIN) -> T
     before: list[str] = []
 
     def lesson(opened: Opened, together: Company) -> Lesson:
-        account = Account()
+        account, measured = Account(), Account()
         limits = {"max_tokens": settings.max_tokens, "too_long": settings.too_long, "learn": settings.learn, "shape": settings.shape}
-        found: list[tuple[Chat | Passage, tuple[Example, ...]]] = list(
-            read(opened, settings.data, account, _taken, EXPECTED, **limits)  # type: ignore[arg-type]
-        )
-        some, others = parted(found, settings)
+
+        def found(data: Sequence[str], of: Account) -> list[tuple[Chat | Passage, tuple[Example, ...]]]:
+            return list(read(opened, data, of, _taken, EXPECTED, **limits))  # type: ignore[arg-type]
+
+        asked_for = replace(settings, held_out=0.0) if settings.held_out_data else settings
+        some, others = parted(found(settings.data, account), asked_for)
+        if settings.held_out_data:
+            others = found(settings.held_out_data, measured)
+            account.take(measured)
         learned, held_out = ([each for _, examples in group for each in examples] for group in (some, others))
         asked.extend(_prompts([sample for sample, _ in others], settings.samples))
-        settled = settings.resolved(len(learned), len(held_out))
+        settled = asked_for.resolved(len(learned), len(held_out))
 
         def recipe(student: Student, opening: ExitStack) -> Sft:
             return Sft(student=student, document=opened.document, **over_examples(settled, learned, held_out, together))

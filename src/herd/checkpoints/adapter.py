@@ -109,10 +109,10 @@ class Adapter:
 
         return adapted
 
-    def merged_into(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with the updates in its weights, put together when they are read."""
+    def merged_into(self, checkpoint: Checkpoint, *, is_wide: bool = False) -> Checkpoint:
+        """The checkpoint with the updates in its weights, put together when they are read; `is_wide`: as float32, nothing rounded."""
         return checkpoint.with_sources(
-            {name: Merged(checkpoint.source(name), update, self.magnitudes.get(name)) for name, update in self.factors.items()}
+            {name: Merged(checkpoint.source(name), update, self.magnitudes.get(name), is_wide) for name, update in self.factors.items()}
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.checkpoints.stored import Bytes, InMemory, Source, StoredTensor, num_rows
+from herd.checkpoints.stored import Bytes, InMemory, Source, StoredTensor, num_rows, of_values
 from herd.dtypes import F32, DType
 from herd.models.weights import Blocks, Dense, Update
 from herd.quant import dequantize, quantize
@@ -17,15 +18,16 @@ CHUNK_VALUES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A weight with its update, piece by piece. In the base's number format, or in float32 over blocks."""
+    """A weight with its update, piece by piece. In the base's number format, or in float32 over blocks and where `is_wide`."""
 
     base: Source
     update: Update
     magnitude: Dense | None = None
+    is_wide: bool = False
 
     @property
     def dtype(self) -> DType:
-        return F32 if self.base.dtype.is_block else self.base.dtype
+        return F32 if self.is_wide or self.base.dtype.is_block else self.base.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,3 +70,20 @@ def _merged(stored: DType, data: Bytes, of: Merged, first: int, last: int) -> By
 
 def _values(leaf: Dense) -> NDArray[np.float32]:
     return dequantize(leaf.dtype, leaf.data, leaf.shape)
+
+
+def stacked(earlier: Mapping[str, Update], later: Mapping[str, Update]) -> dict[str, Update]:
+    """Updates of one model put one upon another: those of which each is the sum of both. All have the rank of both together and the
+    scale of the later ones; where one has no update, its part is 0."""
+    first, last = next(iter(earlier.values())), next(iter(later.values()))
+    scale, ranks = last.scale, (first.down.shape[0], last.down.shape[0])
+    found = {}
+    for name in (*earlier, *(each for each in later if each not in earlier)):
+        shape = (earlier.get(name) or later[name]).up.shape[0], (earlier.get(name) or later[name]).down.shape[1]
+        downs, ups = [], []
+        for update, rank in zip((earlier.get(name), later.get(name)), ranks, strict=True):
+            downs.append(np.zeros((rank, shape[1]), np.float32) if update is None else _values(update.down))
+            ups.append(np.zeros((shape[0], rank), np.float32) if update is None else _values(update.up) * np.float32(update.scale / scale))
+        down, up = np.concatenate(downs), np.concatenate(ups, axis=1)
+        found[name] = Update(of_values(down).leaf, of_values(up).leaf, scale)
+    return found

@@ -6,7 +6,7 @@ Files are opened by programs that then map weights packed before and read none, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from herd.dtypes import F32, DType
 from herd.files import MappedFile
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Bytes: TypeAlias = "NDArray[np.uint8]"
+
+
+L = TypeVar("L", bound=Dense | Blocks)
 
 
 class Source(Protocol):
@@ -86,10 +89,10 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class InMemory:
+class InMemory(Generic[L]):
     """A weight that lies in no file."""
 
-    leaf: Dense | Blocks
+    leaf: L
 
     @property
     def dtype(self) -> DType:
@@ -112,7 +115,7 @@ class InMemory:
         return np.asarray(self.leaf.data, np.uint8).reshape(num_rows(self.shape), self.dtype.row_bytes(self.shape[-1]))
 
 
-def of_values(values: NDArray[np.float32]) -> InMemory:
+def of_values(values: NDArray[np.float32]) -> InMemory[Dense]:
     """Numbers that are made where they are needed, float32."""
     import numpy as np
 

@@ -10,10 +10,12 @@ import click
 from herd.cli.options import Examples
 from herd.cli.tune_options import NAMES, asked, carry_out, data_options, epoch_options, run_options, student_options
 
-LOSS = {name: f"loss.{name}" for name in ("beta", "nll", "formatting", "label_smoothing", "gamma", "desirable", "undesirable")}
+LOSS = {name: f"loss.{name}" for name in ("beta", "nll", "margin", "formatting", "label_smoothing", "gamma", "desirable", "undesirable")}
+MARGIN = "How much a record's margin counts, by which its chosen answer has to be ahead.  [default: 0]"
 PAIRS, JUDGED = "prompt, chosen and rejected", "prompt, completion and label"
 NUMBERS = {
     "nll": "Weight of the chosen answer's own loss.  [default: 0.2]",
+    "margin": MARGIN,
     "gamma": "By how much a chosen answer has to be better.  [default: 0.5]",
     "desirable": "Weight of good answers.  [default: 1]",
     "undesirable": "Weight of bad answers.  [default: 1]",
@@ -70,6 +72,7 @@ dpo = method(
     """,
     "How firmly the model is held to where it started.  [default: 0.1]",
     "nll",
+    "margin",
     "label-smoothing",
 )
 simpo = method(
@@ -105,11 +108,12 @@ orpo = method(
     "Make a model that judges answers.",
     "herd tune reward --model smollm2-135m-instruct --data pairs.jsonl --out runs/judge",
 )
+@click.option("--margin", type=float, metavar="X", help=MARGIN)
 def reward(**options: Any) -> None:
     """A reward model: one number for each answer, so that the better ones have the larger."""
     from herd.training.reward_settings import RewardModelSettings
 
-    settings, folder = asked(RewardModelSettings, options)
+    settings, folder = asked(RewardModelSettings, options, {**NAMES, "margin": "margin"})
     from herd.api.tuning_preferences import tune_reward
 
     carry_out("reward", tune_reward, settings, folder, options)

@@ -22,6 +22,7 @@ from herd.cli.tune_options import NAMES, asked, carry_out, data_options, epoch_o
     """,
 )
 @data_options("Conversations as JSONL (OpenAI's, ShareGPT's or Alpaca's way), or text.")
+@click.option("--held-out-data", multiple=True, metavar="PATH", help="Measured in place of a share of --data. Can be repeated.")
 @click.option("--shape", metavar="NAME", help="How records are written, where that is not to be detected.")
 @click.option("--learn", metavar="WHAT", help="What carries loss: answers, last or all.  [default: answers]")
 @epoch_options(epochs=3)
@@ -31,7 +32,7 @@ def sft(**options: Any) -> None:
     """Learn the answers of conversations, into the folder of a run that `herd chat` takes at once."""
     from herd.training.sft_settings import SftSettings
 
-    settings, folder = asked(SftSettings, options, {**NAMES, "shape": "shape", "learn": "learn"})
+    settings, folder = asked(SftSettings, options, {**NAMES, **{name: name for name in ("held_out_data", "shape", "learn")}})
     from herd.api.tuning_sft import tune_sft
 
     carry_out("sft", tune_sft, settings, folder, options)

@@ -50,6 +50,14 @@ class Account:
         """Something of a record that is not used, or was changed."""
         _count(self.notes, what, place, detail)
 
+    def take(self, other: Account) -> None:
+        """Adds what became of another data set's records."""
+        self.files, self.skipped = (*self.files, *other.files), (*self.skipped, *other.skipped)
+        self.num_read, self.num_kept = self.num_read + other.num_read, self.num_kept + other.num_kept
+        for mine, theirs in ((self.drops, other.drops), (self.notes, other.notes)):
+            for reason, tally in theirs.items():
+                mine.setdefault(reason, Tally(0, tally.place, tally.detail)).count += tally.count
+
     def lines(self) -> Iterator[str]:
         """The account for people."""
         yield f"{self.num_read:,} records of the shape {self.shape or 'unknown'}, {self.num_kept:,} kept"

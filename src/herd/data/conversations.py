@@ -64,6 +64,15 @@ class Source:
             return ""
         raise Dropped(UNREADABLE, f"{key} is {type(found).__name__}; expected a text")
 
+    def number(self, value: Mapping[str, Any], key: str) -> float | None:
+        """A field that is a finite number; None where it is missing or null."""
+        found = value.get(key)
+        if found is None:
+            return None
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            raise Dropped(UNREADABLE, f"{key} is {found!r:.40}; expected a number")
+        return float(found)
+
     def note_unused(self, value: Mapping[str, Any], known: set[str]) -> None:
         for key in value.keys() - known:
             self.account.note(f"the key {key[:60]!r} is not used", self.place)

@@ -42,7 +42,8 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two answers to one prompt, of which the first is the better one. An answer is the messages after the prompt."""
+    """Two answers to one prompt, of which the first is the better one. An answer is the messages after the prompt. margin: by how much
+    it is better, if the record says so."""
 
     place: Place
     prompt: Messages
@@ -50,6 +51,7 @@ class Preference:
     rejected: Messages
     tools: Tools = ()
     is_plain: bool = False
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

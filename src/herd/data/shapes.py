@@ -5,7 +5,7 @@
     alpaca        {"instruction", "input", "output", "system", "history"}
     pairs         {"prompt", "completion"} and other names of the two (`PAIRS`), also with an "image"
     text          {"text"}, and text files
-    preference    {"prompt" or "conversations", "chosen", "rejected"}, as texts or as messages
+    preference    {"prompt" or "conversations", "chosen", "rejected"}, as texts or as messages; "margin": by how much it is better
     judged        {"prompt", "completion", "label"}, the label true or false (KTO)
     task          {"prompt" or "messages", and one of "answer", "tests", "schema", "check"}
 
@@ -220,14 +220,15 @@ def _text(value: _Json, source: Source) -> Passage:
 
 
 def _preference(value: _Json, source: Source) -> Preference:
-    source.note_unused(value, {*conv.PROMPTS, "chosen", "rejected", "tools", "system"})
+    source.note_unused(value, {*conv.PROMPTS, "chosen", "rejected", "tools", "system", "margin"})
     tools = conv.read_offered(value, source)
     sides = [conv.side(value, key, source) for key in ("chosen", "rejected")]
     prompt, (chosen, rejected) = conv.common_prompt(sides, source)
     if chosen == rejected:
         raise Dropped(conv.SAME)
     is_plain = isinstance(value.get("prompt"), str) and isinstance(value["chosen"], str) and "system" not in value
-    return Preference(source.place, prompt, chosen, rejected, tools, is_plain and isinstance(value["rejected"], str))
+    is_plain = is_plain and isinstance(value["rejected"], str)
+    return Preference(source.place, prompt, chosen, rejected, tools, is_plain, source.number(value, "margin"))
 
 
 def _judged(value: _Json, source: Source) -> Judged:

@@ -42,14 +42,15 @@ def nll(logprobs_R: Tensor, weights_R: Tensor) -> Tensor:
     return -(weights_R * logprobs_R).sum() / weights_R.sum()
 
 
-def dpo(chosen_P: Tensor, rejected_P: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo(chosen_P: Tensor, rejected_P: Tensor, beta: float, label_smoothing: float = 0.0, margin_P: Tensor | float = 0.0) -> Tensor:
     """Direct preference optimisation (arXiv 2305.18290, equation 7) -> [P].
 
     `chosen_P`, `rejected_P`: log π(y) - log π_ref(y) of the answers (sums over tokens).
-        L = - (1 - ε) log sigmoid(β (chosen - rejected)) - ε log sigmoid(-β (chosen - rejected))
+        L = - (1 - ε) log sigmoid(β (chosen - rejected) - m) - ε log sigmoid(m - β (chosen - rejected))
     `label_smoothing` ε: the share of labels that may be wrong (section 3 of the same authors' note on noisy labels); 0 is the paper's.
+    `margin_P` m: how far ahead the chosen one has to be, as much better as it was judged (arXiv 2402.10571, equation 8).
     """
-    return _smoothed(beta * (chosen_P - rejected_P), label_smoothing)
+    return _smoothed(beta * (chosen_P - rejected_P) - margin_P, label_smoothing)
 
 
 def dpo_nll(chosen_logprob_P: Tensor, chosen_count_P: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class PreferenceLoss:
     nll              weight of the chosen answer's own loss beside that of dpo; Llama 3 took 0.2
     formatting       whether the control tokens of answers count too; Llama 3 left them out
     label_smoothing  share of pairs that may be the wrong way round, of dpo and simpo
+    margin           of dpo: how much the `margin` of a record counts, by which its chosen answer has to be ahead; 0: not at all
     gamma            of simpo: by how much a chosen answer has to be better
     desirable        of kto: weight of good answers
     undesirable      of kto: weight of bad answers
@@ -36,13 +37,15 @@ class PreferenceLoss:
     nll: float = 0.2
     formatting: bool = False
     label_smoothing: float = 0.0
+    margin: float = 0.0
     gamma: float = 0.5
     desirable: float = 1.0
     undesirable: float = 1.0
 
     def __post_init__(self) -> None:
         need(self.method in METHODS, "method", self.method, " or ".join(METHODS))
-        need_positive(self, "beta", "nll", "gamma", "desirable", "undesirable")
+        need_positive(self, "beta", "nll", "margin", "gamma", "desirable", "undesirable")
+        need(not self.margin or self.method == "dpo", "margin", self.margin, "0 with other methods than dpo")
         need(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share below 0.5")
 
     @property

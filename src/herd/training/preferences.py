@@ -30,10 +30,11 @@ from herd.training.student import Student
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt, the better one first."""
+    """Two answers to one prompt, the better one first. margin: by how much it has to be ahead."""
 
     chosen: Example
     rejected: Example
+    margin: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -129,9 +130,9 @@ class Preferences(OverExamples[Any]):
         if kl is not None:
             is_good_N = torch.tensor([item.is_good for item in items], device=logprobs_N.device)
             return self._judged(logprobs_N - before_N, is_good_N, kl, count_N)
-        return self._compared(logprobs_N, before_N, count_N)
+        return self._compared(logprobs_N, before_N, count_N, logprobs_N.new_tensor([item.margin for item in items]))
 
-    def _compared(self, logprobs_N: Tensor, before_N: Tensor, count_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _compared(self, logprobs_N: Tensor, before_N: Tensor, count_N: Tensor, margin_P: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Pairs: documents 0, 2, 4, ... are the chosen ones."""
         loss, beta = self.loss, self.loss.strength
         chosen_P, rejected_P = (logprobs_N - before_N)[0::2], (logprobs_N - before_N)[1::2]
@@ -139,7 +140,7 @@ class Preferences(OverExamples[Any]):
         match loss.method:
             case "dpo":
                 ahead_P = beta * (chosen_P - rejected_P)
-                value_P = losses.dpo(chosen_P, rejected_P, beta, loss.label_smoothing)
+                value_P = losses.dpo(chosen_P, rejected_P, beta, loss.label_smoothing, margin_P)
                 if loss.nll:
                     value_P = value_P + loss.nll * losses.dpo_nll(logprobs_N[0::2], count_N[0::2])
             case "simpo":

@@ -86,12 +86,11 @@ def read_head(folder: Path, width: int) -> Tensor:
 
 @dataclass(kw_only=True)
 class RewardTraining(OverExamples[Pair]):
-    """A recipe for `loop.train`. margins: how much better each pair's chosen answer was judged; 0 for all if they are not known."""
+    """A recipe for `loop.train`."""
 
     model: RewardModel
     document: Callable[[Example], Document]
     centre: float = 0.01
-    margins: Mapping[Pair, float] | None = None
     student: Student = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +112,7 @@ class RewardTraining(OverExamples[Pair]):
     def _measured(self, pairs: Sequence[Pair]) -> tuple[Tensor, dict[str, float]]:
         """The sum of the losses of some pairs, and sums of figures. "tokens": one number of each text carries loss."""
         rewards_N = self.model.rewards([self.document(example) for pair in pairs for example in (pair.chosen, pair.rejected)])
-        margin_P = rewards_N.new_tensor([(self.margins or {}).get(pair, 0.0) for pair in pairs])
+        margin_P = rewards_N.new_tensor([pair.margin for pair in pairs])
         chosen_P, rejected_P = rewards_N[0::2], rewards_N[1::2]
         value_P = losses.bradley_terry(chosen_P, rejected_P, margin_P, self.centre)
         ahead_P = (chosen_P - rejected_P).detach()

@@ -19,6 +19,7 @@ class SftSettings(EpochSettings):
     """Supervised fine-tuning: a model learns the answers of conversations.
 
     data          files or folders of conversations, prompts with completions, or text
+    held_out_data  files or folders whose examples are measured and not learned, in place of a share of `data`
     shape         how records are written, where that is not to be detected: messages, sharegpt, alpaca, pairs, text
     learn         what carries loss: "answers" of the assistant, the "last" of them, or "all"
     too_long      what becomes of a longer example than max_tokens: "drop" it, "cut" its end off, or "split" a text into several
@@ -29,6 +30,7 @@ class SftSettings(EpochSettings):
 
     RATES: ClassVar[Mapping[str, float]] = MappingProxyType({"lora": 1e-3, "full": 5e-5})
 
+    held_out_data: tuple[str, ...] = ()
     shape: str | None = None
     learn: str = "answers"
     too_long: str = "drop"
