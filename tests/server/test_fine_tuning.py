@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
+from herd.cli.serve_jobs import TuneJobs
 from herd.providers.base import JobOrder
 from server.fake_pool import FakePool
 
@@ -128,6 +129,17 @@ def test_what_is_wrong_with_the_data_is_told_and_what_is_wrong_with_us_is_not(st
         server.front.stop(at_once=True)
 
 
+def test_a_file_that_is_measured_is_handed_on(start: Start) -> None:
+    _, jobs, client = start()
+    file = upload(client)
+    made = client.fine_tuning.jobs.create(model="fake", training_file=upload(client), validation_file=file)
+    assert made.validation_file == file and ended(client, made.id).status == "succeeded"
+    held_out = jobs.orders[-1].held_out
+    assert held_out is not None and Path(held_out).read_text() == LINES and held_out != jobs.orders[-1].data
+    words = TuneJobs({"fake": "m"}).command(jobs.orders[-1])
+    assert words[words.index("--held-out-data") + 1] == held_out
+
+
 def test_a_cancelled_job_ends_its_process_and_frees_the_place(start: Start) -> None:
     _, jobs, client = start("slow")
     key = client.fine_tuning.jobs.create(model="fake", training_file=upload(client)).id
@@ -165,7 +177,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(start: Start) -> None:
         ({"model": "other", "training_file": file}, "model"),
         ({"model": "fake", "training_file": "file-none"}, "training_file"),
         ({"model": "fake", "training_file": upload(client, "batch")}, "training_file"),
-        ({"model": "fake", "training_file": file, "validation_file": file}, "validation_file"),
+        ({"model": "fake", "training_file": file, "validation_file": "file-none"}, "validation_file"),
+        ({"model": "fake", "training_file": file, "validation_file": upload(client, "batch")}, "validation_file"),
         ({"model": "fake", "training_file": file, "suffix": "../x"}, "suffix"),
         ({"model": "fake", "training_file": file, "method": {"type": "dpo"}}, "method.type"),
         ({"model": "fake", "training_file": file, "hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),

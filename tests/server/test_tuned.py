@@ -54,8 +54,11 @@ def test_a_file_becomes_an_adapter_that_is_asked_at_once_and_served_later(tmp_pa
     model, home = chat_model.write(tmp_path / "m"), tmp_path / "home"
     with served(f"m={model}", "--set", "allow_tuning=true", home=home) as client:
         file = client.files.create(file=("lines.jsonl", LINES.encode()), purpose="fine-tune").id
+        measured = client.files.create(file=("others.jsonl", "\n".join(LINES.splitlines()[:4]).encode()), purpose="fine-tune").id
         choices: Any = {"n_epochs": 2, "batch_size": 8}
-        job = client.fine_tuning.jobs.create(model="m", training_file=file, hyperparameters=choices, suffix="sure", seed=1)
+        job = client.fine_tuning.jobs.create(
+            model="m", training_file=file, validation_file=measured, hyperparameters=choices, suffix="sure", seed=1
+        )
         until = time.monotonic() + 240
         while job.status not in ("succeeded", "failed", "cancelled") and time.monotonic() < until:
             time.sleep(0.5)

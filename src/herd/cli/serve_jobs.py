@@ -24,6 +24,8 @@ class TuneJobs:
             return [*begun, "--config", f"{order.folder}/config.toml", "--out", order.folder, "--resume"]
         made = [*begun, "--model", self._models[order.model], "--data", order.data, "--out", order.folder, "--lora"]
         made += ["--seed", str(order.seed)]
+        if order.held_out is not None:
+            made += ["--held-out-data", order.held_out]
         for name, value in (("--epochs", order.epochs), ("--batch", order.batch), ("--lr", order.lr)):
             if value is not None:
                 made += [name, str(value)]

@@ -353,12 +353,14 @@ class Offer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOrder:
     """What is to be learned: conversations in a file, by a low-rank adapter of a model that is served under this name. `folder` is the
-    run's; the adapter is `adapter` in it. What is None suits most data. resume: the folder holds checkpoints to go on from."""
+    run's; the adapter is `adapter` in it. What is None suits most data. held_out: a file of conversations that are measured, not learned;
+    None: a share of the others. resume: the folder holds checkpoints to go on from."""
 
     model: str
     data: str
     folder: str
     seed: int
+    held_out: str | None = None
     resume: bool = False
     epochs: int | None = None
     batch: int | None = None

@@ -32,7 +32,6 @@ OPEN_MOST = 10
 LR = 1e-3
 """The peak rate that a multiplier of 1 means."""
 _FIGURES = {"loss": "train_loss", "held_out.loss": "valid_loss"}
-_LATER = "the run keeps 5 % of the training file for measuring; leave it out."
 
 
 class Hyperparameters(Body):
@@ -59,10 +58,13 @@ class Method(Body):
 class JobBody(Body):
     """The body of `POST /v1/fine_tuning/jobs`."""
 
-    REFUSED: ClassVar[Mapping[str, str]] = {"validation_file": _LATER, "integrations": "curves are in the job's events."}
+    REFUSED: ClassVar[Mapping[str, str]] = {"integrations": "curves are in the job's events."}
 
     model: Annotated[str, Field(min_length=1, max_length=LIMITS.name_characters, description="A model that is served.")]
     training_file: Annotated[str, Field(min_length=1, max_length=200, description="A file for fine-tune: a conversation a line.")]
+    validation_file: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="A file for fine-tune that is measured and not learned; without one, 5 % of the training file are."
+    )
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="Older place of method.supervised.hyperparameters.")
     suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")] | None = Field(
@@ -124,6 +126,8 @@ async def create_job(request: Request) -> Response:
 
     def put(tables: Tables) -> None:
         check_file(tables, owner, body.training_file, "fine-tune", "training_file")
+        if body.validation_file is not None:
+            check_file(tables, owner, body.validation_file, "fine-tune", "validation_file")
         check_open(tables, owner, OPEN, OPEN_MOST, "jobs")
         begun = [[int(time.time()), "info", "The job was taken."]]
         tables.put(owner, KIND, key, {"job": value, "choices": choices, "events": begun})
@@ -139,8 +143,14 @@ def _first_value(key: str, body: JobBody) -> dict[str, Any]:
     chosen = body.chosen.model_dump()
     value = {"id": key, "object": "fine_tuning.job", "created_at": int(time.time()), "finished_at": None, "error": None}
     value |= {"model": body.model, "fine_tuned_model": f"{body.model}:{body.suffix or 'tuned'}-{key[-8:]}"}
-    value |= {"organization_id": "", "status": "validating_files", "training_file": body.training_file, "validation_file": None}
-    value |= {"result_files": [], "trained_tokens": None, "estimated_finish": None, "integrations": []}
+    value |= {"organization_id": "", "status": "validating_files", "training_file": body.training_file}
+    value |= {
+        "validation_file": body.validation_file,
+        "result_files": [],
+        "trained_tokens": None,
+        "estimated_finish": None,
+        "integrations": [],
+    }
     value |= {"hyperparameters": chosen, "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}}}
     return {**value, "seed": drawn_seed() % 2**31 if body.seed is None else body.seed, "metadata": body.metadata or {}}
 

@@ -103,37 +103,49 @@ class Work(KeptWork):
 
     async def _learn(self, body: dict[str, Any]) -> None:
         job = body["job"]
-        data = self._folder / "training.jsonl"
+        data, held_out = self._folder / "training.jsonl", self._folder / "validation.jsonl"
+        measures = job.get("validation_file") is not None
         if job["status"] == "validating_files":
-            await self._bring(job["training_file"], data)
+            if measures:
+                await self._bring(job["validation_file"], held_out, "validation_file")
+            await self._bring(job["training_file"], data, "training_file")
+            await self._change("queued", "The files were read." if measures else "The file was read.")
         await self._change("running", "The run has begun." if job["status"] != "running" else "The run goes on where it was.")
         run = self._folder / "run"
         is_begun = any((run / "checkpoints").glob("step-*"))
-        order = JobOrder(model=job["model"], data=str(data), folder=str(run), resume=is_begun, seed=job["seed"], **body["choices"])
+        order = JobOrder(
+            model=job["model"],
+            data=str(data),
+            folder=str(run),
+            seed=job["seed"],
+            held_out=str(held_out) if measures else None,
+            resume=is_begun,
+            **body["choices"],
+        )
         assert self._house.jobs is not None, "jobs are begun where there are any"
         status, said = await self._process(list(self._house.jobs.command(order)))
         if status or not (run / "adapter").is_dir():
             _LOG.error("fine-tuning %s ended with status %d: %s", self._key, status, said)
             told = said.strip().splitlines()[-1:] if status == UsageError.exit_code else []
-            text = told[0].replace(str(data), "training_file").replace(str(self._folder), "") if told else "The server's log says why."
-            raise ApiError(400, f"The run failed. {text}", param="training_file" if told else None, code="run_failed")
+            param = "validation_file" if told and str(held_out) in told[0] else "training_file"
+            text = told[0].replace(str(data), param).replace(str(held_out), param) if told else "The server's log says why."
+            raise ApiError(400, f"The run failed. {text.replace(str(self._folder), '')}", param=param if told else None, code="run_failed")
         await add_result(self._house, self._key, job)
         self._house.keeping.taught.add(self._key)
         learned = int(sum(each.get("tokens", 0) for each in figures(self._house, self._key)))
         ended: dict[str, Any] = {"finished_at": int(time.time()), "trained_tokens": learned}
         await self._change("succeeded", f"The model {job['fine_tuned_model']} can be asked.", **ended)
 
-    async def _bring(self, file: str, place: Path) -> None:
-        """The training file, out of the storage and to where a process can read it."""
+    async def _bring(self, file: str, place: Path, param: str) -> None:
+        """A job's file, out of the storage and to where a process can read it."""
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             await self._store.read(lambda tables: tables.get(self._owner, FILE, file))
         except NotThere as problem:
-            raise ApiError(400, str(problem), param="training_file") from None
+            raise ApiError(400, str(problem), param=param) from None
         with place.open("wb") as written:
             async for piece in content(self._house, file):
                 written.write(piece)
-        await self._change("queued", "The file was read.")
 
     async def _process(self, command: list[str]) -> tuple[int, str]:
         """Runs a command to its end: its status, and the end of what it said of problems."""
