@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from herd.checkpoints.gguf_keys import FILES
+from herd.convert.gguf_file import write_gguf
 from herd.convert.notices import write_notices
-from herd.planner.notices import UNKNOWN, badges, due, release_at, release_named
+from herd.convert.writing import Told
+from herd.family.progress import silent
+from herd.planner.notices import UNKNOWN, badges, due, licence_told, release_at, release_named
 
 LINE = "{} is licensed under the {}, Copyright {} Meta Platforms, Inc. All Rights Reserved.\n"
 GENERATIONS = {
@@ -97,3 +101,49 @@ def test_what_was_made_from_a_model_gets_its_texts_and_the_line(tmp_path: Path) 
     (source / "LICENSE.txt").unlink()
     assert "LICENSE is missing" in write_notices(made, source)[0]
     assert (made / "NOTICE").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("texts", "said", "licence"),
+    [
+        ({"LICENSE.txt": b"LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\nLlama 3.2 Version Release Date"}, "", "llama3.2"),
+        ({"LICENSE": b"META LLAMA 3 COMMUNITY LICENSE AGREEMENT"}, "", "llama3"),
+        ({"Notice": b"Llama 4 is licensed under the Llama 4 Community License, Copyright"}, "", "llama4"),
+        ({"README.md": b"---\nlanguage: en\nlicense: llama3.1\n---\n# Mine"}, "", "llama3.1"),
+        ({"README.md": b"license: llama3.1"}, "", None),
+        ({"README.md": b"---\nlicense: other\nlicense_name: llama3.3\n---"}, "", "llama3.3"),
+        ({}, "llama2", "llama2"),
+        ({"LICENSE": b"MIT License"}, "mit", None),
+    ],
+)
+def test_a_licence_is_known_by_what_lies_beside_a_model_whose_name_says_nothing(
+    texts: dict[str, bytes], said: str, licence: str | None
+) -> None:
+    found = licence_told(texts, said)
+    assert (found.id if found is not None else None) == licence
+
+
+def test_a_renamed_model_gets_the_line_of_the_licence_that_lies_beside_it(tmp_path: Path) -> None:
+    source, made = tmp_path / "our-bank", tmp_path / "adapter"
+    for folder in (source, made):
+        folder.mkdir()
+    (source / "LICENSE").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    assert write_notices(made, source) == () and (made / "NOTICE").read_text() == GENERATIONS["llama-3.2-1b"][0]
+    (source / "LICENSE").unlink()
+    (made / "NOTICE").unlink()
+    (source / "README.md").write_text("---\nlicense: llama3.3\n---\n")
+    (told,) = write_notices(made, source)
+    assert "Llama 3.3 Community License beside it" in told and "Llama 3.3" in (made / "NOTICE").read_text()
+    assert not (made / "README.md").exists()
+
+
+def test_what_was_made_from_a_single_file_gets_the_texts_inside_it(tmp_path: Path) -> None:
+    """QAT and adapters of a GGUF file that was converted, and renamed since."""
+    source, made = tmp_path / "renamed.gguf", tmp_path / "made"
+    made.mkdir()
+    keys = {"general.architecture": "llama", "general.license": "llama3.1", f"{FILES}USE_POLICY.md": "the policy"}
+    with source.open("wb") as file:
+        write_gguf(file, keys, [], Told(silent, source.name, 0))
+    (told,) = write_notices(made, source)
+    assert "LICENSE is missing" in told and "Llama 3.1" in told
+    assert sorted(path.name for path in made.iterdir()) == ["NOTICE", "USE_POLICY.md"]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from herd.family.release import Release
 
 
+HERE = "this-machine"
+
+
 class Planning(Examples, click.Group):
     """`herd plan MODEL ...` and `herd plan --model MODEL ...` are the same; other first words are its subcommands."""
 
@@ -124,6 +127,7 @@ def this_machine(model: str | None, threads: int | None, as_json: bool, **option
     herd plan train llama-3.1-8b --method lora --tokens 10M
     herd plan train llama-3.1-70b --method qlora --tokens 50M --sequence 4096 --device h100
     herd plan train llama-3.2-1b --method pretrain --tokens 100B --batch 4M --device h200
+    herd plan train smollm2-135m --method lora --tokens 1M --sequence 1024 --device this-machine
     """,
 )
 @click.argument("model")
@@ -134,7 +138,15 @@ def this_machine(model: str | None, threads: int | None, as_json: bool, **option
 @click.option("--batch", metavar="N", help="Tokens of one step over all devices; limits how many can take part.")
 @click.option("--rank", type=int, default=16, show_default=True, metavar="N", help="Of LoRA.")
 @click.option("--no-checkpointing", is_flag=True, help="Keep all activations instead of computing them again.")
-@click.option("--device", "device_names", multiple=True, default=("h100-sxm",), show_default=True, metavar="NAME", help="The device.")
+@click.option(
+    "--device",
+    "device_names",
+    multiple=True,
+    default=("h100-sxm",),
+    show_default=True,
+    metavar="NAME",
+    help="The device; this-machine is measured.",
+)
 @click.option("--device-memory", metavar="SIZE", help="Describe a device: its memory, such as 24GiB.")
 @click.option("--bandwidth", metavar="RATE", help="Describe a device: bytes per second, such as 1TB/s.")
 @click.option("--compute", metavar="RATE", help="Describe a device: dense 16-bit operations, such as 165TFLOPS.")
@@ -156,7 +168,13 @@ def train(model: str, as_json: bool, **options: Any) -> None:
         checkpointing=not options["no_checkpointing"],
     )
     training.check_run(run, config, release.name)
-    devices = devices_asked(options | {"power": None, "price": None})
+    here = [name for name in options["device_names"] if name == HERE]
+    named = tuple(name for name in options["device_names"] if name != HERE)
+    devices = devices_asked(options | {"power": None, "price": None, "device_names": named}) if named or not here else []
+    if here:
+        from herd.cli.plan_here import measure
+
+        devices.append(measure(None))
     found = [(training.reckon_run(config, run, device), device) for device in devices]
     if as_json:
         from herd.cli.output import print_json

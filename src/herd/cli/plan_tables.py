@@ -214,7 +214,7 @@ def _print_lines(out: Console, title: str, lines: Any) -> None:
 
 def print_training(plan: TrainingPlan, release: Release, device: Device) -> None:
     """Memory of a step, operations, and the layouts that fit."""
-    from herd.planner.training import ASSUMED, parts
+    from herd.planner.training import assumed, parts
     from herd.planner.units import people, seconds, size
 
     out, run = console(), plan.run
@@ -238,4 +238,4 @@ def print_training(plan: TrainingPlan, release: Release, device: Device) -> None
             time = "unknown" if each.seconds is None else seconds(each.seconds)
             ways.add_row(each.how, f"{each.devices:,}", f"{size(each.per_device)} of {size(each.usable)}", rate, time)
         out.print(ways)
-    _print_lines(out, "Assumed", ASSUMED)
+    _print_lines(out, "Assumed", assumed(device))

@@ -10,12 +10,11 @@ from typing import Any
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.folder import inside
 from herd.checkpoints.gguf_keys import FILES
-from herd.convert.notices import MAX_TEXT_BYTES, TEXTS, with_notices
+from herd.convert.notices import GENERATION, MAX_TEXT_BYTES, TEXTS, with_notices
 from herd.convert.tokens import ranks_file, tokenizer_config, tokenizer_json
 from herd.errors import FileProblem
 from herd.text.vocabulary import Vocabulary
 
-GENERATION = "generation_config.json"
 CLASSIFIER = "deberta-v2"
 TOKENIZER = (
     "tokenizer.json",
@@ -47,7 +46,7 @@ def texts(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def folder_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str, notes: list[str]) -> dict[str, bytes]:
     """Everything of a folder but config and weights, by name."""
-    files = with_notices(texts(checkpoint), checkpoint.path, notes)
+    files = with_notices(texts(checkpoint), checkpoint.path, notes, _licence_of(checkpoint))
     files |= _tokenizer_files(checkpoint, vocabulary, to, notes)
     is_classifier = checkpoint.architecture == CLASSIFIER
     if not is_classifier and GENERATION not in files and (generation := _generation(checkpoint, vocabulary)):
@@ -90,7 +89,7 @@ def _generation(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> dict[s
 def gguf_texts(checkpoint: Checkpoint, notes: list[str]) -> dict[str, str]:
     """The same files as keys of a GGUF file."""
     found: dict[str, str] = {}
-    for name, data in with_notices(texts(checkpoint), checkpoint.path, notes).items():
+    for name, data in with_notices(texts(checkpoint), checkpoint.path, notes, _licence_of(checkpoint)).items():
         try:
             found[FILES + name] = data.decode()
         except UnicodeDecodeError as problem:
@@ -98,6 +97,11 @@ def gguf_texts(checkpoint: Checkpoint, notes: list[str]) -> dict[str, str]:
                 f"{name}: is not valid UTF-8 at byte {problem.start}, so a GGUF file cannot carry it. Remove or mend it."
             ) from problem
     return found
+
+
+def _licence_of(checkpoint: Checkpoint) -> str:
+    """What a GGUF file says its licence is."""
+    return str(checkpoint.facts["licence"].value) if "licence" in checkpoint.facts else ""
 
 
 def _read(folder: Path, name: str, most: int) -> bytes:

@@ -164,6 +164,38 @@ def _inner_widths(cfg: Config) -> list[int]:
     return widths
 
 
+@dataclass(frozen=True, slots=True)
+class LayerWidths:
+    """How many values of a token a layer's matrices handle: `inside`, all that they make or, where they end a block (`out`, `down`), read;
+    `widest` of them; `turned`, the queries and keys among them; and how many `matrices` they are."""
+
+    inside: int
+    widest: int
+    turned: int
+    matrices: int
+
+
+def layer_widths(cfg: Config) -> tuple[LayerWidths, ...]:
+    """For each layer of the language model, in order; of experts the chosen ones."""
+    layers: dict[str, list[tuple[str, int]]] = {}
+    for spec in architecture_of(cfg).tensors(cfg):
+        pieces = spec.name.split(".")
+        if spec.kind not in (Kind.MATRIX, Kind.EXPERTS) or pieces[0] not in ("layers", "crossing"):
+            continue
+        size = spec.shape[-1] if pieces[-1] in ("out", "down") else spec.shape[-2]
+        times = num_chosen(cfg) if spec.kind is Kind.EXPERTS else 1
+        layers.setdefault(".".join(pieces[:2]), []).append((pieces[-1], times * size))
+    return tuple(
+        LayerWidths(
+            sum(size for _, size in found),
+            max(size for _, size in found),
+            sum(size for name, size in found if name in ("q", "k")),
+            len(found),
+        )
+        for found in layers.values()
+    )
+
+
 def num_chosen(cfg: Config) -> int:
     """How many experts a token goes to, in layers that have them."""
     return int(getattr(cfg, "num_chosen", 1))

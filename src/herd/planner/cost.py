@@ -102,7 +102,7 @@ def _break_even(per_hour: Range | None, per_million: Sequence[float]) -> Range |
 
 
 def price_warnings(device: Device, offers: Sequence[Offer], today: datetime.date) -> list[str]:
-    """One line for each source of prices that is old or has no date, and for offers that have ended."""
+    """One line for each source of prices that is old, has no date or was not checked, and for offers that have ended."""
     found = []
     sources = [price.source for price in device.prices] + [offer.source for offer in offers]
     for source in {source.name: source for source in sources}.values():
@@ -111,6 +111,8 @@ def price_warnings(device: Device, offers: Sequence[Offer], today: datetime.date
             found.append(f"Prices from {source} have no exact date; look them up before you decide.")
         elif age > OLD_AFTER_DAYS:
             found.append(f"Prices from {source} are {age} days old; look them up before you decide.")
+        elif source.unchecked:
+            found.append(f"Prices from {source}: look them up before you decide.")
     ended = [f"{offer.service} (since {offer.ends})" for offer in offers if offer.is_over(today)]
     if ended:
         found.append(f"No longer offered by {', '.join(ended)}.")

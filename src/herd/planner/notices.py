@@ -8,18 +8,23 @@ what cannot be made up, the licence's own text, is asked for by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herd.family.catalogue import known, releases
 from herd.planner.licence import check
+from herd.planner.licence_data import Licence, licence_data
 from herd.records import dataclass
 
 if TYPE_CHECKING:
     from herd.family.release import Release
 
 NOTICE, LICENCES = "NOTICE", ("LICENSE", "LICENCE")
+_CARD_LICENCE = re.compile(r"^license(?:_name)?:\s*[\"']?([\w.-]+)", re.MULTILINE | re.IGNORECASE)
+_TITLE_CHARACTERS = 4000
+"""A licence says its title near its beginning; what it mentions later may be another one."""
 UNKNOWN = "The source has no licence file, so none was carried along; the model's licence holds all the same."
 
 
@@ -32,18 +37,20 @@ class Due:
     badge: str | None = None
 
 
-def due(release: Release | None, there: Collection[str], notice: bytes = b"") -> Due:
+def due(release: Release | None, there: Collection[str], notice: bytes = b"", licence: Licence | None = None) -> Due:
     """What is due where a model made from this release is handed on, and texts of these names come along; `notice` is what the Notice
-    file among them says. Of a release that nobody knows only the missing licence is said."""
+    file among them says. Of a release that nobody knows, `licence` may be known all the same; else only a missing text is said."""
     has_licence = any(name.upper().startswith(LICENCES) for name in there)
-    if release is None:
+    if release is not None:
+        use = {"use": "derivative-model", "distributes": "yes", "commercial": "no", "users_per_month": 0}
+        licence = check(release.name, use).licence
+    if licence is None:
         return Due({}, () if has_licence else (UNKNOWN,))
-    ruling = check(release.name, {"use": "derivative-model", "distributes": "yes", "commercial": "no", "users_per_month": 0})
-    licence, warnings = ruling.licence, []
+    warnings = []
     if not has_licence:
         warnings.append(
             f"LICENSE is missing: the source has no licence text to carry along. Before this model is handed on, put the text of the "
-            f"{licence.title} beside it as LICENSE; {release.name} is under it."
+            f"{licence.title} beside it as LICENSE; {'this model' if release is None else release.name} is under it."
         )
     line = licence.notice_line()
     files = {}
@@ -52,6 +59,23 @@ def due(release: Release | None, there: Collection[str], notice: bytes = b"") ->
     elif line is not None and _bare(line) not in _bare(notice.decode("utf-8", "replace")):
         warnings.append(f"{NOTICE} of the source does not have the line that the {licence.title} asks for: {line}")
     return Due(files, tuple(warnings), licence.badge)
+
+
+def licence_told(texts: Mapping[str, bytes], said: str = "") -> Licence | None:
+    """The licence that a model is under by the titles in its licence and Notice files, by the head of its card, or by what its file says
+    of itself (general.license: llama3.2). For models whose names do not tell their release."""
+    known_licences = licence_data().licences
+    for name, data in texts.items():
+        text = data[:_TITLE_CHARACTERS].decode("utf-8", "replace")
+        if name.upper().startswith((*LICENCES, NOTICE)):
+            bare = _bare(text)
+            named = [each for each in known_licences.values() if each.notice is not None and _bare(each.notice[1]) in bare]
+            if named:
+                return max(named, key=lambda each: len(each.title))
+        elif name.upper().startswith("README") and text.startswith("---"):
+            said = " ".join([said, *_CARD_LICENCE.findall(text)])
+    words = said.lower().replace("_", " ").split()
+    return next((licence for word in words if (licence := known_licences.get(word)) is not None), None)
 
 
 def badges(names: Collection[str]) -> tuple[str, ...]:

@@ -18,18 +18,22 @@ _DATA = Path(__file__).with_name("data")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value is from, and when it was so. `date` None: the source does not say; `note` may say what is known instead."""
+    """Where a value is from, and when it was so. `date` None: the source does not say; `note` may say what is known instead. `url`: where
+    it can be looked up; `unchecked`: why nobody of us has looked there."""
 
     name: str
     title: str
     date: datetime.date | None = None
     note: str = ""
+    url: str = ""
+    unchecked: str = ""
 
     def age_days(self, today: datetime.date) -> int | None:
         return None if self.date is None else (today - self.date).days
 
     def __str__(self) -> str:
-        return f"{self.title}, {self.date.isoformat() if self.date else self.note or 'undated'}"
+        said = f"{self.title}, {self.date.isoformat() if self.date else self.note or 'undated'}"
+        return f"{said}{f', {self.url}' if self.url else ''}{f' (not checked: {self.unchecked})' if self.unchecked else ''}"
 
 
 def read_file(name: str) -> dict[str, Any]:

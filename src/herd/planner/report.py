@@ -10,8 +10,8 @@ from herd.planner.cost import Cost, Range
 from herd.planner.devices import Device
 from herd.planner.plan import Change, Choice, Plan
 from herd.planner.speed import Speed
-from herd.planner.training import ASSUMED as TRAINING_ASSUMED
 from herd.planner.training import TrainingPlan, parts
+from herd.planner.training import assumed as training_assumed
 
 
 def assumed(plan: Plan) -> Mapping[str, tuple[str, ...]]:
@@ -98,7 +98,7 @@ def training_data(plan: TrainingPlan, model: str, device: Device) -> dict[str, A
             for s in plan.layouts
         ],
         "why_not": plan.why_not or None,
-        "assumed": list(TRAINING_ASSUMED),
+        "assumed": list(training_assumed(device)),
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """What training takes: memory of a step by part, operations and time of a token budget, and how devices can share it.
 
-Mixed precision as usual: weights and gradients in 16 bits, AdamW with float32 weights and moments. Methods: `full` (all weights),
-`pretrain` (the same, from nothing), `lora` (a small pair of matrices beside each frozen one) and `qlora` (those frozen in 4 bits).
+On GPUs mixed precision as usual: weights and gradients in 16 bits, AdamW with float32 weights and moments. On processors what herd's
+own trainer keeps (`student.py`). Methods: `full` (all weights), `pretrain` (the same, from nothing), `lora` (a small pair of matrices
+beside each frozen one) and `qlora` (those frozen in 4 bits).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from herd.dtypes import BF16, F16, Q4_0
 from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of
-from herd.models.sizes import count_parameters, num_chosen, part_of
+from herd.models.sizes import count_parameters, layer_widths, part_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
+from herd.planner import student
 from herd.planner.devices import Device
 from herd.planner.formats import Format
 from herd.planner.memory import USABLE_SHARE, runtime_bytes
@@ -23,6 +25,14 @@ METHODS = ("full", "lora", "qlora", "pretrain")
 COMPUTE_SHARE = 0.40
 LOGITS_CHUNK = 512
 ADAM_BYTES = 12
+PROCESSOR_SHARE = 0.55
+PROCESSOR_ASSUMED = (
+    f"a step computes at {PROCESSOR_SHARE:.0%} of the measured float32 peak, which is what benchmarks/tuning.py found",
+    "weights, gradients, both moments and activations are float32, as herd trains on processors without products in bfloat16",
+    "a frozen base stays as it is multiplied where a quarter of the free memory holds it",
+    "all parts are of the moment that takes most: gradients of one pack come while its activations go, those of earlier packs stay",
+    f"the process keeps what it frees, and its heap outgrows what is alive by the activations of {student.HEAP_LAYERS} layers (measured)",
+)
 ASSUMED = (
     f"a step computes at {COMPUTE_SHARE:.0%} of the dense 16-bit peak; Meta reports 38 to 43 % for Llama 3.1 405B on up to 16,384 H100",
     "AdamW keeps 12 bytes for each trained weight: a float32 copy and two float32 moments; gradients are 16-bit",
@@ -57,17 +67,18 @@ class StepMemory:
     optimizer: int
     activations: int
     gathered: int
+    heap: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.heap
 
     def on_each(self, devices: int, tensor: int = 1, context: int = 1) -> int:
         """With weights and states sharded over so many devices (FSDP), of which `tensor` share each layer and `context` each
         sequence: they share its activations. Alone, nothing needs gathering."""
         shared = (self.weights + self.gradients + self.optimizer) / devices
         gathered = self.gathered / tensor if devices > tensor else 0
-        return int(shared + self.activations / (tensor * context) + gathered)
+        return int(shared + (self.activations + self.heap) / (tensor * context) + gathered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ def reckon_run(config: Config, run: Run, device: Device) -> TrainingPlan:
     """The plan for a run on devices of one kind. Weights of the encoder of pictures are there and not trained."""
     specs = [spec for spec in architecture_of(config).tensors(config)]
     trained = _adapter_count(specs, run.rank) if _is_adapter(run) else sum(s.count for s in specs if part_of(s) != "vision")
-    memory = step_memory(config, run)
+    memory = processor_memory(config, run, device.memory or 0) if device.kind == "cpu" else step_memory(config, run)
     per_token = operations_per_token(config, run)
     layouts = tuple(_layouts(config, run, memory, per_token, device))
     why_not = "" if layouts else f"{memory.on_each(2**14, 8, 16) / 1e9:,.0f} GB are needed on each device, however many share the rest"
@@ -143,6 +154,23 @@ def step_memory(config: Config, run: Run) -> StepMemory:
     )
 
 
+def processor_memory(config: Config, run: Run, free_bytes: int) -> StepMemory:
+    """The bytes of one step of herd's own trainer on a processor with so much memory free, the program not counted."""
+    pack = run.sequences * run.sequence_tokens
+    found = student.taken(
+        config,
+        student.Learning(
+            rank=run.rank if _is_adapter(run) else 0,
+            blocks=run.method == "qlora",
+            tokens=pack,
+            packs=1 if run.batch_tokens is None else max(1, run.batch_tokens // pack),
+            recompute=run.checkpointing,
+            keep_bytes=0 if run.checkpointing else free_bytes // student.KEPT_SHARE,
+        ),
+    )
+    return StepMemory(found.weights, found.gradients, found.optimizer, found.activations, 0, found.heap)
+
+
 def _is_cut(spec: TensorSpec) -> bool:
     return spec.kind in (Kind.MATRIX, Kind.EXPERTS) and part_of(spec) != "vision" and spec.shape[-1] % Q4_0.block == 0
 
@@ -163,27 +191,13 @@ def _largest_layer(specs: list[TensorSpec]) -> int:
 
 def activation_bytes(config: Config, run: Run) -> int:
     """What the backward pass needs of one device's tokens, in 16 bits: with checkpointing each layer's input and everything of one
-    layer, else everything of every layer; and a chunk of logits."""
+    layer, else everything of every layer (what goes into each norm and product, queries, keys, values, gate, up); and a chunk of
+    logits."""
     tokens = run.sequences * run.sequence_tokens
-    layers = _kept_by_layers(config)
+    layers = [4 * config.width + each.inside for each in layer_widths(config)]
     kept = 2 * (config.width * len(layers) + max(layers)) if run.checkpointing else 2 * sum(layers)
     logits = 2 * 4 * min(tokens, LOGITS_CHUNK) * config.vocab_size
     return tokens * (kept + 2 * config.width * 3) + logits
-
-
-def _kept_by_layers(config: Config) -> list[int]:
-    """For each layer, how many values of a token its backward pass needs: what goes into each product and each norm, the
-    queries, keys, values, what was read with them, gate, up and their product."""
-    layers: dict[str, int] = {}
-    for spec in architecture_of(config).tensors(config):
-        pieces = spec.name.split(".")
-        if spec.kind not in (Kind.MATRIX, Kind.EXPERTS) or pieces[0] not in ("layers", "crossing"):
-            continue
-        size = spec.shape[-1] if pieces[-1] in ("out", "down") else spec.shape[-2]
-        times = num_chosen(config) if spec.kind is Kind.EXPERTS else 1
-        layer = ".".join(pieces[:2])
-        layers[layer] = layers.get(layer, 4 * config.width) + times * size
-    return list(layers.values())
 
 
 def operations_per_token(config: Config, run: Run) -> float:
@@ -207,8 +221,9 @@ def _layouts(config: Config, run: Run, memory: StepMemory, per_token: float, dev
     sequence of the batch."""
     if device.memory is None:
         raise UsageError(f"How much memory {device.title} has is what was built in; describe it with --device-memory.")
-    usable = int(device.memory * USABLE_SHARE[device.kind]) - runtime_bytes(config, device.kind)
-    peak = device.peak("bf16", "fp32")
+    program = student.program_bytes(run.checkpointing) if device.kind == "cpu" else runtime_bytes(config, device.kind)
+    usable = int(device.memory * USABLE_SHARE[device.kind]) - program
+    peak, share = device.peak("bf16", "fp32"), PROCESSOR_SHARE if device.kind == "cpu" else COMPUTE_SHARE
     groups = None if run.batch_tokens is None else run.batch_tokens // (run.sequences * run.sequence_tokens)
     for devices in (2**power for power in range(15)):
         if devices > 1 and device.most == 1:
@@ -219,7 +234,7 @@ def _layouts(config: Config, run: Run, memory: StepMemory, per_token: float, dev
                 continue
             each = memory.on_each(devices, tensor, context)
             if each <= usable:
-                rate = None if peak is None else devices * peak[1] * COMPUTE_SHARE / per_token
+                rate = None if peak is None else devices * peak[1] * share / per_token
                 yield Sharing(devices, _how(devices, tensor, context), each, usable, None if rate is None else run.tokens / rate, rate)
                 break
 
@@ -244,4 +259,10 @@ def parts(memory: StepMemory) -> Mapping[str, int]:
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
         "activations": memory.activations,
+        **({"freed, not given back": memory.heap} if memory.heap else {}),
     }
+
+
+def assumed(device: Device) -> tuple[str, ...]:
+    """What a plan for this kind of device takes for granted."""
+    return PROCESSOR_ASSUMED if device.kind == "cpu" else ASSUMED

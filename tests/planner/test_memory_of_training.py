@@ -1,0 +1,118 @@
+"""What a plan says that a step of training takes on a processor, beside what real steps took, each in a process of its own.
+
+Models have the shape of SmolLM2-135M with other numbers of layers and tokens, and random weights. Set HERD_RESULTS to a file to have
+the figures of the table in the docs written there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from herd.engine.memory import available_bytes
+from herd.family.catalogue import find
+from herd.planner.student import Learning, taken
+from planner.test_memory_against_real_runs import kept
+
+WITHIN = 0.10
+AMPLE = 1 << 40
+RELEASE = "smollm2-135m"
+STEP = Path(__file__).with_name("real_step.py")
+
+
+@dataclass(frozen=True)
+class Real:
+    """A step: of each of its packs the lengths of the documents. `keep`: whether a frozen base is kept as it is multiplied."""
+
+    method: str
+    packs: tuple[tuple[int, ...], ...]
+    layers: int = 8
+    vocabulary: int = 8192
+    recompute: bool = False
+    keep: bool = False
+    rank: int = 16
+
+    def __str__(self) -> str:
+        packs = " + ".join("x".join(str(length) for length in pack) for pack in self.packs)
+        how = [f"{self.layers} layers, {self.vocabulary} tokens known", *(["recomputed"] if self.recompute else [])]
+        return f"{self.method} of {packs}, {', '.join([*how, *(['decoded once'] if self.keep else [])])}"
+
+    @property
+    def changes(self) -> dict[str, int]:
+        return {"num_layers": self.layers, "vocab_size": self.vocabulary}
+
+
+RUNS = [
+    Real("full", ((512,),)),
+    Real("full", ((256, 256), (512,))),
+    Real("full", ((1024,),), recompute=True),
+    Real("full", ((256,),), layers=2, vocabulary=49152),
+    Real("lora", ((512,),)),
+    Real("lora", ((1024,),), recompute=True),
+    Real("lora", ((256,),), layers=2, vocabulary=49152),
+    Real("qlora", ((1024,),)),
+    Real("qlora", ((512,),), layers=4, keep=True),
+]
+
+
+def predicted(real: Real) -> int:
+    tokens = max(sum(pack) for pack in real.packs)
+    learning = Learning(
+        rank=0 if real.method == "full" else real.rank, blocks=real.method == "qlora", tokens=tokens, packs=len(real.packs),
+        recompute=real.recompute, keep_bytes=AMPLE if real.keep else 0,
+    )  # fmt: skip
+    return taken(dataclasses.replace(find(RELEASE).config(), **real.changes), learning).total
+
+
+def measured(real: Real) -> int:
+    job: dict[str, Any] = {
+        "release": RELEASE, "changes": real.changes, "method": real.method, "rank": real.rank, "recompute": real.recompute,
+        "stored": "q4_0" if real.method == "qlora" else "f32", "keep": AMPLE if real.keep else 0, "packs": real.packs,
+    }  # fmt: skip
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, str(STEP), json.dumps(job)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(json.loads(done.stdout)["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from /proc")
+@pytest.mark.parametrize("real", RUNS, ids=str)
+def test_a_step_takes_what_was_planned(real: Real) -> None:
+    """Within 10 % of what is in memory at most, less the program itself."""
+    pytest.importorskip("torch")
+    said, free = predicted(real), available_bytes()
+    if free is None or free < 2 * said:
+        pytest.skip(f"{2 * said / 1e9:.1f} GB are needed, {(free or 0) / 1e9:.1f} GB are free")
+    found = measured(real)
+    kept(f"step of training, {real}", said, found)
+    assert said == pytest.approx(found, rel=WITHIN)
+
+
+def test_states_are_twelve_bytes_a_weight_beside_its_own_four() -> None:
+    config = find(RELEASE).config()
+    count = 134_515_008
+    found = taken(config, Learning(rank=0, blocks=False, tokens=64, packs=2, recompute=False, keep_bytes=0))
+    assert (found.weights, found.gradients, found.optimizer) == (4 * count, 4 * count, 8 * count)
+    alone = taken(config, Learning(rank=0, blocks=False, tokens=2048, packs=1, recompute=False, keep_bytes=0))
+    assert alone.gradients == 0, "activations are more than gradients, and gone when these come"
+
+
+def test_recomputing_and_blocks_take_less_and_decoding_once_takes_more() -> None:
+    config = find(RELEASE).config()
+    lora = Learning(rank=16, blocks=False, tokens=1024, packs=1, recompute=False, keep_bytes=0)
+    blocks, again = dataclasses.replace(lora, blocks=True), dataclasses.replace(lora, recompute=True)
+    assert taken(config, again).activations < taken(config, lora).activations / 5
+    assert taken(config, blocks).weights < taken(config, lora).weights / 1.5
+    decoded = taken(config, dataclasses.replace(blocks, keep_bytes=AMPLE))
+    assert taken(config, lora).weights < decoded.weights < 1.2 * taken(config, lora).weights
