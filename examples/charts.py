@@ -29,7 +29,7 @@ def chart(path: Path, title: str, across: str, up: str, lines: Lines) -> Path:
     parts += [f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', _text(LEFT, 20, title, "start", 14)]
     for mark in range(5):
         x, y = (least + span * mark / 4 for least, span in zip(low, spans, strict=True))
-        parts += [_text(at(x, low[1])[0], HEIGHT - BOTTOM + 16, f"{x:,.4g}" if x < 1e5 else f"{x / 1e6:.2f}M", "middle")]
+        parts += [_text(at(x, low[1])[0], HEIGHT - BOTTOM + 16, f"{x:.4g}" if high[0] < 1e5 else f"{x / 1e6:.2f}M", "middle")]
         parts += [_text(LEFT - 6, at(low[0], y)[1] + 4, f"{y:.3g}", "end")]
         parts += [f'<path d="M{LEFT} {at(0, y)[1]:.1f}H{WIDTH - RIGHT}" stroke="#dddddd"/>']
     parts += [_text((WIDTH + LEFT) / 2, HEIGHT - 8, across, "middle"), _text(WIDTH - RIGHT, 20, up, "end")]

@@ -2,7 +2,7 @@
 
     python examples/grpo_sums.py --out runs/sums
 
-The untuned model explains how one adds and reaches no number. So `herd tune sft` shows it a few hundred sums first (`--shown`), and
+The untuned model explains how one adds and reaches no number. So `herd tune sft` shows it a hundred sums first (`--shown`), and
 `herd tune merge` makes that a model of its own: where this run begins. Then `herd tune grpo` with the reward `number` over other sums:
 at each step the model answers `--prompts` sums `--answers` times, and answers that are better than their neighbours become likelier.
 All three models are asked 500 sums that none of this has seen (likeliest answers; right is the sum as the last number of the answer).
@@ -46,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--out", type=Path, default=Path("runs/sums"))
-    parser.add_argument("--shown", type=int, default=300, help="sums with their answers that it begins with")
-    parser.add_argument("--shown-epochs", type=float, default=3)
+    parser.add_argument("--shown", type=int, default=100, help="sums with their answers that it begins with")
+    parser.add_argument("--shown-epochs", type=float, default=2)
     parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--prompts", type=int, default=6, help="sums of a step")
     parser.add_argument("--answers", type=int, default=8, help="answers to each")

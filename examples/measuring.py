@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import shlex
 import shutil
 import subprocess
@@ -113,6 +114,7 @@ def report(run: Path, began: float, found: dict[str, Any], curves: Path | None =
     whole = {
         "command": shlex.join(["python", *sys.argv]),
         "minutes": round((time.monotonic() - began) / 60, 1),
+        "processor_minutes": round(sum(map(_used_s, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))) / 60, 1),
         "commit": commit(),
         "machine": machine(),
         **rounded(found),
@@ -122,6 +124,12 @@ def report(run: Path, began: float, found: dict[str, Any], curves: Path | None =
     if curves.is_file():
         shutil.copyfile(curves, run / "report.svg")
     print(as_text({name: value for name, value in whole.items() if not name.endswith(CURVES)}), end="")
+
+
+def _used_s(who: int) -> float:
+    """Processor seconds of this process, or of those that it waited for."""
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
 
 
 def rounded(found: Any) -> Any:
