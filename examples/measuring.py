@@ -106,7 +106,7 @@ def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 def log_of(run: Path, *names: str) -> dict[str, list[list[float]]]:
     """Figures of a run's log by name, as [step, value]."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {name: [[line["step"], round(line[name], 4)] for line in lines if name in line] for name in names}
+    return {name: [[line["step"], float(f"{line[name]:.4g}")] for line in lines if name in line] for name in names}
 
 
 def report(run: Path, began: float, found: dict[str, Any], curves: Path | None = None) -> None:
