@@ -21,10 +21,10 @@ CHUNK_BYTES, MIN_CHUNK_ROWS = 48 << 20, 16
 PROGRAM_BYTES = 256_000_000
 """Of a process with torch before a model is there. Recomputing layers loads 75 MB more of torch. Measured with torch 2.13."""
 RECOMPUTING_BYTES = 75_000_000
-HEAP_LAYERS = 8
-"""By how many layers' activations the heap outgrows what is alive: the process keeps what it frees (`training/allocation.py`), and glibc
-finds no room for an aligned piece where one of the same size has been. Measured with glibc 2.36 over steps of 256 to 1024 tokens, with
-all weights, LoRA and QLoRA, recomputed or not; it was 7 to 9.5 of one shape (width 576), other shapes were not measured."""
+HEAP_LAYERS, HEAP_LAYERS_JOINED, HEAP_TABLES = 8, 5, 2
+"""By how much the heap outgrows what is alive: the activations of so many layers (fewer where products are joined), and so many tables
+where the table is learned. The process keeps what it frees (`training/allocation.py`), and glibc finds no room for an aligned piece where
+one of the same size has been. Fitted to eight steps of 256 to 1024 tokens with glibc 2.36, all of width 576; joined to one of them."""
 KEPT_SHARE = 4
 """A frozen base may be kept as it is multiplied in so large a part of the memory that is free: one in four (`api/tuning.py`)."""
 
@@ -71,8 +71,7 @@ def taken(config: Config, learning: Learning) -> Taken:
     forward, within = activation_bytes(config, learning)
     learned_table = WIDE * table if learns_all else 0
     piece = logits_bytes(config, learning.tokens)
-    layers = layer_widths(config)
-    heap = HEAP_LAYERS * WIDE * learning.tokens * max(4 * config.width + each.inside for each in layers)
+    heap = _heap_bytes(config, learning) + HEAP_TABLES * learned_table
     begins = forward + learned_table + max(2 * piece, within, learned_table)
     ends = learned_table
     gradients = WIDE * trained
@@ -81,6 +80,17 @@ def taken(config: Config, learning: Learning) -> Taken:
     if begins + earlier >= ends + gradients:
         return Taken(weights, earlier, optimizer, begins, heap)
     return Taken(weights, gradients, optimizer, ends, heap)
+
+
+def _heap_bytes(config: Config, learning: Learning) -> int:
+    """Freed pieces of activations."""
+    layers = HEAP_LAYERS_JOINED if _is_joined(learning) else HEAP_LAYERS
+    return layers * WIDE * learning.tokens * max(4 * config.width + each.inside for each in layer_widths(config))
+
+
+def _is_joined(learning: Learning) -> bool:
+    """Whether matrices that read the same input are one product."""
+    return learning.rank > 0 and learning.keep_bytes > 0 and not learning.recompute
 
 
 def program_bytes(recompute: bool) -> int:
@@ -103,7 +113,7 @@ def _frozen_bytes(specs: list[TensorSpec], learning: Learning) -> int:
 def activation_bytes(config: Config, learning: Learning) -> tuple[int, int]:
     """(What the forward pass leaves for the way back, what exists besides while one layer is computed on that way.)"""
     layers = layer_widths(config)
-    is_joined = learning.rank > 0 and learning.keep_bytes > 0 and not learning.recompute
+    is_joined = _is_joined(learning)
     widths = [
         # An update keeps the few columns that it makes of its input. Products of joined matrices are one tensor, so that values hold on
         # to the queries and keys that they were made with.
