@@ -99,9 +99,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     began = time.monotonic()
-    draw = random.Random(given.seed)
-    made = pairs(draw, given.held_out + 8 * given.steps)
-    held_out, learned, new = made[: given.held_out], made[given.held_out :], pairs(draw, given.held_out, is_new=True)
+    chance = random.Random(given.seed)
+    made = pairs(chance, given.held_out + 8 * given.steps)
+    held_out, learned, new = made[: given.held_out], made[given.held_out :], pairs(chance, given.held_out, is_new=True)
     data = write_lines(given.out.with_suffix(".jsonl"), learned)
 
     before, short_before, new_before = logprobs(given.model, held_out), short(given.model, held_out), short(given.model, new)
