@@ -39,16 +39,16 @@ def timed(step: Callable[[], float], job: Job) -> Result:
 
 
 def herd(job: Job, *, full: bool = False, recompute: bool = False, pairs: bool = False) -> Result:
-    from herd.training.allocation import keep_memory
+    from herd.training.student.allocation import keep_memory
 
     keep_memory()
     import torch
 
     from herd.checkpoints import open_checkpoint
-    from herd.training.checkpointing import recomputed
-    from herd.training.computing import fastest_dtype
-    from herd.training.lora_settings import Lora
-    from herd.training.student import Student
+    from herd.training.settings.lora import Lora
+    from herd.training.student.checkpointing import recomputed
+    from herd.training.student.computing import fastest_dtype
+    from herd.training.student.model import Student
 
     torch.set_num_threads(job["threads"])
     checkpoint = open_checkpoint(Path(job["checkpoint"]))
@@ -66,7 +66,7 @@ def herd(job: Job, *, full: bool = False, recompute: bool = False, pairs: bool =
 def learning(job: Job, student: Any, optimiser: Any) -> Callable[[], float]:
     import torch
 
-    from herd.training.batches import Document, batch_of
+    from herd.training.student.batches import Document, batch_of
 
     documents = [Document(tuple(ids), (0.0, *[1.0] * (len(ids) - 1))) for ids in job["documents"]]
     batches = [batch_of(pack) for pack in packs(documents, job["pack"], lambda document: len(document.tokens))]
@@ -88,8 +88,8 @@ def learning(job: Job, student: Any, optimiser: Any) -> Callable[[], float]:
 def preferring(job: Job, student: Any, optimiser: Any) -> Callable[[], float]:
     import torch
 
-    from herd.training.batches import Document, batch_of
-    from herd.training.losses import document_sums, dpo
+    from herd.training.signals.losses import document_sums, dpo
+    from herd.training.student.batches import Document, batch_of
 
     def both(pair: Mapping[str, list[int]]) -> list[Document]:
         prompt = pair["prompt"]

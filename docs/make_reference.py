@@ -112,7 +112,7 @@ def settings() -> str:
 
 def training() -> str:
     """What `--config` and `--set` of `herd tune` and `herd train` take: every dataclass of settings in training, in one table each."""
-    from herd.training.settings import described, told
+    from herd.training.settings.reading import described, told
 
     parts = [
         "# Settings of training\n",
@@ -135,12 +135,13 @@ def training() -> str:
 
 
 def training_kinds() -> list[type]:
-    """The dataclasses in training/*_settings.py and of schedules, by name."""
+    """The dataclasses in training/settings/ and of schedules, by name."""
     import importlib
 
-    folder = REFERENCE.parent.parent / "src" / "herd" / "training"
+    folder = REFERENCE.parent.parent / "src" / "herd" / "training" / "settings"
     found: dict[str, type] = {}
-    for name in [*sorted(path.stem for path in folder.glob("*_settings.py")), "schedules"]:
+    names = sorted(f"settings.{path.stem}" for path in folder.glob("*.py") if path.stem not in ("__init__", "reading"))
+    for name in [*names, "schedules"]:
         module = importlib.import_module(f"herd.training.{name}")
         found |= {key: value for key, value in vars(module).items() if dataclasses.is_dataclass(value) and isinstance(value, type)}
     return [found[name] for name in sorted(found)]

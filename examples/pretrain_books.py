@@ -22,11 +22,11 @@ from herd.cli.train_pretrain import write_model
 from herd.cli.train_progress import printed
 from herd.data.reading import find_files, read_records
 from herd.data.tokenizer_training import train_tokenizer
-from herd.training.allocation import keep_memory
-from herd.training.pretrain_run import pretrain
-from herd.training.pretrain_settings import PretrainSettings
-from herd.training.runs import read_log
-from herd.training.settings import read_settings
+from herd.training.beginning.pretrain_run import pretrain
+from herd.training.running.runs import read_log
+from herd.training.settings.pretrain import PretrainSettings
+from herd.training.settings.reading import read_settings
+from herd.training.student.allocation import keep_memory
 
 RATES = {"adamw": 3e-3, "muon": 6e-3}
 BATCH = 4096

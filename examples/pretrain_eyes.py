@@ -24,11 +24,11 @@ from herd.cli.train_progress import printed
 from herd.data.drawings import COLOURS, COUNTS, SHAPES, Drawing, caption, drawing
 from herd.data.reading import find_files, read_records
 from herd.data.tokenizer_training import train_tokenizer
-from herd.training.allocation import keep_memory
-from herd.training.drawn import HELD_OUT, QUESTION
-from herd.training.pretrain_run import pretrain
-from herd.training.pretrain_settings import PretrainSettings
-from herd.training.settings import read_settings
+from herd.training.beginning.pretrain_run import pretrain
+from herd.training.settings.pretrain import PretrainSettings
+from herd.training.settings.reading import read_settings
+from herd.training.sources.drawn import HELD_OUT, QUESTION
+from herd.training.student.allocation import keep_memory
 
 HERE = Path(__file__).resolve().parent
 PAGES = sorted((HERE.parent / "docs").rglob("*.md"))

@@ -17,9 +17,9 @@ from herd.api.tuning_sft import tune_sft
 from herd.checkpoints.trained import trained_in
 from herd.convert import convert
 from herd.errors import FileProblem, UsageError
-from herd.training.loop import Told
-from herd.training.settings import read_settings
-from herd.training.sft_settings import SftSettings
+from herd.training.running.loop import Told
+from herd.training.settings.reading import read_settings
+from herd.training.settings.sft import SftSettings
 
 LINES = [("a", "xx"), ("b", "yy")] * 8
 CHANGES = ["batch=4", "epochs=0", "loop.schedule.steps=40", "held_out=2", "samples=1", "lr=0.003", "student.dtype=float32"]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import herd
 from cli.chat_model import write
 from herd.cli.main import main
-from herd.training.reward_model import FILE, read_head
+from herd.training.recipes.reward_model import FILE, read_head
 
 PAIRS = [{"prompt": one, "chosen": one + one, "rejected": "q"} for one in "abcdefghij"]
 SMALL = ("--set", "student.dtype=float32", "--set", "loop.save_minutes=0", "--lora", "--rank", "4", "--batch", "4", "--held-out", "3")

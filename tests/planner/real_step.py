@@ -52,13 +52,13 @@ def leaf_of(cfg: Any, matrices: Any) -> Any:
 def steps(cfg: Any, job: dict[str, Any]) -> None:
     """The student and the steps of `loop.train` with `InPacks.learn`."""
     from herd.dtypes import BY_NAME
-    from herd.training import gradients
-    from herd.training.batches import Document, batch_of
-    from herd.training.checkpointing import recomputed
-    from herd.training.lora_settings import Lora
-    from herd.training.optim import kinds_of, make_optimiser
-    from herd.training.optimiser_settings import OptimiserSettings
-    from herd.training.student import Student
+    from herd.training.running import gradients
+    from herd.training.running.optim import kinds_of, make_optimiser
+    from herd.training.settings.lora import Lora
+    from herd.training.settings.optimiser import OptimiserSettings
+    from herd.training.student.batches import Document, batch_of
+    from herd.training.student.checkpointing import recomputed
+    from herd.training.student.model import Student
 
     lora = None if job["method"] in ("full", "pretrain") else Lora(rank=job["rank"], alpha=32)
     student = Student(cfg, leaf_of(cfg, BY_NAME[job["stored"]]), lora=lora, keep_bytes=job["keep"])
@@ -80,7 +80,7 @@ def run(job: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from herd.family.catalogue import find
-    from herd.training.allocation import keep_memory
+    from herd.training.student.allocation import keep_memory
 
     torch.set_num_threads(2)
     keep_memory()

@@ -22,11 +22,11 @@ from torch.nn import functional
 
 from herd.errors import CapacityError, HerdError
 from herd.models.weights import Kind
-from herd.training.loop import Told, silent, train
-from herd.training.loop_settings import LoopSettings
-from herd.training.optim import OptimiserSettings, make_optimiser
-from herd.training.runs import open_run
+from herd.training.running.loop import Told, silent, train
+from herd.training.running.optim import OptimiserSettings, make_optimiser
+from herd.training.running.runs import open_run
 from herd.training.schedules import Schedule
+from herd.training.settings.loop import LoopSettings
 
 OUTCOMES = {"kill": -signal.SIGKILL, "power": -signal.SIGKILL, "full": CapacityError.exit_code}
 """How a process ends at a file operation that goes wrong so, if it does not go on."""

@@ -16,8 +16,8 @@ from herd.checkpoints import names
 from herd.models.architecture import Config
 from herd.models.llama import LlamaConfig
 from herd.models.weights import Matrix, TensorSpec
-from herd.training.batches import Document
-from herd.training.student import Student
+from herd.training.student.batches import Document
+from herd.training.student.model import Student
 from tiny import dense_f32
 
 

@@ -13,19 +13,19 @@ from herd.data.samples import Task
 from herd.data.tokenising import Example
 from herd.engine.engine import Engine
 from herd.text.messages import Message, Role
-from herd.training.batches import Document
-from herd.training.company import Company
-from herd.training.distill import Distillation, EngineTeacher, OnPolicy, taught
-from herd.training.distill_settings import SoftTargets
-from herd.training.grpo import Grpo, Problem
-from herd.training.grpo_settings import PolicyLoss, Rollouts
-from herd.training.preference_settings import PreferenceLoss
-from herd.training.preferences import Judgement, Pair, Preferences, Reference
-from herd.training.reward_model import RewardModel, RewardTraining
-from herd.training.rewards import Answer
-from herd.training.rollouts import EngineSampler, Prompt
-from herd.training.sft import Sft
-from herd.training.student import Student
+from herd.training.recipes.distill import Distillation, EngineTeacher, OnPolicy, taught
+from herd.training.recipes.grpo import Grpo, Problem
+from herd.training.recipes.preferences import Judgement, Pair, Preferences, Reference
+from herd.training.recipes.reward_model import RewardModel, RewardTraining
+from herd.training.recipes.sft import Sft
+from herd.training.running.company import Company
+from herd.training.settings.distill import SoftTargets
+from herd.training.settings.grpo import PolicyLoss, Rollouts
+from herd.training.settings.preferences import PreferenceLoss
+from herd.training.signals.rewards import Answer
+from herd.training.signals.rollouts import EngineSampler, Prompt
+from herd.training.student.batches import Document
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 
 LENGTHS = (9, 5, 14, 7, 11, 6, 8)

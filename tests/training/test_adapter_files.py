@@ -19,9 +19,9 @@ from herd.checkpoints.adapter import open_adapter
 from herd.convert import write_adapter
 from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of
-from herd.training.batches import batch_of
-from herd.training.lora_settings import Lora
-from herd.training.student import Student
+from herd.training.settings.lora import Lora
+from herd.training.student.batches import batch_of
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama3_vision
 from training.learning import documents_of, loss_of, randomise, their_loss, their_model
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from herd.models.ops import Chunks, Sliding, Window
-from herd.training import attention
-from herd.training.attention import Packed, groups
-from herd.training.flexible import block_mask, flexible
+from herd.training.student import attention
+from herd.training.student.attention import Packed, groups
+from herd.training.student.flexible import block_mask, flexible
 
 WINDOWS = [None, Chunks(3), Chunks(64), Sliding(1), Sliding(4), Sliding(100)]
 LENGTHS = [(1,), (5, 1, 12), (7, 3, 7, 7), (6, 6)]

@@ -10,12 +10,12 @@ import torch
 from herd.errors import FileProblem
 from herd.models.llama4 import Llama4Config
 from herd.models.rope import Rope
-from herd.training.balancing import Balance, BalancedOps, balancing_loss, levelled
-from herd.training.batches import Batch, Document, batch_of
-from herd.training.initialising import initial_leaf
-from herd.training.lora import LearningTextOps
-from herd.training.pretrain_settings import BalancingSettings
-from herd.training.student import Student
+from herd.training.beginning.initialising import initial_leaf
+from herd.training.settings.pretrain import BalancingSettings
+from herd.training.student.balancing import Balance, BalancedOps, balancing_loss, levelled
+from herd.training.student.batches import Batch, Document, batch_of
+from herd.training.student.lora import LearningTextOps
+from herd.training.student.model import Student
 from tiny import tiny_llama4
 
 STEPS = 200

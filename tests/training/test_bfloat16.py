@@ -12,9 +12,9 @@ pytest.importorskip("peft", reason="peft is not installed (pip install herd-llam
 import torch
 
 from herd.dtypes import BF16, F32
-from herd.training.batches import batch_of
-from herd.training.lora_settings import Lora
-from herd.training.student import Student
+from herd.training.settings.lora import Lora
+from herd.training.student.batches import batch_of
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 from training.learning import documents_of, loss_of, their_loss, their_model, their_module, their_updates
 

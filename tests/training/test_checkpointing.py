@@ -13,12 +13,12 @@ from torch import Tensor
 
 from herd.models.architecture import Config
 from herd.models.weights import Matrix
-from herd.training import allocation
-from herd.training.batches import Batch, Document, batch_of
-from herd.training.checkpointing import recomputed
-from herd.training.heads import Head, head_of
-from herd.training.lora import Lora
-from herd.training.student import Student
+from herd.training.student import allocation
+from herd.training.student.batches import Batch, Document, batch_of
+from herd.training.student.checkpointing import recomputed
+from herd.training.student.heads import Head, head_of
+from herd.training.student.lora import Lora
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama, tiny_llama4
 
 CONFIGS = {

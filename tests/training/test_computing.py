@@ -8,7 +8,7 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 
 import torch
 
-from herd.training.computing import fastest_dtype
+from herd.training.student.computing import fastest_dtype
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 import torch
 from torch import Tensor
 
-from herd.training.cross_entropy import Cap, token_logprobs, weighted_nll
+from herd.training.student.cross_entropy import Cap, token_logprobs, weighted_nll
 
 ROWS, WIDTH, VOCABULARY = 37, 24, 101
 CAP = Cap(1.5, 4.0)

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from herd.cli.main import main
 from herd.errors import FileProblem
-from herd.training.curves import in_dots, panels, series_of, smoothed, svg, write_svg
-from herd.training.loop_settings import LoopSettings
-from herd.training.runs import State, open_run
+from herd.training.running.curves import in_dots, panels, series_of, smoothed, svg, write_svg
+from herd.training.running.runs import State, open_run
 from herd.training.schedules import Schedule
+from herd.training.settings.loop import LoopSettings
 
 
 def made(folder: Path, steps: int = 40) -> Path:

@@ -21,13 +21,13 @@ from herd.backends.base import BackendOptions
 from herd.backends.cpu.backend import CpuBackend
 from herd.engine.engine import Engine
 from herd.errors import FileProblem, UsageError
-from herd.training.batches import Document
-from herd.training.distill import Distillation, EngineTeacher, OnPolicy, taught
-from herd.training.distill_settings import DistillSettings, SoftTargets
-from herd.training.divergences import SoftWeight
-from herd.training.rollouts import EngineSampler, Prompt
-from herd.training.student import Student
-from herd.training.teacher_file import LIST, Taught, TeacherFolder, TeacherWriter
+from herd.training.recipes.distill import Distillation, EngineTeacher, OnPolicy, taught
+from herd.training.settings.distill import DistillSettings, SoftTargets
+from herd.training.signals.divergences import SoftWeight
+from herd.training.signals.rollouts import EngineSampler, Prompt
+from herd.training.signals.teacher_file import LIST, Taught, TeacherFolder, TeacherWriter
+from herd.training.student.batches import Document
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 from training.learning import documents_of, in_their_layout, their_model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from herd.errors import UsageError
-from herd.training.divergences import SoftWeight, divergence, forward_kl, grouped, jensen_shannon, most_likely, reverse_kl
+from herd.training.signals.divergences import SoftWeight, divergence, forward_kl, grouped, jensen_shannon, most_likely, reverse_kl
 
 RANDOM = np.random.default_rng(3)
 TEACHER, STUDENT = RANDOM.normal(0, 3, (4, 12)), RANDOM.normal(0, 3, (4, 12))

@@ -12,20 +12,20 @@ import torch
 from herd.data.drawings import drawing
 from herd.errors import UsageError
 from herd.text.tokenizer import Tokenizer, load_tokenizer
-from herd.training.batches import Document, batch_of
-from herd.training.drawn import Drawings
-from herd.training.early_fusion import EarlyFusion
-from herd.training.initial_settings import InitialSettings
-from herd.training.initialising import initial_leaf
-from herd.training.loop_settings import LoopSettings
-from herd.training.optim import kinds_of, make_optimiser
-from herd.training.optimiser_settings import OptimiserSettings
-from herd.training.pretrain import Pretraining
-from herd.training.pretrain_settings import BalancingSettings, PretrainSettings, SourceSettings
+from herd.training.beginning.initialising import initial_leaf
+from herd.training.recipes.pretrain import Pretraining
+from herd.training.running.optim import kinds_of, make_optimiser
 from herd.training.schedules import Schedule
+from herd.training.settings.initial import InitialSettings
+from herd.training.settings.loop import LoopSettings
+from herd.training.settings.optimiser import OptimiserSettings
+from herd.training.settings.pretrain import BalancingSettings, PretrainSettings, SourceSettings
 from herd.training.shape import ModelSettings, VisionSettings, config_of
-from herd.training.sources import Mixture
-from herd.training.student import Student
+from herd.training.sources.drawn import Drawings
+from herd.training.sources.mixing import Mixture
+from herd.training.student.batches import Document, batch_of
+from herd.training.student.early_fusion import EarlyFusion
+from herd.training.student.model import Student
 
 NAMES = "begin_of_text end_of_text header_start header_end eot eom step image_start image_end image patch tile_x_separator tile_y_separator"
 CONTROL = [f"<|{name}|>" for name in (NAMES + " python_start python_end finetune_right_pad").split()]

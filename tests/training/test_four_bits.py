@@ -13,10 +13,10 @@ from herd.dtypes import Q4_0
 from herd.errors import UsageError
 from herd.models.weights import Blocks
 from herd.quant import dequantize
-from herd.training.batches import batch_of
-from herd.training.four_bits import on_grid, rounded, rounded_tokens, stored
-from herd.training.lora_settings import Lora
-from herd.training.student import Student
+from herd.training.settings.lora import Lora
+from herd.training.student.batches import batch_of
+from herd.training.student.four_bits import on_grid, rounded, rounded_tokens, stored
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama, tiny_llama4
 from training.learning import documents_of, loss_of, randomise
 

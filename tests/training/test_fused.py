@@ -18,7 +18,7 @@ from herd.backends.torch.tensors import Tensors
 from herd.dtypes import F32
 from herd.models.weights import Adapted, Dense, stored
 from herd.quant import quantize
-from herd.training.fused import FusedOps
+from herd.training.student.fused import FusedOps
 
 CPU = torch.device("cpu")
 Operation = Callable[[TorchOps], Tensor]

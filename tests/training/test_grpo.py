@@ -21,13 +21,13 @@ from herd.data.samples import Task
 from herd.engine.engine import Engine
 from herd.errors import UsageError
 from herd.text.messages import Message, Role
-from herd.training.grpo import Grpo, Problem
-from herd.training.grpo_settings import GrpoSettings, PolicyLoss, Rollouts, variant
-from herd.training.lora_settings import Lora
-from herd.training.preferences import Reference
-from herd.training.rewards import Answer
-from herd.training.rollouts import EngineSampler, Prompt
-from herd.training.student import Student
+from herd.training.recipes.grpo import Grpo, Problem
+from herd.training.recipes.preferences import Reference
+from herd.training.settings.grpo import GrpoSettings, PolicyLoss, Rollouts, variant
+from herd.training.settings.lora import Lora
+from herd.training.signals.rewards import Answer
+from herd.training.signals.rollouts import EngineSampler, Prompt
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 from training.learning import in_their_layout, their_model
 
@@ -205,7 +205,7 @@ def test_drawing_at_another_temperature_is_learned_at_it() -> None:
     with torch.no_grad():
         logits = model(torch.tensor([each.document.tokens])).logits[0, -len(each.sampler) - 1 : -1] / 0.5
     theirs = logits.log_softmax(-1).gather(1, torch.tensor(each.document.tokens[-len(each.sampler) :])[:, None])[:, 0]
-    from herd.training.batches import batch_of
+    from herd.training.student.batches import batch_of
 
     batch = batch_of([each.document])
     with torch.no_grad():

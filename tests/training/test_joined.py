@@ -11,10 +11,10 @@ from torch import Tensor
 
 from herd import dtypes
 from herd.models.architecture import Config
-from herd.training.batches import Batch, Document, batch_of
-from herd.training.checkpointing import recomputed
-from herd.training.lora_settings import Lora
-from herd.training.student import Student
+from herd.training.settings.lora import Lora
+from herd.training.student.batches import Batch, Document, batch_of
+from herd.training.student.checkpointing import recomputed
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama, tiny_llama4
 
 PLAIN = tiny_llama(qkv_bias=True, num_layers=1)

@@ -18,13 +18,13 @@ import torch
 from herd.checkpoints.safetensors import read_safetensors
 from herd.errors import FileProblem, UsageError
 from herd.files import MappedFile
-from herd.training import gradients
-from herd.training.loop import End, Told, silent, train
-from herd.training.loop_settings import LoopSettings
-from herd.training.optim import make_optimiser
-from herd.training.runs import State, open_run, read_log, state_of
-from herd.training.saving import complete, newest, save
+from herd.training.running import gradients
+from herd.training.running.loop import End, Told, silent, train
+from herd.training.running.optim import make_optimiser
+from herd.training.running.runs import State, open_run, read_log, state_of
+from herd.training.running.saving import complete, newest, save
 from herd.training.schedules import Schedule
+from herd.training.settings.loop import LoopSettings
 from training.faults import FACTS, KINDS, MUON, SETTINGS, STEPS, Lines, result
 
 TINY = LoopSettings(schedule=Schedule(lr=0.05, steps=6), save_minutes=0)
@@ -129,9 +129,9 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_made_after_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(0, 10_000, 25))
-    monkeypatch.setattr("herd.training.loop.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("herd.training.running.loop.time.monotonic", lambda: next(seconds))
     made: list[int] = []
-    monkeypatch.setattr("herd.training.loop.save", lambda root, step, *rest: made.append(step))
+    monkeypatch.setattr("herd.training.running.loop.save", lambda root, step, *rest: made.append(step))
     trained(tmp_path / "a", replace(TINY, save_minutes=1))
     assert made == [3, 6] or made == [2, 4, 6]
 

@@ -16,10 +16,10 @@ from conformance.running import logits_of, make_backend, whole
 from herd import dtypes
 from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of
-from herd.training.batches import batch_of
-from herd.training.lora import targeted
-from herd.training.lora_settings import Lora
-from herd.training.student import Student
+from herd.training.settings.lora import Lora
+from herd.training.student.batches import batch_of
+from herd.training.student.lora import targeted
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama, tiny_llama3_vision
 from training.learning import documents_of, halved, loss_of, randomise, their_loss, their_model, their_module, their_updates
 

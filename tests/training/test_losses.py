@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from herd.errors import UsageError
-from herd.training import losses
+from herd.training.signals import losses
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(7)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from herd.training import losses
-from herd.training.divergences import divergence, grouped
+from herd.training.signals import losses
+from herd.training.signals.divergences import divergence, grouped
 
 trl = pytest.importorskip("trl", reason="trl is not installed: losses are compared with the papers' formulas only")
 pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")

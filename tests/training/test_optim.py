@@ -10,8 +10,8 @@ import torch
 
 from herd.errors import FileProblem, UsageError
 from herd.models.weights import Kind
-from herd.training.optim import Optimiser, kinds_of, make_optimiser, orthogonal
-from herd.training.optimiser_settings import OptimiserSettings
+from herd.training.running.optim import Optimiser, kinds_of, make_optimiser, orthogonal
+from herd.training.settings.optimiser import OptimiserSettings
 from tiny import tiny_llama, tiny_llama4
 
 KINDS = {

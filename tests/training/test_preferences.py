@@ -16,13 +16,13 @@ from torch import Tensor
 from herd.data.order import index_at
 from herd.data.tokenising import Example
 from herd.errors import UsageError
-from herd.training.answers import answer_begins, behind, in_groups, without_formatting
-from herd.training.batches import Document
-from herd.training.lora_settings import Lora
-from herd.training.preference_settings import PreferenceLoss, PreferenceSettings
-from herd.training.preferences import Judgement, Pair, Preferences, Reference
-from herd.training.reward_model import RewardModel, RewardTraining
-from herd.training.student import Student
+from herd.training.recipes.preferences import Judgement, Pair, Preferences, Reference
+from herd.training.recipes.reward_model import RewardModel, RewardTraining
+from herd.training.settings.lora import Lora
+from herd.training.settings.preferences import PreferenceLoss, PreferenceSettings
+from herd.training.signals.answers import answer_begins, behind, in_groups, without_formatting
+from herd.training.student.batches import Document
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 from training.learning import in_their_layout, their_model
 

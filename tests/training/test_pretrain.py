@@ -16,15 +16,14 @@ from herd.models.architecture import Config
 from herd.models.llama4 import every
 from herd.models.rope import Linear, Rope
 from herd.models.weights import Kind
-from herd.training.batches import batch_of
-from herd.training.co_distillation import Teacher
-from herd.training.corpus import Corpus
-from herd.training.initialising import initial_leaf
-from herd.training.loop_settings import LoopSettings
-from herd.training.optim import kinds_of, make_optimiser
-from herd.training.optimiser_settings import OptimiserSettings
-from herd.training.pretrain import Pretraining
-from herd.training.pretrain_settings import (
+from herd.training.beginning.initialising import initial_leaf
+from herd.training.recipes.co_distillation import Teacher
+from herd.training.recipes.pretrain import Pretraining
+from herd.training.running.optim import kinds_of, make_optimiser
+from herd.training.schedules import Schedule
+from herd.training.settings.loop import LoopSettings
+from herd.training.settings.optimiser import OptimiserSettings
+from herd.training.settings.pretrain import (
     BalancingSettings,
     PretrainSettings,
     RopeSettings,
@@ -32,9 +31,10 @@ from herd.training.pretrain_settings import (
     StageSettings,
     TeacherSettings,
 )
-from herd.training.schedules import Schedule
-from herd.training.sources import Mixture, Text
-from herd.training.student import Student
+from herd.training.sources.corpus import Corpus
+from herd.training.sources.mixing import Mixture, Text
+from herd.training.student.batches import batch_of
+from herd.training.student.model import Student
 from tiny import tiny_llama, tiny_llama4
 
 VOCABULARY, LENGTH = 64, 24

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from herd.cli.main import main
 from herd.errors import UsageError
-from herd.training.corpus import read_corpus, write_corpus
 from herd.training.shape import ModelSettings, VisionSettings, config_of
+from herd.training.sources.corpus import read_corpus, write_corpus
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
 SIZES = ["--width", "32", "--layers", "2", "--sequence", "32", "--batch-tokens", "128", "--steps", "4", "--lr", "0.01"]
@@ -56,8 +56,8 @@ def test_what_was_pretrained_is_the_same_model_for_herd_transformers_and_gguf(pl
 
     from herd.checkpoints.open import open_checkpoint
     from herd.convert import convert
-    from herd.training.batches import Document, batch_of
-    from herd.training.student import Student
+    from herd.training.student.batches import Document, batch_of
+    from herd.training.student.model import Student
 
     out = tmp_path / "run"
     said = run(*given(place), *more, "--out", str(out))
@@ -76,10 +76,10 @@ def test_what_was_pretrained_is_the_same_model_for_herd_transformers_and_gguf(pl
 
 
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(place: Path, tmp_path: Path) -> None:
-    from herd.training.loop import End, Told
-    from herd.training.pretrain_run import pretrain
-    from herd.training.pretrain_settings import PretrainSettings
-    from herd.training.settings import read_settings
+    from herd.training.beginning.pretrain_run import pretrain
+    from herd.training.running.loop import End, Told
+    from herd.training.settings.pretrain import PretrainSettings
+    from herd.training.settings.reading import read_settings
 
     named: dict[str, Any] = {
         "data": [{"path": [str(place / "fox.txt")], "held_out": 0.2}],

@@ -12,7 +12,7 @@ from herd.data.reading import Place
 from herd.data.samples import Task
 from herd.errors import FileProblem, UsageError
 from herd.text.messages import Message, Role
-from herd.training.rewards import (
+from herd.training.signals.rewards import (
     Answer,
     Rewards,
     RewardSettings,
@@ -23,7 +23,7 @@ from herd.training.rewards import (
     reward_of,
     same_number,
 )
-from herd.training.schema_check import fits
+from herd.training.signals.schema_check import fits
 
 
 def task(**checks: Any) -> Task:

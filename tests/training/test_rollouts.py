@@ -15,10 +15,10 @@ from herd.backends.torch.backend import TorchBackend
 from herd.engine.engine import Engine
 from herd.errors import HerdError, UsageError
 from herd.sampling.chain import token_logprob
-from herd.training.batches import Document, batch_of
-from herd.training.lora_settings import Lora
-from herd.training.rollouts import Drawn, EngineSampler, Gap, Prompt, seed_of, seeds_of
-from herd.training.student import Student
+from herd.training.settings.lora import Lora
+from herd.training.signals.rollouts import Drawn, EngineSampler, Gap, Prompt, seed_of, seeds_of
+from herd.training.student.batches import Document, batch_of
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 
 CFG = tiny_llama(width=64, num_heads=4, num_kv_heads=2, head_width=16, ffn_width=128)

@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
 
 from herd.errors import CapacityError, FileProblem, UsageError
-from herd.training.facts import digest, gathered
-from herd.training.loop_settings import LoopSettings
-from herd.training.overview import overview, overviews
-from herd.training.runs import State, open_run, read_log, saved_settings, state_of
+from herd.training.running.facts import digest, gathered
+from herd.training.running.overview import overview, overviews
+from herd.training.running.runs import State, open_run, read_log, saved_settings, state_of
 from herd.training.schedules import Schedule
+from herd.training.settings.loop import LoopSettings
 
 SETTINGS = LoopSettings(schedule=Schedule(steps=10))
 
@@ -76,8 +76,9 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
 
 def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom herd.errors import UsageError\nfrom herd.training.runs import open_run, state_of\n"
-        "from herd.training.loop_settings import LoopSettings\n"
+        "import sys\nfrom pathlib import Path\nfrom herd.errors import UsageError\n"
+        "from herd.training.running.runs import open_run, state_of\n"
+        "from herd.training.settings.loop import LoopSettings\n"
         "print(state_of(Path(sys.argv[1])).value)\n"
         "try:\n with open_run(Path(sys.argv[1]), LoopSettings(), {}, resume=True): pass\nexcept UsageError as error: print(error)\n"
     )

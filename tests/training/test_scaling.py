@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from herd.errors import UsageError
-from herd.training.scaling import best_weights, fitted_loss, operations_in, shape_for, suggest
+from herd.training.beginning.scaling import best_weights, fitted_loss, operations_in, shape_for, suggest
 
 
 def test_the_best_number_of_weights_has_the_lowest_fitted_loss_of_all() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
-from herd.training.loop_settings import LoopSettings
-from herd.training.settings import described, differences, from_toml, read_settings, to_toml
+from herd.training.settings.loop import LoopSettings
+from herd.training.settings.reading import described, differences, from_toml, read_settings, to_toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

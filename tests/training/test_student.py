@@ -19,8 +19,8 @@ from herd.backends.base import Placed
 from herd.errors import UsageError
 from herd.models import llama4
 from herd.models.architecture import Config
-from herd.training.batches import Document, batch_of
-from herd.training.student import Student
+from herd.training.student.batches import Document, batch_of
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama, tiny_llama4, tiny_llama4_vision
 from training.learning import documents_of, in_their_layout, loss_of, their_loss, their_model
 

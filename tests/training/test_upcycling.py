@@ -10,9 +10,9 @@ import torch
 from herd.dtypes import F32, Q8_0, DType
 from herd.errors import UsageError
 from herd.models.weights import TensorSpec
-from herd.training.batches import Document, batch_of
-from herd.training.student import Student
-from herd.training.upcycling import UpcyclingSettings, upcycled_config, upcycled_leaf
+from herd.training.beginning.upcycling import UpcyclingSettings, upcycled_config, upcycled_leaf
+from herd.training.student.batches import Document, batch_of
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama, tiny_llama4
 
 

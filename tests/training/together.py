@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from herd.models.weights import Kind
-from herd.training.batches import Document, batch_of
-from herd.training.company import ALONE, Company, shared
-from herd.training.loop import Told, train
-from herd.training.loop_settings import LoopSettings
-from herd.training.optim import kinds_of, make_optimiser
-from herd.training.optimiser_settings import OptimiserSettings
-from herd.training.parallel import Processes, company, divide, gather
-from herd.training.reward_model import HEAD
-from herd.training.runs import open_run
-from herd.training.saving import write_tensors
+from herd.training.recipes.reward_model import HEAD
+from herd.training.running.company import ALONE, Company, shared
+from herd.training.running.loop import Told, train
+from herd.training.running.optim import kinds_of, make_optimiser
+from herd.training.running.parallel import Processes, company, divide, gather
+from herd.training.running.runs import open_run
+from herd.training.running.saving import write_tensors
 from herd.training.schedules import Schedule
-from herd.training.student import Student
+from herd.training.settings.loop import LoopSettings
+from herd.training.settings.optimiser import OptimiserSettings
+from herd.training.student.batches import Document, batch_of
+from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 
 SETTINGS = LoopSettings(schedule=Schedule(lr=0.01, steps=6), save_every=2, save_minutes=0, evaluate_every=3, clip=0.5)
@@ -89,7 +89,7 @@ def documents_of(lengths: tuple[int, ...], seed: int) -> list[Document]:
 
 
 def student_of(method: str) -> Student:
-    from herd.training.lora_settings import Lora
+    from herd.training.settings.lora import Lora
 
     cfg = tiny_llama()
     leaves = random_leaves(cfg)

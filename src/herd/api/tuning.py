@@ -42,12 +42,12 @@ from herd.models.weights import Kind, Leaf, Matrix
 from herd.models.weights import stored as stored_as
 from herd.quant import dequantize, quantize
 from herd.text.tokenizer import Tokenizer
-from herd.training.batches import Document
-from herd.training.checkpointing import recomputed
-from herd.training.computing import fastest_dtype
-from herd.training.four_bits import is_rounded
-from herd.training.student import Student
-from herd.training.student_settings import StudentSettings
+from herd.training.settings.student import StudentSettings
+from herd.training.student.batches import Document
+from herd.training.student.checkpointing import recomputed
+from herd.training.student.computing import fastest_dtype
+from herd.training.student.four_bits import is_rounded
+from herd.training.student.model import Student
 
 # The share of free memory that a base in blocks may take decoded, so that it is not decoded twice in each step.
 KEPT_SHARE = 4

@@ -13,7 +13,7 @@ from herd.data.samples import Sample
 from herd.data.shapes import read_samples
 from herd.data.tokenising import Example
 from herd.errors import UsageError
-from herd.training.tuning_settings import TuningSettings
+from herd.training.settings.tuning import TuningSettings
 
 S = TypeVar("S", bound=Sample)
 T = TypeVar("T")

@@ -14,13 +14,13 @@ from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted, over_e
 from herd.data.account import Account
 from herd.data.samples import Chat, Passage
 from herd.errors import FileProblem, UsageError
-from herd.training.batches import Document
-from herd.training.company import Company, by_the_first
-from herd.training.distill import Distillation, EngineTeacher, OnPolicy, taught
-from herd.training.distill_settings import DistillSettings
-from herd.training.rollouts import EngineSampler
-from herd.training.student import Student
-from herd.training.teacher_file import LIST, TeacherFolder, TeacherWriter
+from herd.training.recipes.distill import Distillation, EngineTeacher, OnPolicy, taught
+from herd.training.running.company import Company, by_the_first
+from herd.training.settings.distill import DistillSettings
+from herd.training.signals.rollouts import EngineSampler
+from herd.training.signals.teacher_file import LIST, TeacherFolder, TeacherWriter
+from herd.training.student.batches import Document
+from herd.training.student.model import Student
 
 WORDS = "teacher"
 

@@ -18,14 +18,14 @@ from herd.data.samples import Sample, Task
 from herd.engine.engine import Engine
 from herd.family.progress import Progress, silent
 from herd.files import atomic_write
-from herd.training.company import Company
-from herd.training.grpo import Grpo, Problem
-from herd.training.grpo_settings import GrpoSettings
-from herd.training.rejection import Chosen, best_of
-from herd.training.rejection_settings import RejectionSettings
-from herd.training.rewards import Rewards
-from herd.training.rollouts import EngineSampler, Prompt
-from herd.training.student import Student
+from herd.training.recipes.grpo import Grpo, Problem
+from herd.training.recipes.rejection import Chosen, best_of
+from herd.training.running.company import Company
+from herd.training.settings.grpo import GrpoSettings
+from herd.training.settings.rejection import RejectionSettings
+from herd.training.signals.rewards import Rewards
+from herd.training.signals.rollouts import EngineSampler, Prompt
+from herd.training.student.model import Student
 
 
 def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) -> Tuned:

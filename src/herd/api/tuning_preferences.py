@@ -14,13 +14,13 @@ from herd.data.account import Account
 from herd.data.samples import Judged, Preference
 from herd.errors import UsageError
 from herd.models.weights import Kind
-from herd.training.company import Company
-from herd.training.preference_settings import PreferenceSettings
-from herd.training.preferences import Judgement, Pair, Preferences, Reference
-from herd.training.reward_model import HEAD, RewardModel, RewardTraining
-from herd.training.reward_settings import RewardModelSettings
-from herd.training.student import Student
-from herd.training.student_settings import StudentSettings
+from herd.training.recipes.preferences import Judgement, Pair, Preferences, Reference
+from herd.training.recipes.reward_model import HEAD, RewardModel, RewardTraining
+from herd.training.running.company import Company
+from herd.training.settings.preferences import PreferenceSettings
+from herd.training.settings.reward_model import RewardModelSettings
+from herd.training.settings.student import StudentSettings
+from herd.training.student.model import Student
 
 
 def tune_preferences(settings: PreferenceSettings, folder: Path, conduct: Conduct = PLAIN) -> Tuned:

@@ -17,16 +17,16 @@ from herd.errors import UsageError
 from herd.family.progress import Progress
 from herd.family.progress import silent as unseen
 from herd.models.weights import Kind
-from herd.training.allocation import keep_memory
-from herd.training.company import Company
-from herd.training.curves import write_svg
-from herd.training.facts import gathered
-from herd.training.loop import End, Recipe, Told, silent, train
-from herd.training.optim import kinds_of, make_optimiser
-from herd.training.parallel import Processes, company, divide, gather
-from herd.training.runs import open_run
-from herd.training.student import Student
-from herd.training.tuning_settings import EpochSettings, TuningSettings
+from herd.training.running.company import Company
+from herd.training.running.curves import write_svg
+from herd.training.running.facts import gathered
+from herd.training.running.loop import End, Recipe, Told, silent, train
+from herd.training.running.optim import kinds_of, make_optimiser
+from herd.training.running.parallel import Processes, company, divide, gather
+from herd.training.running.runs import open_run
+from herd.training.settings.tuning import EpochSettings, TuningSettings
+from herd.training.student.allocation import keep_memory
+from herd.training.student.model import Student
 
 
 @dataclass(frozen=True, slots=True)

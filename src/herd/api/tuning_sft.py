@@ -20,10 +20,10 @@ from herd.data.tokenising import Example
 from herd.errors import UsageError
 from herd.files import atomic_write
 from herd.text.messages import Message
-from herd.training.company import Company
-from herd.training.sft import Sft
-from herd.training.sft_settings import SftSettings
-from herd.training.student import Student
+from herd.training.recipes.sft import Sft
+from herd.training.running.company import Company
+from herd.training.settings.sft import SftSettings
+from herd.training.student.model import Student
 
 SAMPLES = "samples.json"
 SAMPLE_TOKENS = 128

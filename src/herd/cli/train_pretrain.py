@@ -15,7 +15,7 @@ from herd.errors import UsageError
 if TYPE_CHECKING:
     from herd.models.architecture import Config
     from herd.models.weights import Matrix
-    from herd.training.words import Words
+    from herd.training.beginning.words import Words
 
 PLACE = Path("runs/pretrain")
 NAMED = {
@@ -73,11 +73,11 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
     All settings, with what they mean: docs/reference/training.md. A run that was stopped goes on exactly where it was with --resume.
     """
     from herd.cli.train_progress import printed
-    from herd.training.allocation import keep_memory
-    from herd.training.pretrain_run import pretrain as learn
-    from herd.training.pretrain_settings import PretrainSettings
-    from herd.training.runs import saved_settings
-    from herd.training.settings import read_settings
+    from herd.training.beginning.pretrain_run import pretrain as learn
+    from herd.training.running.runs import saved_settings
+    from herd.training.settings.pretrain import PretrainSettings
+    from herd.training.settings.reading import read_settings
+    from herd.training.student.allocation import keep_memory
 
     named = {name: options[option] for option, name in NAMED.items() if options[option] is not None}
     if options["data"]:

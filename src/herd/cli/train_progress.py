@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from herd.training.loop import Told
+    from herd.training.running.loop import Told
 
 EVERY_S = 5.0
 SHOWN = ("loss", "z", "soft", "expert_load_max")

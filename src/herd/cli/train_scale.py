@@ -38,8 +38,8 @@ def scale(operations: float | None, time_text: str | None, speed: float | None, 
     from dataclasses import asdict
 
     from herd.cli.output import print_json, print_table
-    from herd.training.scaling import operations_in, suggest
-    from herd.training.speed import measured_speed
+    from herd.training.beginning.scaling import operations_in, suggest
+    from herd.training.running.speed import measured_speed
 
     if (operations is None) == (time_text is None):
         raise UsageError("Give the budget, as --operations or as --time.")

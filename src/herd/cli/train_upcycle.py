@@ -38,7 +38,7 @@ def upcycle(source: str, destination: Path, **options: Any) -> None:
     from herd.convert.trained import write_trained
     from herd.family.finding import find_model
     from herd.models.architecture import architecture_of
-    from herd.training.upcycling import UpcyclingSettings, upcycled_config, upcycled_leaf
+    from herd.training.beginning.upcycling import UpcyclingSettings, upcycled_config, upcycled_leaf
 
     settings = UpcyclingSettings(**options)
     with fetching() as progress:

@@ -37,7 +37,7 @@ OWN = {name: name for name in ("teacher", "words", "k", "temperature", "learn", 
 @student_options
 def distill(is_on_policy: bool | None, **options: Any) -> None:
     """Distillation: of each token the student learns the teacher's whole opinion, by a weight that may change over the run."""
-    from herd.training.distill_settings import DistillSettings
+    from herd.training.settings.distill import DistillSettings
 
     way = {} if is_on_policy is None else {"way": "on-policy" if is_on_policy else "stored"}
     settings, folder = asked(DistillSettings, options, {**NAMES, **OWN, "divergence": "targets.divergence"}, **way)

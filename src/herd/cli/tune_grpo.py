@@ -63,8 +63,8 @@ def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
 
     How far the engine's probabilities are from the trainer's is measured at every step and logged as gap and gap_most.
     """
-    from herd.training.grpo_settings import GrpoSettings
-    from herd.training.grpo_settings import variant as loss_of
+    from herd.training.settings.grpo import GrpoSettings
+    from herd.training.settings.grpo import variant as loss_of
 
     given: dict[str, Any] = {"rewards": [reward_of(each) for each in rewards]} if rewards else {}
     if variant is not None:
@@ -102,8 +102,8 @@ def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
 def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool, rewards: tuple[str, ...], **options: Any) -> None:
     """Rejection sampling: several answers to each prompt, and the best of them as conversations to learn from."""
     from herd.cli.output import fetching, print_json
-    from herd.training.rejection_settings import RejectionSettings
-    from herd.training.settings import read_settings
+    from herd.training.settings.reading import read_settings
+    from herd.training.settings.rejection import RejectionSettings
 
     names = ("model", "data", "answers", "keep", "least", "max_tokens", "temperature", "backend", "chat_format", "seed")
     given = named(options, {name: name for name in names})
@@ -129,7 +129,7 @@ def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool
 def reward_of(text: str) -> Any:
     """`--reward KIND` or `--reward FILE.py:NAME` as settings."""
     from herd.errors import UsageError, did_you_mean
-    from herd.training.rewards import RewardSettings
+    from herd.training.signals.rewards import RewardSettings
 
     if ".py:" in text:
         return RewardSettings(kind="function", function=text)

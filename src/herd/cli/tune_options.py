@@ -16,8 +16,8 @@ from herd.cli.options import offline_option
 if TYPE_CHECKING:
     from herd.api.tuning_run import Conduct, Tuned
     from herd.data.account import Account
-    from herd.training.loop import Told
-    from herd.training.tuning_settings import TuningSettings
+    from herd.training.running.loop import Told
+    from herd.training.settings.tuning import TuningSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="TuningSettings")
@@ -118,7 +118,7 @@ def named(options: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> dict[
 
 def asked(kind: type[S], options: Mapping[str, Any], names: Mapping[str, str] = NAMES, **more: Any) -> tuple[S, Path]:
     """The settings that a command line asks for, `more` among them, and the run's folder: what was said, or a name after the data."""
-    from herd.training.settings import read_settings
+    from herd.training.settings.reading import read_settings
 
     settings = read_settings(kind, options["file"], options["changes"], {**named(options, names), **more})
     if options["out"] is not None:
@@ -149,7 +149,7 @@ def _begun(settings: Any, account: Account, parameters: int) -> None:
 def _show(tuned: Tuned, command: str, as_json: bool) -> None:
     """What the run came to: held-out figures and answers before and after, and where it is."""
     from herd.cli.output import print_json
-    from herd.training.curves import in_dots, panels, series_of
+    from herd.training.running.curves import in_dots, panels, series_of
 
     if as_json:
         answers = [{"prompt": each.prompt, "wanted": each.wanted, "before": each.before, "after": each.after} for each in tuned.answers]

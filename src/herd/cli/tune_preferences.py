@@ -46,7 +46,7 @@ def method(name: str, short: str, help: str, examples: str, beta: str, *numbers:
     """A method of preference optimisation as a command. beta: what it is there; numbers: which of `NUMBERS` it has."""
 
     def learn(**options: Any) -> None:
-        from herd.training.preference_settings import PreferenceSettings
+        from herd.training.settings.preferences import PreferenceSettings
 
         settings, folder = asked(PreferenceSettings, options, {**NAMES, **LOSS}, **{"loss.method": name})
         from herd.api.tuning_preferences import tune_preferences
@@ -111,7 +111,7 @@ orpo = method(
 @click.option("--margin", type=float, metavar="X", help=MARGIN)
 def reward(**options: Any) -> None:
     """A reward model: one number for each answer, so that the better ones have the larger."""
-    from herd.training.reward_settings import RewardModelSettings
+    from herd.training.settings.reward_model import RewardModelSettings
 
     settings, folder = asked(RewardModelSettings, options, {**NAMES, "margin": "margin"})
     from herd.api.tuning_preferences import tune_reward

@@ -10,7 +10,7 @@ import click
 from herd.cli.options import Examples, offline_option
 
 if TYPE_CHECKING:
-    from herd.training.overview import Overview
+    from herd.training.running.overview import Overview
 
 
 @click.command(
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def list_runs(folder: Path, as_json: bool) -> None:
     """Show which runs there are and how they stand; the one last worked on comes last."""
     from herd.cli.output import print_json, print_table
-    from herd.training.overview import overviews
+    from herd.training.running.overview import overviews
 
     found = overviews(folder)
     if as_json:
@@ -55,8 +55,8 @@ def list_runs(folder: Path, as_json: bool) -> None:
 def show_run(run: Path, figures: tuple[str, ...], svg: bool, as_json: bool) -> None:
     """Show how a run stands and what its curves look like."""
     from herd.cli.output import print_json
-    from herd.training.curves import in_dots, panels, series_of, write_svg
-    from herd.training.overview import overview
+    from herd.training.running.curves import in_dots, panels, series_of, write_svg
+    from herd.training.running.overview import overview
 
     found = overview(run)
     chosen = _chosen(panels(series_of(run)), figures)

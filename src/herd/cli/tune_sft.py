@@ -30,7 +30,7 @@ from herd.cli.tune_options import NAMES, asked, carry_out, data_options, epoch_o
 @student_options
 def sft(**options: Any) -> None:
     """Learn the answers of conversations, into the folder of a run that `herd chat` takes at once."""
-    from herd.training.sft_settings import SftSettings
+    from herd.training.settings.sft import SftSettings
 
     settings, folder = asked(SftSettings, options, {**NAMES, **{name: name for name in ("held_out_data", "shape", "learn")}})
     from herd.api.tuning_sft import tune_sft

@@ -288,9 +288,7 @@ def _opened(folder: Path) -> bytes:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = folder.stat().st_mode
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise UsageError(
-                f"{folder} is open to others, and would hold what is asked here. Close it (chmod 700), or name another."
-            )
+            raise UsageError(f"{folder} is open to others, and would hold what is asked here. Close it (chmod 700), or name another.")
         place = folder / "secret"
         if not place.exists():
             part = folder / f".{secrets.token_hex(8)}.part"

@@ -23,8 +23,9 @@ PROGRAM_BYTES = 256_000_000
 RECOMPUTING_BYTES = 75_000_000
 HEAP_LAYERS, HEAP_LAYERS_JOINED, HEAP_TABLES = 8, 5, 2
 """By how much the heap outgrows what is alive: the activations of so many layers (fewer where products are joined), and so many tables
-where the table is learned. The process keeps what it frees (`training/allocation.py`), and glibc finds no room for an aligned piece where
-one of the same size has been. Fitted to eight steps of 256 to 1024 tokens with glibc 2.36, all of width 576; joined to one of them."""
+where the table is learned. The process keeps what it frees (`training/student/allocation.py`), and glibc finds no room for an aligned
+piece where one of the same size has been. Fitted to eight steps of 256 to 1024 tokens with glibc 2.36, all of width 576; joined to one
+of them."""
 KEPT_SHARE = 4
 """A frozen base may be kept as it is multiplied in so large a part of the memory that is free: one in four (`api/tuning.py`)."""
 

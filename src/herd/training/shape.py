@@ -24,7 +24,7 @@ from herd.models.llama4 import Llama4Config, every
 from herd.models.llama4_vision import Llama4VisionConfig
 from herd.models.rope import Rope
 from herd.records import dataclass
-from herd.training.settings import need
+from herd.training.settings.reading import need
 
 ARCHITECTURES = ("llama", "llama4")
 MULTIPLE = 32

@@ -1,0 +1,1 @@
+"""Models that begin from nothing, and the run that teaches them."""

@@ -1,0 +1,1 @@
+"""One file a recipe: what a step learns from, and its loss."""

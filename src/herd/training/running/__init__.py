@@ -1,0 +1,1 @@
+"""What runs a recipe: the loop, its folder, its optimisers, its processes."""

@@ -1,0 +1,125 @@
+"""Processes that train one model together, as a recipe and the loop see them. Alone is the company of one; `parallel.py` has others.
+
+What belongs to a step is the same for every process, as data order is a pure function; each computes its part of it. Gradients and
+figures are *sums* over processes: a recipe divides by what the whole step has, which every process can count without asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from herd.errors import UsageError
+from herd.records import dataclass
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Company(Protocol):
+    """`index` of this process among `count`."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def total(self, value: float) -> float:
+        """The sum of what all processes give. Every process has to call it at the same place."""
+        ...
+
+    def all_agree(self, is_so: bool) -> bool:
+        """Whether it is so for every process. Waits for all."""
+        ...
+
+    def exchanged(self, value: T) -> list[T]:
+        """What all processes give, in their order. Every process has to call it at the same place."""
+        ...
+
+    def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """After a step's gradients are made: sums over processes of those that are not summed already."""
+        ...
+
+    def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
+        """The norm of all gradients as one vector, the parts of other processes included."""
+        ...
+
+    def kept(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Which of these this process writes into a checkpoint: its own rows of what is divided; the first also what is whole."""
+        ...
+
+    def placed(self, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.Tensor]:
+        """Tensors of a checkpoint, divided as the parameter that they are of, or of which they are a moment ("NAME.first")."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One process."""
+
+    index: int = 0
+    count: int = 1
+
+    def total(self, value: float) -> float:
+        return value
+
+    def all_agree(self, is_so: bool) -> bool:
+        return is_so
+
+    def exchanged(self, value: T) -> list[T]:
+        return [value]
+
+    def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        pass
+
+    def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
+        from herd.training.running import gradients
+
+        return gradients.norm(parameters)
+
+    def kept(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return tensors
+
+    def placed(self, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.Tensor]:
+        return tensors
+
+
+ALONE = Alone()
+
+
+def shared(company: Company, items: Sequence[T]) -> Iterator[tuple[int, T, float]]:
+    """This process's part of a step's items: (place among all, item, what it counts).
+
+    Every process gets equally many, as what is computed together has to be called equally often: where they do not divide, an item that
+    is another's is computed as well and counts 0. Alone, this is all of them with 1.
+    """
+    rounds = -(-len(items) // company.count)
+    for number in range(rounds):
+        place = number * company.count + company.index
+        yield (place, items[place], 1.0) if place < len(items) else (place, items[place % len(items)], 0.0)
+
+
+def apart(company: Company, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
+    """What `work` makes of all items, in their order: each process works on its part and has the others' results. For what nobody has to
+    wait for inside; Alone, this is `work(items)`."""
+    parts = company.exchanged(work(items[company.index :: company.count]))
+    return [parts[place % company.count][place // company.count] for place in range(len(items))]
+
+
+def by_the_first(company: Company, work: Callable[[], R], what: str) -> R | None:
+    """What `work` gives in the first process, which alone does it; the others wait and have None. `UsageError` in these if it failed."""
+    if company.index > 0:
+        if not company.all_agree(True):
+            raise UsageError(f"{what}: the first process could not do it; see what it says.")
+        return None
+    try:
+        found = work()
+    except BaseException:
+        company.all_agree(False)
+        raise
+    company.all_agree(True)
+    return found

@@ -1,0 +1,204 @@
+"""Many processes, started by torchrun, that train one model: each on its part of every step, with whole or divided weights.
+
+    whole     every process has all weights; gradients are summed after each step
+    divided   FSDP2: of each layer's weights, gradients and moments a process keeps 1 / count and gathers the rest while it computes
+
+    torchrun --nproc-per-node 8 -m herd tune sft ...
+
+What a run comes to is that of one process up to the order of sums. Sources: arXiv 2304.11277, and torch's `fully_shard`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from herd.errors import UsageError
+from herd.models.weights import Dense
+from herd.training.running import gradients
+from herd.training.running.company import ALONE, Company
+from herd.training.student.model import Student
+
+T = TypeVar("T")
+ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits")
+"""What a student is asked for: each has to gather the weights that lie outside of layers."""
+
+
+class Processes:
+    """The processes of torchrun, one model for all of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.index, self.count = dist.get_rank(), dist.get_world_size()
+        self.device = device
+        self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,), mesh_dim_names=("data",))
+
+    def total(self, value: float) -> float:
+        whole = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(whole)
+        return float(whole)
+
+    def all_agree(self, is_so: bool) -> bool:
+        return self.total(float(is_so)) == self.count
+
+    def exchanged(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        whole = [each for each in parameters.values() if each.requires_grad and not isinstance(each, DTensor)]
+        if not whole:
+            return
+        # A weight that no process used keeps having no gradient, as it would with one.
+        used = torch.tensor([each.grad is not None for each in whole], dtype=torch.int32, device=self.device)
+        dist.all_reduce(used)
+        for each, count in zip(whole, used.tolist(), strict=True):
+            if count:
+                if each.grad is None:
+                    each.grad = torch.zeros_like(each)
+                dist.all_reduce(each.grad)
+
+    def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
+        divided = {name: each for name, each in parameters.items() if isinstance(each, DTensor)}
+        squares = sum(float(_local(each.grad).double().square().sum()) for each in divided.values() if each.grad is not None)
+        whole = gradients.norm({name: each for name, each in parameters.items() if name not in divided})
+        return float((self.total(squares) + whole**2) ** 0.5)
+
+    def kept(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: _local(each) for name, each in tensors.items() if self.index == 0 or isinstance(each, DTensor)}
+
+    def placed(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, Tensor]:
+        found = {}
+        for name, value in tensors.items():
+            like: Any = parameters.get(name, parameters.get(name.rpartition(".")[0]))
+            found[name] = self._rows(value, like) if isinstance(like, DTensor) and like.shape == value.shape else value
+        return found
+
+    def _rows(self, value: Tensor, like: DTensor) -> DTensor:
+        """This process's rows of a whole tensor, as torch divides them: in equal pieces, the last ones shorter or empty."""
+        rows = -(-value.shape[0] // self.count)
+        mine = value[rows * self.index : rows * (self.index + 1)].clone().to(self.device)
+        return DTensor.from_local(mine, like.device_mesh, like.placements, run_check=False, shape=value.shape, stride=value.stride())
+
+
+@contextmanager
+def company(device: str = "cpu") -> Iterator[tuple[Company, str]]:
+    """The processes that torchrun has started, and the device of this one; alone if it has not. Each GPU takes one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE, device
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Processes(torch.device(device)), device
+    finally:
+        dist.destroy_process_group()
+
+
+class _Part(torch.nn.Module):
+    """The weights that are gathered together: those of one layer, or those outside of layers. `forward` runs a function while they are
+    there, with the student's leaves standing for them."""
+
+    def __init__(self, student: Student, names: list[str]) -> None:
+        super().__init__()
+        self._student = [student]  # in a list, so that torch does not look into it
+        self.names = {f"weight_{number}": name for number, name in enumerate(names)}
+        for attribute, name in self.names.items():
+            self.register_parameter(attribute, student.parameters[name])
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        for attribute, name in self.names.items():
+            _bind(self._student[0], name, getattr(self, attribute))
+        return function(*arguments)
+
+
+def divide(student: Student, processes: Processes) -> None:
+    """Keeps 1 / count of every learned weight in this process. With LoRA the frozen base stays whole. `UsageError` for DoRA."""
+    if student.lora is not None and student.lora.dora:
+        raise UsageError(
+            "DoRA looks at whole matrices at each step; its weights cannot be divided among processes. Use LoRA, or whole weights."
+        )
+    layers: dict[str, list[str]] = {}
+    outside: list[str] = []
+    for name in student.parameters:
+        pieces = name.split(".")
+        (layers.setdefault(".".join(pieces[:2]), []) if pieces[0] == "layers" else outside).append(name)
+    parts = {at: _Part(student, names) for at, names in layers.items()}
+    root = _Part(student, outside)
+    for at, part in parts.items():
+        root.add_module(at.replace(".", "_"), part)
+    for module in (*parts.values(), root):
+        fully_shard(module, mesh=processes.mesh)
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)  # a sum, not a mean
+        module.set_force_sum_reduction_for_comms(True)
+    for part in (*parts.values(), root):
+        for attribute, name in part.names.items():
+            student.parameters[name] = getattr(part, attribute)
+    _gather_while_used(student, root, parts)
+
+
+def _gather_while_used(student: Student, root: _Part, parts: Mapping[str, _Part]) -> None:
+    """Layers run inside of their part, everything that a student is asked for inside of the root."""
+    run = student.run
+    inside = [False]
+
+    def layer(function: Callable[..., Tensor], x: Tensor, weights: Any, *rest: Any) -> Tensor:
+        part = parts.get(getattr(weights, "at", ""))
+        found: Tensor = run(function, x, weights, *rest) if part is None else part(run, function, x, weights, *rest)
+        return found
+
+    def entered(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if inside[0]:
+                return function(*arguments, **named)
+            inside[0] = True
+            try:
+                return root(lambda: function(*arguments, **named))
+            finally:
+                inside[0] = False
+
+        return call
+
+    student.run = layer
+    for name in ENTRIES:
+        setattr(student, name, entered(getattr(student, name)))
+
+
+def gather(student: Student) -> None:
+    """Makes all weights whole again in every process: before they are written or used elsewhere. Every process has to call it."""
+    for name, parameter in list(student.parameters.items()):
+        if isinstance(parameter, DTensor):
+            whole = torch.nn.Parameter(parameter.full_tensor().detach().clone())
+            student.parameters[name] = whole
+            _bind(student, name, whole)
+    for name in ENTRIES:
+        student.__dict__.pop(name, None)
+
+
+def _bind(student: Student, name: str, tensor: torch.nn.Parameter) -> None:
+    """`tensor` is the weight of this name from now on."""
+    if student.lora is None:
+        leaf = student.base(name)
+        assert isinstance(leaf, Dense), "a learned weight's leaf is a name for its parameter"
+        student.tensors.bind(leaf, tensor)
+        return
+    matrix, _, which = name.rpartition(".")
+    learned = next(each for each in student.adapters.of.values() if each.name == matrix)
+    setattr(learned, which, tensor)
+    student.tensors.bind(learned.leaf.down if which == "down" else learned.leaf.up, tensor)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

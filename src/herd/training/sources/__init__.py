@@ -1,0 +1,1 @@
+"""Where the sequences of pretraining come from."""
