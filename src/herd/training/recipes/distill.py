@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -167,12 +167,14 @@ class OnPolicy(OverExamples[Prompt]):
         """Answers behind their prompts, and log p of their tokens by the engine. Each process draws some, and has all."""
         self.sampler.push(self.student)
 
-        def draw(mine: Sequence[tuple[Prompt, int]]) -> list[list[Drawn]]:
+        def draw(mine: Sequence[tuple[Prompt, int]]) -> list[list[tuple[Any, ...]]]:
             seeds = [seed for _, seed in mine]
-            return self.sampler.draw([each for each, _ in mine], count, max_tokens=self.max_tokens, temperature=1.0, seeds=seeds)
+            drawn = self.sampler.draw([each for each, _ in mine], count, max_tokens=self.max_tokens, temperature=1.0, seeds=seeds)
+            return [[each.told() for each in answers] for answers in drawn]
 
         drawn = apart(self.company, list(zip(prompts, seeds_of(seed, len(prompts)), strict=True)), draw)
-        return [(behind_prompt(prompt, each), each.logprobs) for prompt, answers in zip(prompts, drawn, strict=True) for each in answers]
+        answers = [(prompt, Drawn.heard(each)) for prompt, told in zip(prompts, drawn, strict=True) for each in told]
+        return [(behind_prompt(prompt, each), each.logprobs) for prompt, each in answers]
 
     def _measured(self, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
         """The divergence summed over all tokens, and what each token of the answers cost the student [R]."""

@@ -206,15 +206,15 @@ class Grpo(InPacks[Problem]):
             return answers
         self.student.rest()
 
-        def with_old(packs: Sequence[list[Learned]]) -> list[list[Learned]]:
-            found: list[list[Learned]] = []
-            for pack in packs:
-                batch = batch_of([each.document for each in pack], self.student.device)
-                old = iter(self._logprobs(self.student.hidden(batch), batch).to(torch.float64).tolist())
-                found.append([replace(each, old=tuple(islice(old, len(each.sampler)))) for each in pack])
-            return found
+        def old(packs: Sequence[list[Learned]]) -> list[list[float]]:
+            batches = [batch_of([each.document for each in pack], self.student.device) for pack in packs]
+            return [self._logprobs(self.student.hidden(batch), batch).to(torch.float64).tolist() for batch in batches]
 
-        return [each for pack in apart(self.company, self.packs(answers, _size), with_old) for each in pack]
+        packs = self.packs(answers, _size)
+        found: list[Learned] = []
+        for pack, logprobs in zip(packs, map(iter, apart(self.company, packs, old)), strict=True):
+            found += [replace(each, old=tuple(islice(logprobs, len(each.sampler)))) for each in pack]
+        return found
 
     def _measured(self, group: Sequence[Learned], gap: Gap | None) -> tuple[Tensor, dict[str, float]]:
         """The part of a step's loss that some answers make, and sums over their tokens."""
@@ -275,15 +275,18 @@ class Grpo(InPacks[Problem]):
     def _draw(self, problems: Sequence[Problem], count: int, temperature: float, seed: int) -> list[list[tuple[Drawn, float]]]:
         """Answers to each problem, and what they are worth. Each process draws and judges some, and has all."""
 
-        def judged(mine: Sequence[tuple[Problem, int]]) -> list[list[tuple[Drawn, float]]]:
+        def judged(mine: Sequence[tuple[Problem, int]]) -> list[list[tuple[Any, float]]]:
             prompts, seeds = [problem.prompt for problem, _ in mine], [seed for _, seed in mine]
             drawn = self.sampler.draw(prompts, count, max_tokens=self.rollouts.max_tokens, temperature=temperature, seeds=seeds)
             return [
-                [(each, self.reward(problem.task, Answer(self.decode(each.tokens), len(each.tokens), each.is_cut))) for each in answers]
-                for (problem, _), answers in zip(mine, drawn, strict=True)
+                [(each.told(), self._worth(problem, each)) for each in answers] for (problem, _), answers in zip(mine, drawn, strict=True)
             ]
 
-        return apart(self.company, list(zip(problems, seeds_of(seed, len(problems)), strict=True)), judged)
+        told = apart(self.company, list(zip(problems, seeds_of(seed, len(problems)), strict=True)), judged)
+        return [[(Drawn.heard(each), worth) for each, worth in answers] for answers in told]
+
+    def _worth(self, problem: Problem, drawn: Drawn) -> float:
+        return float(self.reward(problem.task, Answer(self.decode(drawn.tokens), len(drawn.tokens), drawn.is_cut)))
 
     def _penalty(self, answers: Sequence[Drawn]) -> Tensor:
         lengths = torch.tensor([len(each.tokens) for each in answers])

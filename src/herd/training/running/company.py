@@ -7,7 +7,7 @@ figures are *sums* over processes: a recipe divides by what the whole step has, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from herd.errors import UsageError
 from herd.records import dataclass
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Company(Protocol):
@@ -36,8 +35,8 @@ class Company(Protocol):
         """Whether it is so for every process. Waits for all."""
         ...
 
-    def exchanged(self, value: T) -> list[T]:
-        """What all processes give, in their order. Every process has to call it at the same place."""
+    def exchanged(self, value: Any) -> list[Any]:
+        """What all processes give, in their order: what JSON can say, tuples as lists. Every process has to call it at the same place."""
         ...
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -70,7 +69,7 @@ class Alone:
     def all_agree(self, is_so: bool) -> bool:
         return is_so
 
-    def exchanged(self, value: T) -> list[T]:
+    def exchanged(self, value: Any) -> list[Any]:
         return [value]
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -103,14 +102,14 @@ def shared(company: Company, items: Sequence[T]) -> Iterator[tuple[int, T, float
         yield (place, items[place], 1.0) if place < len(items) else (place, items[place % len(items)], 0.0)
 
 
-def apart(company: Company, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
-    """What `work` makes of all items, in their order: each process works on its part and has the others' results. For what nobody has to
-    wait for inside; Alone, this is `work(items)`."""
+def apart(company: Company, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[Any]]) -> list[Any]:
+    """What `work` makes of all items, in their order: each process works on its part and has the others' results, which JSON has to be able
+    to say (tuples may come back as lists). For what nobody has to wait for inside; alone, this is `work(items)`."""
     parts = company.exchanged(work(items[company.index :: company.count]))
     return [parts[place % company.count][place // company.count] for place in range(len(items))]
 
 
-def by_the_first(company: Company, work: Callable[[], R], what: str) -> R | None:
+def by_the_first(company: Company, work: Callable[[], T], what: str) -> T | None:
     """What `work` gives in the first process, which alone does it; the others wait and have None. `UsageError` in these if it failed."""
     if company.index > 0:
         if not company.all_agree(True):

@@ -10,10 +10,11 @@ What a run comes to is that of one process up to the order of sums. Sources: arX
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,6 @@ from herd.training.running import gradients
 from herd.training.running.company import ALONE, Company
 from herd.training.student.model import Student
 
-T = TypeVar("T")
 ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits")
 """What a student is asked for: each has to gather the weights that lie outside of layers."""
 
@@ -49,10 +49,18 @@ class Processes:
     def all_agree(self, is_so: bool) -> bool:
         return self.total(float(is_so)) == self.count
 
-    def exchanged(self, value: T) -> list[T]:
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+    def exchanged(self, value: Any) -> list[Any]:
+        # As text: torch's own exchange of objects would run pickles.
+        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        sizes = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        sizes[self.index] = len(mine)
+        dist.all_reduce(sizes)
+        lengths = sizes.tolist()
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return [json.loads(part[:length].cpu().numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         whole = [each for each in parameters.values() if each.requires_grad and not isinstance(each, DTensor)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,16 @@ class Drawn:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     is_cut: bool
+
+    def told(self) -> tuple[Any, ...]:
+        """What other processes are told of it."""
+        return self.tokens, self.logprobs, self.is_cut
+
+    @classmethod
+    def heard(cls, told: Sequence[Any]) -> Drawn:
+        """The same answer from what was told of it."""
+        tokens, logprobs, is_cut = told
+        return cls(tuple(tokens), tuple(logprobs), is_cut)
 
 
 def behind_prompt(prompt: Prompt, drawn: Drawn) -> Document:
