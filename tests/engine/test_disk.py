@@ -212,7 +212,7 @@ def test_files_are_for_their_user_alone_and_a_folder_that_is_not_is_refused(tmp_
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "c").iterdir()} == {0o600}
     (tmp_path / "open").mkdir(mode=0o755)
-    with pytest.raises(UsageError, match="open to other users"):
+    with pytest.raises(UsageError, match="open to others"):
         DiskPages(tmp_path / "open", b"", 64, 1 << 20)
 
 
