@@ -1,6 +1,6 @@
 """Writes the figures of the real runs into docs/explain/real-runs.md, from the report of each; `--check` only says whether they are stale.
 
-The page marks where: `<!-- run: intents -->` ... `<!-- end of run -->`. Reports lie in docs/explain/runs/, as scripts in examples/ wrote
+The page marks where: `<!-- run: intents -->` ... `<!-- end of run -->`. Reports lie in docs/runs/, as scripts in examples/ wrote
 them (`report.json`, `report.svg`). Nothing between the marks is written by hand.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).resolve().parent / "explain" / "real-runs.md"
-REPORTS = PAGE.parent / "runs"
+REPORTS = PAGE.parent.parent / "runs"
 MARKED = re.compile(r"(<!-- run: (?P<name>[a-z0-9-]+) -->\n).*?(?P<end><!-- end of run -->)", re.DOTALL)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORTS = sorted((ROOT / "docs" / "explain" / "runs").glob("*.json"))
+REPORTS = sorted((ROOT / "docs" / "runs").glob("*.json"))
 
 
 def script(path: str) -> Any:
