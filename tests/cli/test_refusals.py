@@ -140,7 +140,7 @@ def test_a_damaged_model_is_refused_by_name_and_quickly() -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a file without an end")
 def test_a_text_without_an_end_is_refused_and_not_read_for_ever() -> None:
     done = invoke("eval", "perplexity", STORIES, "/dev/zero", *REFERENCE)
-    assert done.exit_code == 3 and "more than 67,108,864 bytes" in done.output
+    assert done.exit_code == 3 and "larger than 67,108,864 bytes" in done.output
 
 
 @pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="needs names of files that are not UTF-8")

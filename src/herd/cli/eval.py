@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from herd.cli.options import LOADING, Examples, load_model, loading_options
-from herd.errors import FileProblem, UsageError
+from herd.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from herd.evals.rows import Windowing
-
-MAX_TEXT_BYTES = 64 << 20
 
 
 class _Group(Examples, click.Group):
@@ -67,8 +65,9 @@ def perplexity(model: str, text: Path, logprobs: Path | None, as_json: bool, **o
     """How well MODEL predicts the file TEXT: exp of the mean negative log-probability per token. Lower is better."""
     from herd.cli.output import counting
     from herd.evals.perplexity import measure_perplexity
+    from herd.files.text import read_text
 
-    words = _read_text(text)
+    words = read_text(text)
     with load_model(model, options) as loaded, counting("scoring") as told, _token_file(logprobs) as each:
         found = measure_perplexity(loaded.provider, words, _windowing(options), told=told, each=each)
     _print(found, as_json, f"perplexity {found.perplexity:.4f}  ({found.perplexity_low:.4f} to {found.perplexity_high:.4f})", found.tokens)
@@ -95,8 +94,9 @@ def kl(model_p: str, model_q: str, text: Path, p_settings: tuple[str, ...], as_j
     """
     from herd.cli.output import counting
     from herd.evals.divergence import measure_divergence
+    from herd.files.text import read_text
 
-    words = _read_text(text)
+    words = read_text(text)
     options_p = {**options, **_settings(p_settings)}
     with load_model(model_p, options_p) as p, load_model(model_q, options) as q, counting("comparing") as told:
         found = measure_divergence(p.provider, q.provider, words, _windowing(options), told=told)
@@ -153,20 +153,6 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"--p {name} is {value!r:.60}; expected a whole number.") from error
     return found
-
-
-def _read_text(path: Path) -> str:
-    """A text file in UTF-8. `FileProblem` says where it is not."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise FileProblem(f"{path} has more than {MAX_TEXT_BYTES:,} bytes; at most so many are scored at once. Split it.")
-        return data.decode("utf-8")
-    except OSError as error:
-        raise FileProblem(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise FileProblem(f"{path} is not valid UTF-8 (at byte {error.start}). Convert it, for example with iconv.") from error
 
 
 @contextlib.contextmanager

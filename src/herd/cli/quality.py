@@ -10,12 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from herd.errors import FileProblem
-
 if TYPE_CHECKING:
     from herd.api import Model
 
-MAX_TEXT_BYTES = 64 << 20
 WINDOW = 512
 DECODED_TOKENS = 32
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 400, 80, 340
@@ -34,20 +31,6 @@ class Quality:
     kl: float | None = None
     kl_error: float | None = None
     agreement: float | None = None
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8. `FileProblem` says why not."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise FileProblem(f"{path} has more than {MAX_TEXT_BYTES:,} bytes; a part of it is enough.")
-        return data.decode("utf-8")
-    except OSError as error:
-        raise FileProblem(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise FileProblem(f"{path} is not valid UTF-8 (at byte {error.start}). Convert it, for example with iconv.") from error
 
 
 def measure(source: str, others: Sequence[str], text: str, max_tokens: int) -> list[Quality]:

@@ -47,8 +47,9 @@ def quantize(source: str, destination: Path, **options: Any) -> None:
     where it was when it is called again; nothing is overwritten. Best from weights of 16 or 32 bits.
     """
     from herd.cli.output import fetching
-    from herd.cli.quality import measure, plot, read_text
+    from herd.cli.quality import measure, plot
     from herd.convert import quantise
+    from herd.files.text import read_text
 
     _check(options)
     text = None if options["importance"] is None else read_text(options["importance"])

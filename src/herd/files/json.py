@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from herd.errors import FileProblem
+from herd.files.text import read_bytes
 
 MAX_CONFIG_BYTES = 64 << 20
 
 
 def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The object in a JSON file of at most `max_bytes`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as problem:
-        raise FileProblem(f"{path}: cannot be read: {problem.strerror}.") from problem
-    if len(data) > max_bytes:
-        raise FileProblem(f"{path}: is larger than {max_bytes} bytes, the most that such a file may have.")
-    return parse_json(data, path.name)
+    return parse_json(read_bytes(path, max_bytes), path.name)
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:

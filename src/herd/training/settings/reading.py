@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from herd.errors import FileProblem, UsageError, did_you_mean
+from herd.files.text import read_text
 from herd.records import dataclass
 
 S = TypeVar("S")
@@ -47,7 +48,7 @@ def read_settings(kind: type[S], file: Path | None = None, changes: Sequence[str
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _checked(kind, _toml(_text_of(file), str(file)), str(file), "")
+        values = _checked(kind, _toml(read_text(file, MAX_FILE_BYTES), str(file)), str(file), "")
     for text in changes:
         name, value = _change(text)
         _merge(values, _checked(kind, _nested(name, value), "--set", ""))
@@ -128,19 +129,6 @@ def told(kind: type) -> dict[str, str]:
         else:
             last = []
     return found
-
-
-def _text_of(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise FileProblem(f"{file}: is larger than {MAX_FILE_BYTES} bytes, the most that settings may take.")
-        return data.decode("utf-8")
-    except OSError as problem:
-        raise FileProblem(f"{file}: cannot be read: {problem.strerror}.") from problem
-    except UnicodeDecodeError as problem:
-        raise FileProblem(f"{file}: is not valid UTF-8 at byte {problem.start}; TOML must be.") from problem
 
 
 def _toml(text: str, where: str) -> dict[str, Any]:
