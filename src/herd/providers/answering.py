@@ -63,7 +63,8 @@ class Answering:
         pieces: what all answers in this tokenizer's tokens know of those that are nothing but their text (see `plain`).
         `UsageError` for impossible stop texts."""
         shown = frozenset() if parsed_by is None else parsed_by.mark_ids
-        self._spelling = _Spelling(tokenizer, StopTexts(stop), shown, {} if pieces is None else pieces)
+        # Where marks are shown, their text is not what it is in other answers.
+        self._spelling = _Spelling(tokenizer, StopTexts(stop), shown, {} if pieces is None or shown else pieces)
         self._calls = None
         if parsed_by is not None:
             heads = parsed_by.call_heads(tools) if is_held else {}

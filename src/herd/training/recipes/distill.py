@@ -145,11 +145,11 @@ class OnPolicy(OverExamples[Prompt]):
 
         def measured(group: list[tuple[Document, tuple[float, ...]]]) -> tuple[Tensor, dict[str, float]]:
             far, nll_R = self._measured([document for document, _ in group])
-            gap.add(-nll_R, torch.tensor([x for _, each in group for x in each], dtype=torch.float64))
-            return far, {"loss": float(far.detach())}
+            differing = gap.add(-nll_R, torch.tensor([x for _, each in group for x in each], dtype=torch.float64))
+            return far, {"loss": float(far.detach()), **differing}
 
         sums = self.learn(number, drawn, lambda each: len(each[0].tokens), measured, total)
-        return {"loss": sums["loss"] / total, "tokens": total, "length": total / len(drawn), **gap.figures(self.company)}
+        return {"loss": sums["loss"] / total, "tokens": total, "length": total / len(drawn), **gap.figures(sums, self.company)}
 
     def evaluate(self, number: int) -> Figures:
         """How far the student is from the teacher on its own answers to held-out prompts, always the same draws."""

@@ -98,7 +98,7 @@ class Grpo(InPacks[Problem]):
         figures = {"loss": total["loss"], "tokens": float(tokens), "clipped": total["clipped"] / max(1, tokens), **self._told}
         if self.loss.kl:
             figures["kl"] = total["kl"] / max(1, tokens)
-        return figures | (gap.figures(self.company) if turn == 0 else {})
+        return figures | (gap.figures(total, self.company) if turn == 0 else {})
 
     def evaluate(self, number: int) -> Figures:
         """The most likely answers to held-out prompts."""
@@ -234,12 +234,13 @@ class Grpo(InPacks[Problem]):
         if loss.kl:
             kl_R = losses.k3(now_R, self._before(batch))
             value_R = value_R + loss.kl * kl_R
+        differing: dict[str, float] = {}
         if gap is not None:
             with torch.no_grad():
-                gap.add(now_R if is_plain else self.student.logprobs_of(hidden_RD.detach(), batch.targets_R), sampler_R)
+                differing = gap.add(now_R if is_plain else self.student.logprobs_of(hidden_RD.detach(), batch.targets_R), sampler_R)
         total = (value_R * scale_R).sum()
         clipped = losses.is_clipped(now_R.detach(), old_R, gain_R, loss.clip_low, loss.clip_high)
-        return total, {"loss": float(total.detach()), "clipped": float(clipped.sum()), "kl": float(kl_R.detach().sum())}
+        return total, {"loss": float(total.detach()), "clipped": float(clipped.sum()), "kl": float(kl_R.detach().sum()), **differing}
 
     def _logprobs(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """At the temperature of drawing: logits are a product of the last values, so these can be divided instead."""

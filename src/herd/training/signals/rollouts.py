@@ -9,7 +9,7 @@ log-probabilities differ a little; `Gap` measures by how much, on every token of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -159,21 +159,19 @@ class Gap:
     """How far the engine's log-probabilities are from the trainer's, over all tokens of a step."""
 
     def __init__(self) -> None:
-        self._most = self._sum = 0.0
-        self._count = 0
+        self._most = 0.0
 
-    def add(self, trainer_R: Tensor, sampler_R: Tensor) -> None:
-        """Log-probabilities of the same tokens, at temperature 1."""
+    def add(self, trainer_R: Tensor, sampler_R: Tensor) -> dict[str, float]:
+        """Log-probabilities of the same tokens, at temperature 1. Gives sums that belong to the figures of the tokens' pack: a pack that
+        two processes compute so that both have one counts once."""
         difference_R = (trainer_R.detach().to(torch.float32) - sampler_R.to(torch.float32)).abs()
         if len(difference_R):
             self._most = max(self._most, float(difference_R.max()))
-            self._sum += float(difference_R.sum(dtype=torch.float64))
-            self._count += len(difference_R)
+        return {"gap_sum": float(difference_R.sum(dtype=torch.float64)), "gap_tokens": float(len(difference_R))}
 
-    def figures(self, company: Company = ALONE) -> dict[str, float]:
-        """Over the tokens of all processes."""
-        most, total, count = zip(*company.exchanged((self._most, self._sum, self._count)), strict=True)
-        return {"gap": sum(total) / max(1, sum(count)), "gap_most": max(most)}
+    def figures(self, sums: Mapping[str, float], company: Company = ALONE) -> dict[str, float]:
+        """Over the tokens of all processes; `sums` of what `add` gave."""
+        return {"gap": sums["gap_sum"] / max(1.0, sums["gap_tokens"]), "gap_most": max(company.exchanged(self._most))}
 
 
 Decode = Callable[[Sequence[int]], str]
