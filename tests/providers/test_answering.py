@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fakes import FakeBackend, FakeTokenizer, fake_logits
+from fakes import FakeBackend, FakeFormat, FakeStream, FakeTokenizer, fake_logits
 from herd.engine.engine import Engine
+from herd.engine.request import Progress
 from herd.errors import CapacityError, UsageError
+from herd.providers.answering import Answering
 from herd.providers.base import Caller, CompletionRequest, Event, Failed, Finished, ModelFacts, Priority, Prompted, Text
 from herd.providers.local import LocalProvider
 from herd.sampling.chain import log_sum_exp
@@ -99,3 +101,46 @@ def test_a_suffix_needs_a_model_that_was_taught_to_fill_in_and_a_text() -> None:
 def test_an_adapter_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="nobody"):
         ask(make(), adapter="nobody")
+
+
+TURN = 258
+
+
+class NamedTokenizer(FakeTokenizer):
+    """Control tokens have names, which a stream says of those that it is to show."""
+
+    def token_bytes(self, token: int) -> bytes:
+        return b"<turn>" if token == TURN else super().token_bytes(token)
+
+    def stream(self, shown: frozenset[int] = frozenset()) -> FakeStream:
+        stream = NamedStream()
+        stream.shown = shown
+        return stream
+
+
+class NamedStream(FakeStream):
+    shown: frozenset[int] = frozenset()
+    is_between = True
+
+    def push(self, token: int) -> str:
+        return "<turn>" if token in self.shown else super().push(token)
+
+
+class ShowingFormat(FakeFormat):
+    mark_ids = frozenset({TURN})
+
+
+def test_a_mark_that_an_answer_with_tools_shows_is_no_text_of_another_answer() -> None:
+    pieces: dict[int, tuple[str, bytes]] = {}
+    sequence: Any = None
+    tools = Answering(NamedTokenizer(), 1, lambda: 0.0, parsed_by=ShowingFormat(), pieces=pieces)  # type: ignore[arg-type]
+    plain = Answering(NamedTokenizer(), 1, lambda: 0.0, pieces=pieces)  # type: ignore[arg-type]
+    for answering in (tools, plain):
+        answering.start()
+        for token in (*b"ab", TURN):
+            answering.push(Progress(sequence=sequence, token=token))
+    assert pieces == {ord(each): (each, each.encode()) for each in "ab"}
+    assert plain.plain(Progress(sequence=sequence, token=TURN)) is None and plain.plain(Progress(sequence=sequence, token=ord("a"))) == (
+        "a",
+        b"a",
+    )
