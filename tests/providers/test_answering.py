@@ -140,7 +140,3 @@ def test_a_mark_that_an_answer_with_tools_shows_is_no_text_of_another_answer() -
         for token in (*b"ab", TURN):
             answering.push(Progress(sequence=sequence, token=token))
     assert pieces == {ord(each): (each, each.encode()) for each in "ab"}
-    assert plain.plain(Progress(sequence=sequence, token=TURN)) is None and plain.plain(Progress(sequence=sequence, token=ord("a"))) == (
-        "a",
-        b"a",
-    )
