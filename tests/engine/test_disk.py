@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import logging
 import os
+import shutil
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.running import STORIES
 from engine.engines import STOP, VOCAB, all_back, collect
 from fakes import FakeBackend
+from herd.api.loading import load
 from herd.backends.base import PAGE_TOKENS, BackendOptions
 from herd.backends.cpu import CpuBackend
 from herd.engine import disk as on_disk
@@ -274,5 +280,137 @@ def test_memory_is_never_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tidied(engine, pages)
     assert not pages_in(tmp_path / "c") and ask(engine) == first
     engine.close()
+    monkeypatch.undo()
+    pages = DiskPages(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    pages.keep(b"x", bytes(PAGE_BYTES))
+    pages.flush(10)
+    assert pages.read([b"x"]) == [bytes(PAGE_BYTES)]
+    pages.forget(1)
     monkeypatch.setattr(on_disk, "HELD_BYTES", 0)
-    assert pages.read([b"x"]) == []
+    assert pages.has(b"x") and pages.read([b"x"]) == [] and pages._held_bytes == 0
+    pages.close()
+
+
+def test_a_folder_that_is_removed_costs_pages_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(on_disk, "LOOK_AGAIN_S", 0.0)
+    engine, _, pages = make(tmp_path / "c")
+    first = ask(engine)
+    tidied(engine, pages)
+    shutil.rmtree(tmp_path / "c")
+    with caplog.at_level(logging.WARNING, "herd.engine.disk"):
+        ask(engine, OTHER)
+        tidied(engine, pages)
+        assert not pages._queued and pages._writer.is_alive() and pages.num_bytes == 0
+    assert "A page cannot be written to the cache" in caplog.text
+    assert ask(engine) == first
+    (tmp_path / "c").mkdir(mode=0o700)
+    assert pages.keep(b"later", bytes(PAGE_BYTES))
+    pages.flush(10)
+    assert len(pages_in(tmp_path / "c")) >= 1 and pages.read([b"later"]) == [bytes(PAGE_BYTES)]
+    pages.forget(1)
+    all_back(engine)
+    engine.close()
+    assert not pages._writer.is_alive()
+
+
+def test_a_folder_named_like_an_unfinished_file_is_left_alone(tmp_path: Path) -> None:
+    odd = tmp_path / "c" / f".{'a' * 16}.part"
+    (tmp_path / "c").mkdir(mode=0o700)
+    odd.mkdir()
+    os.utime(odd, (1, 1))
+    DiskPages(tmp_path / "c", b"", 64, 1 << 20).close()
+    assert odd.is_dir()
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(on_disk.os, "scandir", refused)
+    with pytest.raises(UsageError, match="Permission denied"):
+        DiskPages(tmp_path / "c", b"", 64, 1 << 20)
+
+
+def test_nobody_waits_while_the_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is lost meanwhile stays lost."""
+    pages = DiskPages(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    for key in (b"x", b"y"):
+        pages.keep(key, bytes(PAGE_BYTES))
+    pages.flush(10)
+    listed, going_on = threading.Event(), threading.Event()
+    whole = pages._listed
+
+    def slow() -> list[tuple[int, str, int]]:
+        found = whole()
+        listed.set()
+        assert going_on.wait(10)
+        return found
+
+    monkeypatch.setattr(on_disk, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(pages, "_listed", slow)
+    pages.keep(b"z", bytes(PAGE_BYTES))
+    assert listed.wait(10)
+    assert pages.has(b"x") and pages.has(b"z")  # would wait for ever
+    pages._remove(pages._name(b"x"))
+    going_on.set()
+    pages.flush(10)
+    assert [pages.has(key) for key in (b"x", b"y", b"z")] == [False, True, True]
+    assert pages.num_bytes == sum(path.stat().st_size for path in pages_in(tmp_path / "c"))
+    pages.close()
+
+
+def test_a_page_that_cannot_be_read_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = DiskPages(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    pages.keep(b"x", bytes(PAGE_BYTES))
+    pages.flush(10)
+
+    def too_many(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "herd.engine.disk"):
+        patch.setattr(on_disk.os, "open", too_many)
+        assert pages.read([b"x"]) == [] and not pages.has(b"x")
+    assert "cannot be read from the cache" in caplog.text and len(pages_in(tmp_path / "c")) == 1
+    pages._look()
+    assert pages.read([b"x"]) == [bytes(PAGE_BYTES)]
+    pages.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners are checked on posix")
+def test_what_belongs_to_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    DiskPages(tmp_path / "c", b"", 64, 1 << 20).close()
+    (tmp_path / "mine").symlink_to(tmp_path / "c")
+    DiskPages(tmp_path / "mine", b"", 64, 1 << 20).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(on_disk.os, "geteuid", lambda: 12345)
+        with pytest.raises(UsageError, match="belongs to another user"):
+            DiskPages(tmp_path / "c", b"", 64, 1 << 20)
+    (tmp_path / "c" / "secret").rename(tmp_path / "secret")
+    (tmp_path / "c" / "secret").symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match="cannot hold a cache"):
+        DiskPages(tmp_path / "c", b"", 64, 1 << 20)
+
+
+def test_a_limit_without_a_folder_is_refused() -> None:
+    with pytest.raises(UsageError, match="Name a cache_folder too"):
+        load("nothing", cache_disk_bytes=1 << 30)
+
+
+def test_a_model_that_is_lost_or_fails_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def writers() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name == "pages to the disk"}
+
+    before = writers()
+    model = load(STORIES, cache_folder=tmp_path / "c")
+    assert writers() - before
+    del model
+    gc.collect()
+    assert not writers() - before
+    monkeypatch.setattr(Engine, "__init__", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load(STORIES, cache_folder=tmp_path / "c")
+    assert not writers() - before

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 BACKENDS = ("cpu", "torch", "reference")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ACTIVATIONS = ("int8", "float32")
+CACHE_DISK_BYTES = 8 << 30
 
 
 def load(
@@ -55,7 +56,7 @@ def load(
     cache_bytes: int | None = None,
     kv_cache: str = "auto",
     cache_folder: str | os.PathLike[str] | None = None,
-    cache_disk_bytes: int = 8 << 30,
+    cache_disk_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Model:
     """A model, ready to answer.
@@ -84,7 +85,7 @@ def load(
                  activations int8, else what is computed in. int8 halves the cache of float16 and loses next to nothing
     cache_folder a folder, of this user alone, for keys and values of prompts that the memory has no room for, or a later process asks
                  again; they are read instead of computed, and give the same bits. Several models may share it
-    cache_disk_bytes  what all files in `cache_folder` may take; what was used longest ago goes first
+    cache_disk_bytes  what all files in `cache_folder` may take; what was used longest ago goes first. None: 8 GiB
     progress     is told while the model is fetched
 
     `UsageError` for an argument, `FileProblem` for the files, `CapacityError` for memory or disk, `ProviderError` for the network.
@@ -98,6 +99,8 @@ def load(
     _check_count("parallel", parallel, 4096)
     _check_count("cache_bytes", cache_bytes, 2**50)
     _check_count("cache_disk_bytes", cache_disk_bytes, 2**50)
+    if cache_disk_bytes is not None and cache_folder is None:
+        raise UsageError("cache_disk_bytes says what the files in cache_folder may take, and there is none. Name a cache_folder too.")
     if chat_format is not None:
         from herd.text.formats import NAMES
 
@@ -125,7 +128,7 @@ def load(
                 kv_cache,
                 cache_bytes,
                 None if cache_folder is None else Path(cache_folder),
-                cache_disk_bytes,
+                CACHE_DISK_BYTES if cache_disk_bytes is None else cache_disk_bytes,
             )
             return _assemble(found, checkpoint, choices, progress)
     except BaseException:
@@ -166,7 +169,7 @@ class _Choices:
     kv_cache: str = "auto"
     cache_bytes: int | None = None
     cache_folder: Path | None = None
-    cache_disk_bytes: int = 8 << 30
+    cache_disk_bytes: int = CACHE_DISK_BYTES
 
 
 def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress: Progress) -> Model:
@@ -186,27 +189,32 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: _Choices, progress:
         if speculation is not None:
             opened.callback(speculation.close)
         pages = _num_pages(backend, context, choices.parallel, choices.cache_bytes)
+        disk = _disk(checkpoint, backend, choices)
+        if disk is not None:
+            opened.callback(disk.close)
         engine = Engine(
             backend,
             context_length=context,
             stop_ids=_stop_ids(checkpoint, words),
             speculation=speculation,
             num_pages=pages,
-            disk=_disk(checkpoint, backend, choices),
+            disk=disk,
         )
         # For programs that end, or lose a model, without closing it. The engine outlives its model in streams that are still read.
-        weakref.finalize(engine, _release, backend, checkpoint, speculation)
+        weakref.finalize(engine, _release, backend, checkpoint, speculation, disk)
         model = Model(found, checkpoint, engine, words, None if choices.adapter is None else Path(choices.adapter))
         opened.pop_all()
         return model
 
 
-def _release(backend: Backend, checkpoint: Checkpoint, speculation: Speculation | None) -> None:
+def _release(backend: Backend, checkpoint: Checkpoint, speculation: Speculation | None, disk: DiskPages | None) -> None:
     """Gives back what a model held; nothing happens if it was closed."""
     backend.close()
     checkpoint.close()
     if speculation is not None:
         speculation.close()
+    if disk is not None:
+        disk.close()
 
 
 def _disk(checkpoint: Checkpoint, backend: Backend, choices: _Choices) -> DiskPages | None:

@@ -10,10 +10,12 @@ damaged, or was put there by somebody else, is never used; it is removed, and th
 Nobody waits for the disk but the request that profits: pages are copied into a queue of bounded size (what finds no room is forgotten,
 as it would be without a disk) and written by a thread of their own, and a request's pages are read by the thread that submits it, before
 it is queued, for `READ_S` at most. The folder holds `limit_bytes` at most, of all models together; what was used longest ago goes first.
+Processes that share a folder learn of each other's pages every few seconds, so it may hold somewhat more for so long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import logging
@@ -42,6 +44,8 @@ LOOK_AGAIN_S = 2.0
 """How often the folder is listed anew while something is written: other processes may write there too."""
 ABANDONED_S = 600.0
 """After so long nobody goes on writing an unfinished file."""
+_FOREIGN = (errno.ELOOP, errno.EMLINK, errno.EISDIR)
+"""What opening a page says where there is a link, or a folder: nothing that was written here."""
 _MAGIC = b"herdpage"
 _HASH_BYTES = 32
 _NAME = re.compile(r"[0-9a-f]{40}\.page")
@@ -67,17 +71,20 @@ class DiskPages:
         self._limit_bytes = limit_bytes
         self._secret = _opened(folder)
         self._identity = identity
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a lost engine may be collected, and this closed, in the writer itself while it holds the lock
         self._files: dict[str, int] = {}  # by when they were used, the latest last; other models' too
         self._num_bytes = 0
+        self._lost: set[str] = set()  # since the folder began to be listed
         self._looked_at = self._warned_at = float("-inf")
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued: dict[str, int] = {}
         self._queued_bytes = self._held_bytes = 0
         self._changed = threading.Condition(self._lock)
         self._is_closed = False
-        with self._lock:
+        try:
             self._look()
+        except OSError as problem:
+            raise _unusable(folder, problem) from problem
         self._writer = threading.Thread(target=self._write_all, name="pages to the disk", daemon=True)
         self._writer.start()
 
@@ -135,9 +142,14 @@ class DiskPages:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Writes what still waits, for so long at most. Idempotent."""
+        if threading.current_thread() is self._writer:  # the last that knows of it: it ends with what is queued
+            self._is_closed = True
+            return
         self.flush(timeout_s)
         with self._lock:
             self._is_closed = True
+            for name, _ in self._queue:
+                self._queued_bytes -= self._queued.pop(name)
             self._queue.clear()
             self._changed.notify_all()
         self._writer.join(timeout_s)
@@ -153,14 +165,18 @@ class DiskPages:
         return found.digest()
 
     def _read(self, name: str) -> bytes | None:
-        """A page's contents; None, and no such file any more, if they are not what was written."""
+        """A page's contents; None, and no such file any more, if they are not what was written; None for now, if it cannot be read."""
         try:
             data = self._bytes_of(name)
         except FileNotFoundError:  # another process made room
             self._lose(name)
             return None
         except OSError as problem:
-            self._refuse(name, str(problem.strerror))
+            if problem.errno in _FOREIGN:
+                self._refuse(name, str(problem.strerror))
+            else:  # it may be as good as ever: too many files are open, the disk is away
+                self._warn("A page cannot be read from", problem)
+                self._lose(name)
             return None
         at = len(_MAGIC) + _HASH_BYTES
         contents = memoryview(data)[at:]
@@ -180,10 +196,11 @@ class DiskPages:
         descriptor = os.open(self._folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is no file")
+                raise OSError(errno.EISDIR, "it is no file")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 data = file.read(self._file_bytes + 1)
-            os.utime(self._folder / name)
+            with contextlib.suppress(OSError):  # its place in the order is lost, not the page
+                os.utime(self._folder / name)
             return data
         finally:
             os.close(descriptor)
@@ -204,6 +221,7 @@ class DiskPages:
     def _lose(self, name: str) -> None:
         with self._lock:
             self._num_bytes -= self._files.pop(name, 0)
+            self._lost.add(name)
 
     # the writer
 
@@ -214,19 +232,22 @@ class DiskPages:
                 if not self._queue:
                     return
                 name, contents = self._queue.popleft()
-            is_written = self._write(name, contents)
-            with self._lock:
-                self._queued_bytes -= self._queued.pop(name)
-                if is_written and name not in self._files:
-                    self._files[name] = self._file_bytes
-                    self._num_bytes += self._file_bytes
-                self._changed.notify_all()
+            is_written = False
+            try:
+                is_written = self._write(name, contents)
+            finally:
+                with self._lock:
+                    self._queued_bytes -= self._queued.pop(name)
+                    if is_written and name not in self._files:
+                        self._files[name] = self._file_bytes
+                        self._num_bytes += self._file_bytes
+                    self._changed.notify_all()
 
     def _write(self, name: str, contents: bytes) -> bool:
         """Whole or not at all: under another name first. A full disk costs the page, and nothing else."""
-        self._make_room(self._file_bytes)
         part = self._folder / f".{secrets.token_hex(8)}.part"
         try:
+            self._make_room(self._file_bytes)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -239,23 +260,23 @@ class DiskPages:
                 part.unlink(missing_ok=True)
                 raise
         except OSError as problem:
-            self._warn(problem)
+            self._warn("A page cannot be written to", problem)
             return False
         return True
 
-    def _warn(self, problem: OSError) -> None:
+    def _warn(self, what: str, problem: OSError) -> None:
         now = time.monotonic()
         if now - self._warned_at > WARN_EVERY_S:
             self._warned_at = now
             is_full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full" if is_full else problem.strerror
-            _LOG.warning("A page cannot be written to the cache in %s: %s. It will be computed when it is asked for.", self._folder, reason)
+            _LOG.warning("%s the cache in %s: %s. It will be computed when it is asked for.", what, self._folder, reason)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Removes what was used longest ago until so many bytes more may be there."""
+        """Removes what was used longest ago until so many bytes more may be there. `OSError` if the folder cannot be listed."""
+        if time.monotonic() - self._looked_at > LOOK_AGAIN_S:
+            self._look()
         with self._lock:
-            if time.monotonic() - self._looked_at > LOOK_AGAIN_S:
-                self._look()
             leaving, left = [], self._num_bytes
             for name, size in self._files.items():
                 if left + num_bytes <= self._limit_bytes:
@@ -266,29 +287,63 @@ class DiskPages:
             self._remove(name)
 
     def _look(self) -> None:
-        """Lists the folder: its pages, the longest unused first. Unfinished files that nobody writes any more are removed."""
-        found = []
-        for entry in os.scandir(self._folder):
-            try:
-                state = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue  # it is gone by now
-            if _PART.fullmatch(entry.name) and time.time() - state.st_mtime > ABANDONED_S:
-                Path(entry.path).unlink(missing_ok=True)
-            elif _NAME.fullmatch(entry.name):
-                found.append((state.st_mtime_ns, entry.name, state.st_size))
-        self._files = {name: size for _, name, size in sorted(found)}
-        self._num_bytes = sum(self._files.values())
+        """Lists the folder: its pages, the longest unused first. Unfinished files that nobody writes any more are removed. `OSError`.
+
+        Nobody waits meanwhile. Only this thread adds pages; what others lose while it lists is left out.
+        """
+        with self._lock:
+            self._lost.clear()
+        try:
+            found = self._listed()
+        except FileNotFoundError:  # the folder was removed, and all in it
+            with self._lock:
+                self._files, self._num_bytes = {}, 0
+            raise
+        files = {name: size for _, name, size in sorted(found)}
+        num_bytes = sum(files.values())
+        with self._lock:
+            for name in self._lost:
+                num_bytes -= files.pop(name, 0)
+            self._files, self._num_bytes = files, num_bytes
+            self._lost.clear()
         self._looked_at = time.monotonic()
+
+    def _listed(self) -> list[tuple[int, str, int]]:
+        """When it was used, name and bytes of each page in the folder."""
+        found = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                try:
+                    state = entry.stat(follow_symlinks=False)
+                    if _PART.fullmatch(entry.name) and time.time() - state.st_mtime > ABANDONED_S:
+                        os.unlink(entry.path)
+                    elif _NAME.fullmatch(entry.name):
+                        found.append((state.st_mtime_ns, entry.name, state.st_size))
+                except OSError:
+                    continue  # it is gone by now, or is nothing that was made here
+        return found
+
+
+def _unusable(folder: Path, problem: OSError) -> UsageError:
+    return UsageError(f"{folder} cannot hold a cache: {problem.strerror}. Name a folder that can be read and written.")
+
+
+def _check_owner(folder: Path) -> None:
+    """`UsageError` for a folder, or a link to one, of somebody else, or that others may read."""
+    if os.name != "posix":
+        return
+    state = folder.stat()
+    if {folder.lstat().st_uid, state.st_uid} != {os.geteuid()}:
+        raise UsageError(f"{folder} belongs to another user, who could read what is asked here. Name a folder of your own.")
+    if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(f"{folder} is open to others, and would hold what is asked here. Close it (chmod 700), or name another.")
 
 
 def _opened(folder: Path) -> bytes:
     """Makes the folder if need be, for this user alone; its secret."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode
-        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise UsageError(f"{folder} is open to others, and would hold what is asked here. Close it (chmod 700), or name another.")
+        _check_owner(folder)
         place = folder / "secret"
         if not place.exists():
             part = folder / f".{secrets.token_hex(8)}.part"
@@ -301,9 +356,10 @@ def _opened(folder: Path) -> bytes:
                 pass
             finally:
                 part.unlink()
-        found = place.read_bytes()
+        with os.fdopen(os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            found = file.read()
     except OSError as problem:
-        raise UsageError(f"{folder} cannot hold a cache: {problem.strerror}. Name a folder that can be written.") from problem
+        raise _unusable(folder, problem) from problem
     if len(found) != _HASH_BYTES:
         raise UsageError(f"{place} has {len(found)} bytes; expected {_HASH_BYTES}. Remove the folder, or name another.")
     return found
