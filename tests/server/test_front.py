@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -12,13 +14,19 @@ import pytest
 from herd.providers.base import Text
 from server.echo import ROUTES, body
 from server.fake_pool import FakePool, FakeService, Wait, words
-from server.raw import ask, connection, is_closed, read, send_all, until
+from server.raw import Answered, ask, connection, is_closed, read, receive, send_all, until
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 ASK = b'{"prompt":"Hi"}'
 QUICK = {"header_timeout_s": 0.3, "body_timeout_s": 0.3, "stall_timeout_s": 0.5}
 Serve = Callable[..., Any]
+
+
+def rest(made: socket.socket, within_s: float = 5.0) -> bytes:
+    """What still comes before the server ends the connection; `TimeoutError` where it does not."""
+    made.settimeout(within_s)
+    return b"".join(iter(lambda: receive(made), b""))
 
 
 def still_answers(server: Any) -> bool:
@@ -270,3 +278,93 @@ def test_a_client_that_leaves_ends_all_that_it_asked_in_one_go(serve: Serve) -> 
         made.sendall((POST + b'Content-Length: 29\r\n\r\n{"prompt":"Hi","stream":true}') * 2)
         assert until(lambda: server.pool.only.open == 1)
     assert until(lambda: server.pool.only.open == 0) and len(server.pool.only.asked) == 1
+
+
+@contextmanager
+def full(serve: Serve, **settings: Any) -> Iterator[Any]:
+    """A server that has room for one request, and answers one."""
+    server = serve(FakePool(FakeService(script=[Text("a"), Wait(60)])), ROUTES, max_requests=1, **settings)
+    with connection(server.port) as made:
+        made.sendall(POST + b'Content-Length: 29\r\n\r\n{"prompt":"Hi","stream":true}')
+        assert until(lambda: server.house.admission.running == 1)
+        yield server
+
+
+def is_full(answered: Answered) -> bool:
+    said = answered.status == 429 and answered.json()["error"]["code"] == "rate_limit_exceeded"
+    return said and int(answered.headers["retry-after"]) >= 1 and answered.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n", b"Expect: 100-continue\r\n"])
+def test_a_full_server_refuses_at_the_head_and_ends_the_connection(serve: Serve, more: bytes) -> None:
+    with full(serve) as server:
+        with connection(server.port) as made:
+            made.sendall(POST + more + b"Content-Length: 15\r\n\r\n")
+            assert is_full(read(made))
+            send_all(made, ASK)
+            assert rest(made) == b""
+        assert until(lambda: len(server.front.connections) == 1) and still_answers(server)
+
+
+def test_a_refused_client_that_stays_is_closed(serve: Serve) -> None:
+    with full(serve) as server, connection(server.port) as made:
+        made.sendall(POST + b"Content-Length: 15\r\n\r\n")
+        assert is_full(read(made))
+        assert until(lambda: len(server.front.connections) == 1)
+
+
+def test_a_full_server_refuses_requests_in_one_go_once(serve: Serve) -> None:
+    with full(serve) as server, connection(server.port) as made:
+        send_all(made, (POST + b"Content-Length: 15\r\n\r\n" + ASK) * 500)
+        assert is_full(read(made)) and rest(made) == b""
+        assert 'herd_refusals_total{reason="full"} 1.0' in httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("head", "sent"),
+    [
+        (b"Transfer-Encoding: chunked\r\n", b"this is no chunk\r\n"),
+        (b"Transfer-Encoding: chunked\r\n", b"800\r\n" + b"x" * 2048 + b"\r\n0\r\n\r\n"),
+        (b"Content-Length: 15\r\n", b"{"),
+    ],
+)
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_refusal_is_the_last_word_whatever_the_body(serve: Serve, head: bytes, sent: bytes, apart: bool) -> None:
+    with full(serve, max_body_bytes=1000, **QUICK) as server, connection(server.port) as made:
+        made.sendall(POST + head + b"\r\n" + (b"" if apart else sent))
+        assert is_full(read(made))
+        if apart:
+            send_all(made, sent)
+        assert rest(made) == b""
+
+
+def test_a_request_in_line_that_finds_the_server_full_is_refused(serve: Serve) -> None:
+    with full(serve) as server, connection(server.port) as made:
+        made.sendall(GET.replace(b"health", b"v1/wait?seconds=0.1") + b"\r\n" + POST + b"Content-Length: 15\r\n\r\n" + ASK + GET + b"\r\n")
+        assert read(made).json() == {"status": "ok"}
+        assert is_full(read(made)) and rest(made) == b""
+
+
+def test_a_request_that_is_answered_before_its_body_leaves_an_idle_connection(serve: Serve) -> None:
+    server = serve(routes=ROUTES, keep_alive_s=1)
+    with connection(server.port, 4) as made:
+        made.sendall(GET.replace(b"health", b"nowhere") + b"Content-Length: 2\r\n\r\n")
+        assert read(made).status == 404
+        made.sendall(b"{}")
+        assert not is_closed(made, 0.5) and is_closed(made, 2)
+
+
+def test_a_request_that_is_answered_before_its_body_has_one_answer(serve: Serve) -> None:
+    server = serve(routes=ROUTES)
+    with connection(server.port, 4) as made:
+        made.sendall(GET.replace(b"health", b"nowhere") + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert read(made).status == 404
+        made.sendall(b"this is no chunk\r\n")
+        assert rest(made) == b""
+
+
+def test_time_without_requests_is_no_pace(serve: Serve) -> None:
+    server = serve(routes=ROUTES)
+    server.house.admission._ended_at -= 3600.0
+    assert httpx.post(f"{server.url}/v1/ask", json=body()).status_code == 200
+    assert until(lambda: server.house.admission._interval_s > 0) and server.house.admission._interval_s < 1.0

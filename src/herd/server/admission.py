@@ -138,6 +138,8 @@ class Admission:
             now = time.monotonic()
             self._interval_s = 0.9 * self._interval_s + 0.1 * min(now - self._ended_at, LONGEST_LATER_S)
             self._ended_at = now
+        elif self.running == 0:
+            self._ended_at = time.monotonic()  # idle time says nothing about the pace
         self.running += step
         self._metrics.active.set(self.running)
         if key is not None:

@@ -135,7 +135,8 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(self._refusal or ApiError(400, "The request is not valid HTTP."))
+            if not self._is_refused:
+                self._refuse(self._refusal or ApiError(400, "The request is not valid HTTP."))
         else:
             self._check_sizes()
 
@@ -175,6 +176,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stop(ApiError(400, f"More than {MAX_PIPELINED} requests were sent before the first was answered."))
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+        if self._is_refused:
+            raise _Refused
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -187,24 +190,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_head_read = False
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            if self.cycle.response_complete and not self.transport.is_closing():
+                # It was answered before its body was there, which has stopped the clock of an idle connection.
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
-        refused = None if self.expect_100_continue else self._refusing(cast(dict[str, Any], cycle.scope))
+        refused = self._refusing(cast(dict[str, Any], cycle.scope))
         if refused is not None:
-            self._answer(cycle, *refused)
+            status, headers, body = refused
+            self._end_with(_last_response(status, [*self.server_state.default_headers, *headers], body))
             return
         cast(dict[str, Any], cycle.scope)["herd.write"] = functools.partial(_write, cycle)
         super()._start_asgi_task(cycle, app)
-
-    def _answer(self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """The whole of an answer, now; its request's body goes unread."""
-        cycle.response_started = cycle.response_complete = True
-        closing = [] if cycle.keep_alive else [(b"connection", b"close")]
-        self.transport.write(_with_body(status, [*self.server_state.default_headers, *headers, *closing], body))
-        if not cycle.keep_alive:
-            self.transport.close()
-        self.on_response_complete()
 
     def _check_head(self) -> None:
         """Refuses heads that leave a doubt about where the request ends, and bodies that are known to be too large."""
@@ -253,21 +252,36 @@ class LimitedProtocol(HttpToolsProtocol):
         raise _Refused
 
     def _refuse(self, refusal: ApiError) -> None:
-        """Says no and ends the connection. In the middle of an answer there is nothing that could be said."""
+        """Says no and ends the connection."""
+        self._metrics.dropped.labels(str(refusal.status)).inc()
+        headers, body = error_response("/", refusal, "")
+        self._end_with(_last_response(refusal.status, [*self.server_state.default_headers, *headers], body))
+
+    def _end_with(self, response: bytes) -> None:
+        """Sends a last response and ends the connection; what still comes is read for a while, and dropped.
+
+        In the middle of an answer, or after the answer to a request whose body still comes, there is nothing that could be said.
+        """
         self._is_refused = True
         self._head_since = self._body_since = None
-        self._metrics.dropped.labels(str(refusal.status)).inc()
         serving = self._serving if self._serving is not None and not self._serving.response_complete else None
         has_begun = serving is not None and serving.response_started
         for cycle in (serving, *(cycle for cycle, _ in self.pipeline)):
             _leave(cycle)
-        if has_begun or self.transport.is_closing():
+        if has_begun or self._is_answered_early() or self.transport.is_closing():
             self.transport.abort()
             return
+        self._unset_keepalive_if_required()
         self._ending_since = self.loop.time()
-        self.transport.write(_response(refusal, self.server_state.default_headers))
+        self.transport.write(response)
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _is_answered_early(self) -> bool:
+        """Whether the request whose body is being read has its answer."""
+        cycle = cast(RequestResponseCycle | None, self.cycle)
+        return self._is_head_read and cycle is not None and cycle.scope is self.scope and cycle.response_complete
 
 
 def _write(cycle: RequestResponseCycle, piece: bytes) -> bool:
@@ -288,12 +302,7 @@ def _leave(cycle: RequestResponseCycle | None) -> None:
             left()
 
 
-def _response(refusal: ApiError, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    own, body = error_response("/", refusal, "")
-    return _with_body(refusal.status, [*headers, *own, (b"connection", b"close")], body)
-
-
-def _with_body(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+def _last_response(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
     lines = [b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode())]
     lines += [b"%b: %b" % header for header in headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+    return b"\r\n".join(lines) + b"\r\nconnection: close\r\n\r\n" + body

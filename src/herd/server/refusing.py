@@ -1,7 +1,7 @@
 """No, said at once: where a server is full, most of what it does is to say so, and that must not take from those whom it answers.
 
-What a full server is asked to generate is refused when its head is read: no task, no body, no route. The head is judged as any other's,
-so a stranger learns no more here than elsewhere, and the refusal is the one that the gate would have given.
+What a full server is asked to generate is refused when its head is read: no task, no body, no route, and no more of this connection. The
+head is judged as any other's, so a stranger learns no more here than elsewhere, and the refusal is the one that the gate would have given.
 """
 
 from __future__ import annotations
