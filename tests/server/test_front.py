@@ -313,6 +313,12 @@ def test_a_refused_client_that_stays_is_closed(serve: Serve) -> None:
         assert until(lambda: len(server.front.connections) == 1)
 
 
+def test_a_refused_client_may_send_its_large_body(serve: Serve) -> None:
+    with full(serve) as server, connection(server.port) as made:
+        made.sendall(POST + b"Content-Length: 10000000\r\n\r\n" + b" " * 10_000_000)
+        assert is_full(read(made)) and rest(made) == b""
+
+
 def test_a_full_server_refuses_requests_in_one_go_once(serve: Serve) -> None:
     with full(serve) as server, connection(server.port) as made:
         send_all(made, (POST + b"Content-Length: 15\r\n\r\n" + ASK) * 500)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LINGER_S = 2.0
 """How long a refused connection is still read, so that the refusal is not lost in a reset."""
 LINGER_BYTES = 1 << 20
+"""What is read of it in that time, besides a body that would have been taken."""
 SLOWEST_BODY = 16 << 10
 """Bytes a second that a body must come with, after its first `body_timeout_s` seconds."""
 MAX_PIPELINED = 16
@@ -121,7 +122,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             self._dropped_bytes += len(data)
-            if self._dropped_bytes > LINGER_BYTES:
+            if self._dropped_bytes > LINGER_BYTES + self._body_limit:
                 self.transport.abort()
             return
         self._unset_keepalive_if_required()
