@@ -25,7 +25,7 @@ HEAP_LAYERS, HEAP_LAYERS_JOINED, HEAP_TABLES = 8, 5, 2
 """By how much the heap outgrows what is alive: the activations of so many layers (fewer where products are joined), and so many tables
 where the table is learned. The process keeps what it frees (`training/student/allocation.py`), and glibc finds no room for an aligned
 piece where one of the same size has been. Fitted to eight steps of 256 to 1024 tokens with glibc 2.36, all of width 576; joined to one
-of them."""
+of them. Too much for LoRA of a width of 2048 (docs/how-to/plan.md)."""
 KEPT_SHARE = 4
 """A frozen base may be kept as it is multiplied in so large a part of the memory that is free: one in four (`api/tuning.py`)."""
 
@@ -78,9 +78,10 @@ def taken(config: Config, learning: Learning) -> Taken:
     gradients = WIDE * trained
     earlier = gradients if learning.packs > 1 else 0
     optimizer = 2 * WIDE * trained
-    if begins + earlier >= ends + gradients:
+    at_end = heap - min(heap, gradients) // 2  # gradients came to lie in some of what was freed: in half of it, as measured
+    if begins + earlier + heap >= ends + gradients + at_end:
         return Taken(weights, earlier, optimizer, begins, heap)
-    return Taken(weights, gradients, optimizer, ends, heap)
+    return Taken(weights, gradients, optimizer, ends, at_end)
 
 
 def _heap_bytes(config: Config, learning: Learning) -> int:
