@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -108,8 +107,7 @@ def company(device: str = "cpu") -> Iterator[tuple[Company, str]]:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    # Others wait while the first alone reads data with a teacher or answers samples; a process that dies is torchrun's to notice.
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=7))
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Processes(torch.device(device)), device
     finally:
