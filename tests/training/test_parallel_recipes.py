@@ -36,6 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return one, two
 
 
+@pytest.mark.slow  # half a minute of two processes; test_parallel.py shows the same of supervised fine-tuning each time
 @pytest.mark.parametrize("case", CASES)
 def test_a_recipe_comes_to_the_same_with_two_processes(case: str, both: tuple[Path, Path]) -> None:
     one, two = both[0] / key(case), both[1] / case

@@ -110,6 +110,7 @@ def company(device: str = "cpu") -> Iterator[tuple[Company, str]]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Processes(torch.device(device)), device
+        dist.barrier()  # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 
