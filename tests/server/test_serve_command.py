@@ -56,6 +56,9 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.Mon
         (("--set", "grace_s=-1"), "grace_s is -1"),
         (("--set", "grac_s=1"), "did you mean 'grace_s'?"),
         (("--set", "max_requests=many"), "expected a whole number"),
+        (("--set", "cache_disk_bytes=1000000"), "Name a cache_folder too"),
+        (("--cache-folder", "c", "--set", "cache_disk_bytes=0"), "cache_disk_bytes is 0"),
+        (("--cache-folder", "c", "--set", "cache_disk_bytes=much"), "expected a whole number"),
         (("--set", "max_requests"), "expected NAME=VALUE"),
         (("--set", "max_connections=1000000000"), "ulimit -n"),
         (("--host", "192.0.2.1", "--no-key"), "no address of this computer"),
@@ -85,6 +88,8 @@ def test_settings_come_from_a_file_then_from_set_then_from_options(tmp_path: Pat
     file.write_text("log_prompts = 1")
     with pytest.raises(UsageError, match="expected true or false"):
         read_settings(file, [], {})
+    kept = read_settings(None, ["cache_disk_bytes=1000000"], {"cache_folder": tmp_path})
+    assert kept.cache_disk_bytes == 1_000_000 and read_settings(None, [], {"cache_folder": tmp_path}).cache_disk_bytes is None
 
 
 @pytest.fixture

@@ -171,7 +171,8 @@ def _disk_cache(settings: Settings) -> dict[str, Any]:
     """What engines are told of the folder that their pages go to."""
     if settings.cache_folder is None:
         return {}
-    return {"cache_folder": str(settings.cache_folder.expanduser().absolute()), "cache_disk_bytes": settings.cache_disk_bytes}
+    limit = {} if settings.cache_disk_bytes is None else {"cache_disk_bytes": settings.cache_disk_bytes}
+    return {"cache_folder": str(settings.cache_folder.expanduser().absolute()), **limit}
 
 
 def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, Any]) -> list[Hosted]:

@@ -66,7 +66,7 @@ class Settings:
     allow_tuning          whether clients may have models taught (/v1/fine_tuning/jobs); it takes this computer's time and memory
     cache_folder          folder for what the models' memory has no room for: keys and values of prompts, which are then read instead of
                           computed, by this server and by the next; none: they are forgotten
-    cache_disk_bytes      what all files in `cache_folder` may take; what was used longest ago goes first
+    cache_disk_bytes      what all files in `cache_folder` may take; what was used longest ago goes first; none: 8 GiB
     data_folder           where stored answers, files and batches are kept; none: HERD_HOME/server
     keep_days             days after which answers of /v1/responses are deleted; 0: they are not stored at all
     max_kept_bytes        what the stored answers, files and batches of one key may take
@@ -98,7 +98,7 @@ class Settings:
     adapter_folder: Path | None = None
     allow_tuning: bool = False
     cache_folder: Path | None = None
-    cache_disk_bytes: int = 8 << 30
+    cache_disk_bytes: int | None = None
     data_folder: Path | None = None
     keep_days: int = 30
     max_kept_bytes: int = 4 << 30
@@ -123,12 +123,13 @@ class Settings:
         for each in fields(self):
             value = getattr(self, each.name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if (each.name.startswith("max_") or each.name == "cache_disk_bytes") and not (
-                is_number and value == int(value) and 0 < value <= 2**40
-            ):
+            is_count = each.name.startswith("max_") or (each.name == "cache_disk_bytes" and value is not None)
+            if is_count and not (is_number and value == int(value) and 0 < value <= 2**40):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a whole number from 1 to 2^40.")
             if each.name.endswith("_s") and not (is_number and 0 < value <= 10**6):
                 raise UsageError(f"{each.name} is {value!r:.60}; expected a number of seconds above 0 and at most 10^6.")
+        if self.cache_disk_bytes is not None and self.cache_folder is None:
+            raise UsageError("cache_disk_bytes says what the files in cache_folder may take, and there is none. Name a cache_folder too.")
         if not 0 <= self.keep_days <= 36500:
             raise UsageError(f"keep_days is {self.keep_days!r:.60}; expected a whole number of days from 0 to 36500.")
         if not 0 <= self.port <= 65535:

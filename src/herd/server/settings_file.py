@@ -57,7 +57,7 @@ def _as(name: str, kind: str, value: Any, where: str) -> Any:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if kind == "bool" and isinstance(value, bool):
         return value
-    if kind == "int" and is_whole:
+    if kind.partition(" ")[0] == "int" and is_whole:
         return value
     if kind == "float" and (is_whole or isinstance(value, float)):
         return float(value)
