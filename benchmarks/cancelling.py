@@ -10,11 +10,9 @@ Prints one JSON line; exit code 1 if something was left over.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import gc
-import json
 import random
 import socket
 import struct
@@ -23,11 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import commit, machine, say
+from record import say
 from serving import free_port, herd_server
-from soak import children, request_bytes, settled
-
-from herd.family.finding import find_model
+from soak import children, left_over, measured, request_bytes, settled
 
 WARM = 3_000
 GROWTH_MIB = 16
@@ -96,44 +92,23 @@ def faults(before: dict[str, float], after: dict[str, float]) -> list[str]:
     return [f"{name}: {before[name]} before, {after[name]} after" for name in found]
 
 
-def run(model: Path, requests: int, clients: int, seed: int) -> dict[str, Any]:
+def run(model: Path, requests: float, clients: int, seed: int) -> dict[str, Any]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder, herd_server(model, port, clients // 2, data_folder=folder) as server:
         asyncio.run(load(port, WARM, clients, seed + 1))
         before = settled(port, server.pid) | engine(server.pid)
         say(f"before: {before}")
         gc.collect()
-        counts = asyncio.run(load(port, requests, clients, seed))
+        counts = asyncio.run(load(port, int(requests), clients, seed))
         after = settled(port, server.pid) | engine(server.pid)
         say(f"after: {after}")
     wrong = faults(before, after) + [stage for stage in counts if stage not in STAGES]
-    return {
-        "figure": "requests that were left: what stays behind",
-        "value": len(wrong),
-        "unit": "faults",
-        "requests": sum(counts.values()),
-        "left": {stage: counts[stage] for stage in STAGES},
-        "clients": clients,
-        "seed": seed,
-        "before": before,
-        "after": after,
-        "faults": wrong,
-        "model": model.name,
-        "machine": machine(),
-        "commit": commit(),
-    }
+    asked = {"requests": counts.total(), "left": {stage: counts[stage] for stage in STAGES}, "clients": clients, "seed": seed}
+    return left_over("requests that were left: what stays behind", wrong, before, after, model, asked)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="the default is smollm2-135m-instruct; a smaller one is over sooner")
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    line = run((asked.model or Path(find_model("smollm2-135m-instruct").path)).resolve(), asked.requests, asked.clients, asked.seed)
-    print(json.dumps(line, ensure_ascii=False), flush=True)
-    return 1 if line["faults"] else 0
+    return measured(run, "requests", 100_000, 64)
 
 
 if __name__ == "__main__":

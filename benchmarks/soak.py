@@ -233,33 +233,34 @@ def soak(model: Path, minutes: float, clients: int, seed: int) -> dict[str, Any]
         after = settled(port, server.pid)
         say(f"after: {after}")
     compared(before, after, counts)
-    return {
-        "figure": "soak",
-        "value": len(counts.wrong),
-        "unit": "faults",
-        "minutes": minutes,
-        "clients": clients,
-        "seed": seed,
-        "counts": dict(sorted(counts.by_name.items())),
-        "before": before,
-        "after": after,
-        "faults": counts.wrong[:20],
-        "model": model.name,
-        "machine": machine(),
-        "commit": commit(),
-    }
+    asked = {"minutes": minutes, "clients": clients, "seed": seed, "counts": dict(sorted(counts.by_name.items()))}
+    return left_over("soak", counts.wrong, before, after, model, asked)
+
+
+def left_over(
+    figure: str, wrong: list[str], before: dict[str, float], after: dict[str, float], model: Path, more: dict[str, Any]
+) -> dict[str, Any]:
+    """The line of a run after which all should be as it was before."""
+    found = {"figure": figure, "value": len(wrong), "unit": "faults", **more, "before": before, "after": after, "faults": wrong[:20]}
+    return {**found, "model": model.name, "machine": machine(), "commit": commit()}
+
+
+def measured(run: Callable[[Path, float, int, int], dict[str, Any]], option: str, default: float, clients: int) -> int:
+    """Runs a program of this kind with what the command line says: prints its line, and has its exit code."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="the default is smollm2-135m-instruct; with a smaller one requests are over sooner")
+    parser.add_argument(f"--{option}", dest="size", type=float, default=default)
+    parser.add_argument("--clients", type=int, default=clients)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    model = (asked.model or Path(find_model("smollm2-135m-instruct").path)).resolve()
+    line = run(model, asked.size, asked.clients, asked.seed)
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+    return 1 if line["faults"] else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF; the default is smollm2-135m-instruct")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    line = soak(asked.model or Path(find_model("smollm2-135m-instruct").path), asked.minutes, asked.clients, asked.seed)
-    print(json.dumps(line, ensure_ascii=False), flush=True)
-    return 1 if line["faults"] else 0
+    return measured(soak, "minutes", 10.0, 12)
 
 
 if __name__ == "__main__":

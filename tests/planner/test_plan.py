@@ -262,7 +262,7 @@ def test_old_prices_are_warned_about_and_fresh_ones_are_not() -> None:
     fresh = planned("llama-4-scout", "q4")
     assert any("mercatus" in line and "204 days old" in line for line in fresh.warnings)
     (unchecked,) = (line for line in fresh.warnings if "litellm" in line)
-    assert "not checked" in unchecked and "days old" not in unchecked and "https://pypi.org" in unchecked
+    assert "not checked" in unchecked and "days old" not in unchecked and "https://github.com/BerriAI/litellm" in unchecked
     later = answer(dataclasses.replace(fresh.question, today=datetime.date(2027, 3, 1)))
     assert any("litellm" in line and "100 days old" in line for line in later.warnings)
 

@@ -165,7 +165,7 @@ class DiskPages:
         return found.digest()
 
     def _read(self, name: str) -> bytes | None:
-        """A page's contents; None, and no such file any more, if they are not what was written; None for now, if it cannot be read."""
+        """A page's contents. None if they are not what was written, and the file is gone then; None if it cannot be read, and it stays."""
         try:
             data = self._bytes_of(name)
         except FileNotFoundError:  # another process made room

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, SupportsIndex, final
 
 from herd.errors import FileProblem, UsageError
+from herd.files.text import read_bytes
 from herd.text import byte_level
 from herd.text.merging import SPACE, make_merger
 from herd.text.slices import chunks, slices
@@ -332,7 +333,7 @@ def read_vocabulary(kind: str, path: Path | None, metadata: Mapping[str, Any], c
         raise UsageError(
             f"tokenizer kind {kind!r} with path {path}: expected gguf, or tokenizer.json, tiktoken, sentencepiece, llama2.c with a path."
         )
-    data = _read_bounded(path)
+    data = read_bytes(path, BYTES_MAX)
     if kind == "tokenizer.json":
         from herd.text.json_file import read_tokenizer_json
 
@@ -349,14 +350,3 @@ def read_vocabulary(kind: str, path: Path | None, metadata: Mapping[str, Any], c
     raise FileProblem(
         f"{path} is neither a list of tokens and ranks (Llama 3, 4) nor a SentencePiece model (Llama 1, 2). It is damaged or foreign."
     )
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(BYTES_MAX + 1)
-    except OSError as error:
-        raise FileProblem(f"{path} cannot be read: {error.strerror or error}.") from None
-    if len(data) > BYTES_MAX:
-        raise FileProblem(f"{path} is larger than {BYTES_MAX} bytes; no vocabulary of the family is.")
-    return data

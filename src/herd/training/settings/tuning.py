@@ -56,11 +56,6 @@ class TuningSettings:
         """The peak learning rate."""
         return self.lr or self.RATES[self.student.method]
 
-    def resolved(self, learned: int, held_out: int = 0) -> Self:
-        """With numbers in place of what follows from others, for so many examples to learn from and to measure. What is resolved stays
-        as it is. Where nothing else was asked for, what is held out is measured before the first step and after the last."""
-        raise NotImplementedError
-
     def _for_steps(self, steps: int, held_out: int, **more: Any) -> Self:
         every = self.loop.evaluate_every or (steps if held_out else 0)
         schedule = replace(self.loop.schedule, steps=steps, lr=self.peak)
@@ -89,5 +84,7 @@ class EpochSettings(TuningSettings):
         need(not self.epochs or steps == Schedule().steps, "loop.schedule.steps", steps, "nothing where epochs say it; or set epochs = 0")
 
     def resolved(self, learned: int, held_out: int = 0) -> Self:
+        """With numbers in place of what follows from others, for so many examples to learn from and to measure. What is resolved stays
+        as it is. Where nothing else was asked for, what is held out is measured before the first step and after the last."""
         steps = max(1, math.ceil(self.epochs * learned / self.batch)) if self.epochs else self.loop.schedule.steps
         return self._for_steps(steps, held_out, epochs=0.0)
