@@ -22,7 +22,7 @@ from herd.training.running.company import Company
 from herd.training.settings.distill import SoftTargets
 from herd.training.settings.grpo import PolicyLoss, Rollouts
 from herd.training.settings.preferences import PreferenceLoss
-from herd.training.signals.rewards import Answer
+from herd.training.signals.rewards import Answer, one_by_one
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.batches import Document
 from herd.training.student.model import Student
@@ -77,6 +77,6 @@ def recipe_of(name: str, student: Student, frozen: Student, documents_of: Callab
         return OnPolicy(learned=PROMPTS, held_out=PROMPTS[:3], size=3, **lists, **more)
     problems = [Problem(Task(Place(Path("t"), 1), (Message(Role.USER, "?"),), {}), prompt) for prompt in PROMPTS]
     rollouts = Rollouts(prompts=3, answers=3, max_tokens=5, reuse=2 if name == "grpo again" else 1, filter_every=2)
-    more = {"loss": PolicyLoss(sampler_most=0), "rollouts": rollouts, "reward": small_numbers}
+    more = {"loss": PolicyLoss(sampler_most=0), "rollouts": rollouts, "reward": one_by_one(small_numbers)}
     decode = {"decode": lambda ids: " ".join(str(each) for each in ids)}
     return Grpo(learned=problems, held_out=problems[:3], **lists, **more, **decode)

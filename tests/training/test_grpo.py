@@ -25,7 +25,7 @@ from herd.training.recipes.grpo import Grpo, Problem
 from herd.training.recipes.preferences import Reference
 from herd.training.settings.grpo import GrpoSettings, PolicyLoss, Rollouts, variant
 from herd.training.settings.lora import Lora
-from herd.training.signals.rewards import Answer
+from herd.training.signals.rewards import Answer, RewardSettings, one_by_one
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
@@ -59,7 +59,7 @@ def recipe(loss: PolicyLoss, rollouts: Rollouts, *, dtype: torch.dtype = torch.f
         "sampler": EngineSampler(Engine(backend, context_length=128, stop_ids={STOP}, max_batch=16)),
         "learned": PROBLEMS,
         "held_out": PROBLEMS,
-        "reward": small_numbers,
+        "reward": one_by_one(small_numbers),
         "decode": lambda ids: " ".join(str(each) for each in ids),
         "loss": loss,
         "rollouts": rollouts,
@@ -146,11 +146,11 @@ def test_prompts_that_teach_nothing_are_drawn_again() -> None:
     def only_even(task: Task, answer: Answer) -> float:
         return small_numbers(task, answer) if task.checks["answer"] % 2 == 0 else 1.0
 
-    made = recipe(variant("dapo"), Rollouts(prompts=2, answers=4, max_tokens=4, redraw=5), reward=only_even)
+    made = recipe(variant("dapo"), Rollouts(prompts=2, answers=4, max_tokens=4, redraw=5), reward=one_by_one(only_even))
     figures = made.step(0)
     learned_from = {each.document.tokens[0] - 10 for each in made._answers}
     assert len(learned_from) == 2 and all(each % 2 == 0 for each in learned_from) and figures["informative"] < 1
-    never = recipe(variant("dapo"), Rollouts(prompts=2, answers=4, max_tokens=4, redraw=1), reward=lambda task, answer: 1.0)
+    never = recipe(variant("dapo"), Rollouts(prompts=2, answers=4, max_tokens=4, redraw=1), reward=one_by_one(lambda task, answer: 1.0))
     figures = never.step(0)
     assert figures["informative"] == 0 and figures["loss"] == 0 and figures["tokens"] > 0
     assert all(float(each.grad.abs().max()) == 0 for each in never.parameters.values() if each.grad is not None)
@@ -161,9 +161,9 @@ def test_prompts_that_became_easy_are_left_out() -> None:
         return float(task.checks["answer"] < 3)
 
     rollouts = Rollouts(prompts=2, answers=4, max_tokens=4, redraw=0, filter_every=2, filter_most=0.9)
-    made = recipe(variant("dapo"), rollouts, reward=easy_below_3)
+    made = recipe(variant("dapo"), rollouts, reward=one_by_one(easy_below_3))
     assert [made.step(number)["kept"] for number in range(3)] == [6, 6, 3]
-    all_easy = recipe(variant("dapo"), rollouts, reward=lambda task, answer: 1.0)
+    all_easy = recipe(variant("dapo"), rollouts, reward=one_by_one(lambda task, answer: 1.0))
     all_easy.step(1)
     assert all_easy.step(2)["kept"] == 6, "with none left, all are used"
 
@@ -228,4 +228,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
             kind(**given)
     with pytest.raises(UsageError, match="data"):
         GrpoSettings(model="m", data=())
+    with pytest.raises(UsageError, match="filter_every"):
+        judged = (RewardSettings(kind="model", model="runs/judge"),)
+        GrpoSettings(model="m", data=("d",), rewards=judged, rollouts=Rollouts(filter_every=5))
     assert GrpoSettings(model="m", data=("d",), steps=7).resolved(1).loop.schedule.steps == 7

@@ -14,6 +14,7 @@ from herd.errors import FileProblem, UsageError
 from herd.text.messages import Message, Role
 from herd.training.signals.rewards import (
     Answer,
+    Asked,
     Rewards,
     RewardSettings,
     final_answer,
@@ -95,8 +96,20 @@ def test_tests_of_code_run_in_the_sandbox() -> None:
 
 def test_rewards_are_added_up_by_their_weights() -> None:
     both = Rewards([RewardSettings(kind="number", weight=2.0), RewardSettings(kind="length", most=1, weight=0.5, unit="tokens")])
-    assert both(task(answer="4"), Answer("4", num_tokens=2)) == 2.25
-    assert both.parts(task(answer="4"), Answer("4", num_tokens=2)) == [1.0, 0.5] and len(both.names) == 2
+    assert both([(task(answer="4"), Answer("4", num_tokens=2)), (task(answer="5"), Answer("4", num_tokens=1))]) == [2.25, 0.5]
+    assert both([]) == []
+
+
+def test_a_model_judges_all_answers_together() -> None:
+    seen: list[int] = []
+
+    def judge(asked: Asked) -> list[float]:
+        seen.append(len(asked))
+        return [float(answer.num_tokens) for _, answer in asked]
+
+    settings = [RewardSettings(kind="model", model="runs/judge", weight=2.0), RewardSettings(kind="number", weight=-1.0)]
+    answers = [(task(answer="4"), Answer("4", num_tokens=count)) for count in (1, 2, 3)]
+    assert Rewards(settings, {"runs/judge": judge})(answers) == [1.0, 3.0, 5.0] and seen == [3]
 
 
 def test_a_function_of_the_users_is_called_with_the_answer_and_the_record(tmp_path: Path) -> None:
@@ -118,6 +131,8 @@ def test_wrong_settings_are_refused() -> None:
     for given, complaint in (
         ({"kind": "function", "function": "near"}, "path/to/file.py:name"),
         ({"kind": "pattern"}, "needs a pattern"),
+        ({"kind": "model"}, "kind model alone"),
+        ({"kind": "number", "model": "runs/judge"}, "kind model alone"),
         ({"kind": "length", "least": 5, "most": 2}, "least <= most"),
         ({"kind": "tests", "required": ("netwrk",)}, "no guard 'netwrk'"),
         ({"kind": "number", "weight": float("nan")}, "must be finite"),

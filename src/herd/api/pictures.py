@@ -27,6 +27,14 @@ class Eyes:
     def can_see(self) -> bool:
         return self._model is not None
 
+    @property
+    def cut(self) -> object:
+        """How pictures are cut and how many tokens a tile becomes: models for which it is equal can read each other's ids. None: it
+        does not see."""
+        if self._model is None:
+            return None
+        return self._model.preparation(self._cfg), getattr(getattr(self._cfg, "vision", None), "tile_rows", None)
+
     def prepare(self, images: Sequence[object]) -> list[Picture]:
         """PIL images, bytes of image files or data URLs -> pixels; a list of them is a video, for models that read videos.
         `UsageError` for what is no picture, and for a model that reads text only."""

@@ -80,7 +80,7 @@ def _stored(settings: DistillSettings, folder: Path, opened: Opened, together: C
 
 def _on_policy(settings: DistillSettings, opened: Opened, together: Company) -> Lesson:
     account = Account()
-    prompts = [each.prompt for each in problems_of(opened, settings.data, account, opened.cfg.context_length, is_checked=False)]
+    prompts = [each.prompt for each in problems_of(opened, settings.data, account, opened.cfg.context_length)]
     learned, held_out = parted(prompts, settings)
     settled = settings.resolved(len(learned), len(held_out))
     longest = max(len(prompt.tokens) for prompt in prompts) + settled.max_tokens

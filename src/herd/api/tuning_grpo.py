@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from herd.api.reward_models import RewardModels
 from herd.api.tuning import Opened, open_tuned
 from herd.api.tuning_data import parted, read
 from herd.api.tuning_preferences import reference_of
@@ -23,21 +24,28 @@ from herd.training.recipes.rejection import Chosen, best_of
 from herd.training.running.company import Company
 from herd.training.settings.grpo import GrpoSettings
 from herd.training.settings.rejection import RejectionSettings
-from herd.training.signals.rewards import Rewards
+from herd.training.settings.student import StudentSettings
+from herd.training.signals.rewards import CHECKED, Rewards, RewardSettings
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.model import Student
+
+PACK = 4096
+"""Tokens that a reward model reads together where nothing is learned."""
 
 
 def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) -> Tuned:
     """Runs it in `folder`, which `herd.load` takes when it has come to its end."""
 
     def lesson(opened: Opened, together: Company) -> Lesson:
-        account, rewards = Account(), Rewards(settings.rewards)
-        problems = problems_of(opened, settings.data, account, settings.max_prompt)
+        account = Account()
+        models = RewardModels(settings.rewards, opened, judging, conduct.progress)
+        problems = problems_of(opened, settings.data, account, settings.max_prompt, settings.rewards)
         learned, held_out = parted(problems, settings)
         settled = settings.resolved(len(learned), len(held_out))
         rollouts = settled.rollouts
         longest = max(len(each.prompt.tokens) for each in problems) + rollouts.max_tokens
+        models.check(problems, longest)
+        rewards = Rewards(settings.rewards, models.judges(settings.student, settings.pack))
 
         def recipe(student: Student, opening: ExitStack) -> Grpo:
             engine = opening.enter_context(engine_of(opened, settled.backend, longest, rollouts.prompts * rollouts.answers))
@@ -57,9 +65,11 @@ def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) ->
                 company=together,
             )
 
-        return Lesson(name="grpo", settings=settled, account=account, recipe=recipe, draws=True)
+        files = (*account.files, *models.files)
+        return Lesson(name="grpo", settings=settled, account=account, recipe=recipe, files=files, draws=True)
 
-    return conducted(settings, folder, conduct, lesson)
+    with ExitStack() as judging:
+        return conducted(settings, folder, conduct, lesson)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +87,14 @@ class Gathered:
 def reject(settings: RejectionSettings, path: Path, *, progress: Progress = silent) -> Gathered:
     """Draws several answers to each prompt and writes the best of each to a JSONL file of conversations; without rewards every answer
     is written (data of a teacher's)."""
-    with open_tuned(settings.model, chat_format=settings.chat_format, progress=progress) as opened:
+    with ExitStack() as opening:
+        opened = opening.enter_context(open_tuned(settings.model, chat_format=settings.chat_format, progress=progress))
         account = Account()
-        rewards = Rewards(settings.rewards) if settings.rewards else None
-        problems = problems_of(opened, settings.data, account, settings.max_prompt, is_checked=rewards is not None)
+        models = RewardModels(settings.rewards, opened, opening, progress)
+        problems = problems_of(opened, settings.data, account, settings.max_prompt, settings.rewards)
         longest = max(len(each.prompt.tokens) for each in problems) + settings.max_tokens
+        models.check(problems, longest)
+        rewards = Rewards(settings.rewards, models.judges(StudentSettings(), PACK)) if settings.rewards else None
         with engine_of(opened, settings.backend, longest, settings.answers * settings.batch) as engine:
             found = list(best_of(settings, problems, EngineSampler(engine), opened.tokenizer.decode, rewards))
     kept = [each for each in found if each.is_kept]
@@ -92,8 +105,11 @@ def reject(settings: RejectionSettings, path: Path, *, progress: Progress = sile
     return Gathered(path, len(problems), len(kept), mean, best, account)
 
 
-def problems_of(opened: Opened, data: Sequence[str], account: Account, longest: int, *, is_checked: bool = True) -> list[Problem]:
-    """Prompts of all records as the model reads them. `UsageError` for records without anything to check answers by, if they are to be."""
+def problems_of(
+    opened: Opened, data: Sequence[str], account: Account, longest: int, rewards: Sequence[RewardSettings] = ()
+) -> list[Problem]:
+    """Prompts of all records as the model reads them. `UsageError` for records without anything to check answers by, if a reward does."""
+    is_checked = any(each.kind in CHECKED for each in rewards)
     expected = "expected a prompt and what its answers are checked by (answer, tests or schema)."
     found = []
     for task, (example,) in read(opened, data, account, lambda each: _task(each, is_checked), expected, max_tokens=longest):

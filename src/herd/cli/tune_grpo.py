@@ -27,7 +27,8 @@ OWN = {
     **{name: name for name in ("steps", "backend")},
     **{name: f"rollouts.{name}" for name in ("prompts", "answers", "max_tokens", "temperature")},
 }
-KINDS = ("number", "text", "tests", "schema", "length", "pattern", "function")
+KINDS = ("number", "text", "tests", "schema", "length", "pattern")
+REWARDS = f"{', '.join(KINDS)}, FILE.py:NAME, or the folder of a run of herd tune reward"
 
 
 def drawing_options(longest: int) -> Callable[[Any], Any]:
@@ -42,16 +43,17 @@ def drawing_options(longest: int) -> Callable[[Any], Any]:
 
 @click.command(
     cls=Examples,
-    short_help="Learn from rewards that a program can check.",
+    short_help="Learn from rewards of programs or of a model that judges.",
     examples="""
     herd tune grpo --model smollm2-135m-instruct --data sums.jsonl                         {"prompt": "2 + 3?", "answer": 5} on each line
     herd tune grpo --model smollm2-135m-instruct --data code.jsonl --reward tests          {"prompt": ..., "tests": "assert ..."}
     herd tune grpo --model smollm2-135m-instruct --data p.jsonl --reward mine.py:score     def score(answer, task): return 0.5
+    herd tune grpo --model smollm2-135m-instruct --data p.jsonl --reward runs/judge        a model that herd tune reward has made
     herd tune grpo --model smollm2-135m-instruct --data sums.jsonl --variant dr_grpo       as another paper has it
     """,
 )
 @data_options("Prompts with what answers are checked by, as JSONL.")
-@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{', '.join(KINDS[:-1])}, or FILE.py:NAME. Added up.  [number]")
+@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{REWARDS}. Added up.  [number]")
 @click.option("--variant", metavar="NAME", help="Loss of a paper: grpo, dr_grpo or dapo.  [default: dapo]")
 @click.option("--prompts", type=int, metavar="N", help="Prompts of a step.  [default: 4]")
 @click.option("--answers", type=int, metavar="N", help="Answers to each.  [default: 8]")
@@ -59,7 +61,8 @@ def drawing_options(longest: int) -> Callable[[Any], Any]:
 @run_options()
 @student_options
 def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
-    """Online reinforcement learning: the model answers prompts, a program judges, and answers that beat their neighbours become likelier.
+    """Online reinforcement learning: the model answers prompts, a program or a reward model judges, and answers that beat their
+    neighbours become likelier.
 
     How far the engine's probabilities are from the trainer's is measured at every step and logged as gap and gap_most.
     """
@@ -81,16 +84,17 @@ def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
     short_help="Write down the best of several answers.",
     examples="""
     herd tune reject --model smollm2-135m-instruct --data sums.jsonl --reward number --out good.jsonl    the right ones of 8
+    herd tune reject --model smollm2-135m-instruct --data p.jsonl --reward runs/judge --out best.jsonl   the one that a model likes best
     herd tune reject --model teacher --data prompts.jsonl --answers 1 --out made.jsonl                   answers of a teacher
     herd tune sft --model smollm2-135m-instruct --data good.jsonl --lora                                 learn them
     """,
 )
 @click.option("--model", metavar="NAME", help="Who answers: a name, a .gguf file or a folder.")
 @click.option("--data", multiple=True, metavar="PATH", help="Prompts, with what answers are checked by where there are rewards.")
-@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{', '.join(KINDS[:-1])}, or FILE.py:NAME.  [none: all are kept]")
+@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{REWARDS}.  [none: all are kept]")
 @click.option("--answers", type=int, metavar="N", help="Answers to each prompt.  [default: 8]")
 @click.option("--keep", type=int, metavar="N", help="How many of them are kept at most.  [default: 1]")
-@click.option("--least", type=float, metavar="X", help="What an answer must be worth to be kept.  [default: 1]")
+@click.option("--least", type=float, metavar="X", help="What an answer must be worth to be kept.  [default: 1; of a reward model: any]")
 @drawing_options(512)
 @chat_format_option
 @click.option("--seed", type=int, metavar="N", help="What everything that is drawn comes from.  [default: 0]")
@@ -127,12 +131,14 @@ def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool
 
 
 def reward_of(text: str) -> Any:
-    """`--reward KIND` or `--reward FILE.py:NAME` as settings."""
+    """`--reward KIND`, `--reward FILE.py:NAME` or `--reward FOLDER` as settings."""
     from herd.errors import UsageError, did_you_mean
     from herd.training.signals.rewards import RewardSettings
 
     if ".py:" in text:
         return RewardSettings(kind="function", function=text)
-    if text not in KINDS:
-        raise UsageError(f"There is no reward {text!r:.60}{did_you_mean(text, KINDS)} There are {', '.join(KINDS[:-1])}, and FILE.py:NAME.")
-    return RewardSettings(kind=text)  # type: ignore[arg-type]
+    if text in KINDS:
+        return RewardSettings(kind=text)  # type: ignore[arg-type]
+    if Path(text).is_dir():
+        return RewardSettings(kind="model", model=text)
+    raise UsageError(f"There is no reward {text!r:.60}{did_you_mean(text, KINDS)} There are {REWARDS}.")

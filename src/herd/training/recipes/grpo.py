@@ -1,4 +1,4 @@
-"""Online reinforcement learning from rewards that a program can check: GRPO (arXiv 2402.03300), Dr. GRPO, DAPO.
+"""Online reinforcement learning, from rewards that a program can check or a model has learned: GRPO (arXiv 2402.03300), Dr. GRPO, DAPO.
 
     weights -> engine -> answers to some prompts, several to each -> rewards -> each answer against the others to its prompt
             -> gradient that makes answers likelier that were better than the others        (one step, then again)
@@ -13,7 +13,7 @@ share of prompts that taught something, "clipped" of tokens outside the trusted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -30,7 +30,7 @@ from herd.training.running.company import apart
 from herd.training.running.loop import Figures
 from herd.training.settings.grpo import PolicyLoss, Rollouts
 from herd.training.signals import losses
-from herd.training.signals.rewards import Answer
+from herd.training.signals.rewards import Answer, Judge
 from herd.training.signals.rollouts import Decode, Drawn, Gap, Prompt, Sampler, behind_prompt, seed_of, seeds_of
 from herd.training.student.batches import Batch, Document, batch_of
 
@@ -63,13 +63,13 @@ class Learned:
 class Grpo(InPacks[Problem]):
     """A recipe for `loop.train`.
 
-    reward      what an answer to a task is worth; best: the most that it can be
+    reward      what answers to tasks are worth; best: the most that one can be
     decode      token ids of an answer -> its text
     reference   of the model as it was; made if `loss.kl` asks for it and there is none
     """
 
     sampler: Sampler
-    reward: Callable[[Task, Answer], float]
+    reward: Judge
     decode: Decode
     loss: PolicyLoss
     rollouts: Rollouts
@@ -279,21 +279,26 @@ class Grpo(InPacks[Problem]):
         def judged(mine: Sequence[tuple[Problem, int]]) -> list[list[tuple[Any, float]]]:
             prompts, seeds = [problem.prompt for problem, _ in mine], [seed for _, seed in mine]
             drawn = self.sampler.draw(prompts, count, max_tokens=self.rollouts.max_tokens, temperature=temperature, seeds=seeds)
-            return [
-                [(each.told(), self._worth(problem, each)) for each in answers] for (problem, _), answers in zip(mine, drawn, strict=True)
-            ]
+            worth = iter(self.reward(asked([problem for problem, _ in mine], drawn, self.decode)))
+            return [[(each.told(), next(worth)) for each in answers] for answers in drawn]
 
         told = apart(self.company, list(zip(problems, seeds_of(seed, len(problems)), strict=True)), judged)
         return [[(Drawn.heard(each), worth) for each, worth in answers] for answers in told]
-
-    def _worth(self, problem: Problem, drawn: Drawn) -> float:
-        return float(self.reward(problem.task, Answer(self.decode(drawn.tokens), len(drawn.tokens), drawn.is_cut)))
 
     def _penalty(self, answers: Sequence[Drawn]) -> Tensor:
         lengths = torch.tensor([len(each.tokens) for each in answers])
         if not self.rollouts.overlong:
             return torch.zeros(len(answers), dtype=torch.float64)
         return losses.overlong_penalty(lengths, self.rollouts.max_tokens, self.rollouts.overlong).to(torch.float64)
+
+
+def asked(problems: Sequence[Problem], drawn: Sequence[Sequence[Drawn]], decode: Decode) -> list[tuple[Task, Answer]]:
+    """All answers to some problems as a judge looks at them, those to one problem together."""
+    return [
+        (problem.task, Answer(decode(each.tokens), len(each.tokens), each.is_cut, behind_prompt(problem.prompt, each)))
+        for problem, answers in zip(problems, drawn, strict=True)
+        for each in answers
+    ]
 
 
 def _size(each: Learned) -> int:

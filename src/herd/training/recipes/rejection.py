@@ -6,14 +6,13 @@ the answers are kept as they are: data that a teacher makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from herd.data.samples import Task
-from herd.training.recipes.grpo import Problem
+from herd.training.recipes.grpo import Problem, asked
 from herd.training.settings.rejection import RejectionSettings
-from herd.training.signals.rewards import Answer
-from herd.training.signals.rollouts import Decode, Drawn, Sampler, seed_of, seeds_of
+from herd.training.signals.rewards import Answer, Judge
+from herd.training.signals.rollouts import Decode, Sampler, seed_of, seeds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,7 @@ class Chosen:
 
 
 def best_of(
-    settings: RejectionSettings,
-    problems: Sequence[Problem],
-    sampler: Sampler,
-    decode: Decode,
-    reward: Callable[[Task, Answer], float] | None,
+    settings: RejectionSettings, problems: Sequence[Problem], sampler: Sampler, decode: Decode, reward: Judge | None
 ) -> Iterator[Chosen]:
     """All answers, those of one prompt together. Kept are the best `keep` of each that are worth at least `least` and were not cut;
     texts that come twice count once."""
@@ -40,24 +35,21 @@ def best_of(
         prompts = [problem.prompt for problem in group]
         seeds = seeds_of(seed_of(settings.seed, first), len(group))
         drawn = sampler.draw(prompts, settings.answers, max_tokens=settings.max_tokens, temperature=settings.temperature, seeds=seeds)
-        for problem, answers in zip(group, drawn, strict=True):
-            yield from _chosen(settings, problem, answers, decode, reward)
+        to_judge = asked(group, drawn, decode)
+        worth = [0.0] * len(to_judge) if reward is None else reward(to_judge)
+        for at, problem in enumerate(group):
+            own = slice(at * settings.answers, (at + 1) * settings.answers)
+            yield from _chosen(settings, problem, [answer for _, answer in to_judge[own]], worth[own])
 
 
-def _chosen(
-    settings: RejectionSettings, problem: Problem, answers: Sequence[Drawn], decode: Decode, reward: Callable[[Task, Answer], float] | None
-) -> Iterator[Chosen]:
-    texts = [decode(each.tokens) for each in answers]
-    worth = [
-        0.0 if reward is None else reward(problem.task, Answer(text, len(each.tokens), each.is_cut))
-        for text, each in zip(texts, answers, strict=True)
-    ]
+def _chosen(settings: RejectionSettings, problem: Problem, answers: Sequence[Answer], worth: Sequence[float]) -> Iterator[Chosen]:
     seen: set[str] = set()
     kept: set[int] = set()
     for at in sorted(range(len(answers)), key=lambda index: -worth[index]):
-        is_good = not answers[at].is_cut and texts[at].strip() and (reward is None or worth[at] >= settings.least)
-        if is_good and texts[at] not in seen and len(kept) < settings.keep:
-            seen.add(texts[at])
+        answer = answers[at]
+        is_good = not answer.is_cut and answer.text.strip() and worth[at] >= settings.threshold
+        if is_good and answer.text not in seen and len(kept) < settings.keep:
+            seen.add(answer.text)
             kept.add(at)
-    for at, text in enumerate(texts):
-        yield Chosen(problem, text, worth[at], at in kept)
+    for at, answer in enumerate(answers):
+        yield Chosen(problem, answer.text, worth[at], at in kept)

@@ -1,6 +1,6 @@
 """A reward model: the language model with one number per text in place of the next token, learned from pairs of answers.
 
-    prompt and answer -> the last token's values after the last norm -> x · w = reward;     - log sigmoid(r_chosen - r_rejected - margin)
+    prompt and answer -> its last token's values after the last norm -> x · w = reward;     - log sigmoid(r_chosen - r_rejected - margin)
 
 Files: the updates (or weights) as every run leaves them, and `reward.safetensors` with w beside them. Llama 3 leaves the margin out;
 Llama 2 took one from how much better the chosen answer was judged (`margin` of a record).
@@ -125,5 +125,7 @@ def _size(pair: Pair) -> int:
 
 
 def _to_the_end(document: Document) -> Document:
-    """So that the row of the last token is among those that are computed: one more token that only this row predicts. No token sees it."""
-    return Document((*document.tokens, document.tokens[-1]), (0.0,) * len(document.tokens) + (1.0,), document.pictures)
+    """Up to the last token of the answer (what a format writes behind it is not there yet when an answer is drawn), and so that its row
+    is among those that are computed: one more token that only this row predicts. No token sees it."""
+    end = 1 + max(at for at, weight in enumerate(document.weights) if weight)
+    return Document((*document.tokens[:end], document.tokens[end - 1]), (0.0,) * end + (1.0,), document.pictures)

@@ -72,7 +72,8 @@ class Rollouts:
     reuse           optimiser steps that learn from the same answers
     overlong        tokens before the longest answer from which on its reward shrinks (DAPO's soft punishment); 0: none
     drop_cut        whether answers that were cut at the longest carry no loss
-    filter_every    steps after which prompts are tried again and only medium and hard ones are kept (Llama 4); 0: never
+    filter_every    steps after which prompts are tried again and only medium and hard ones are kept (Llama 4); 0: never. Not with a
+                    reward model, whose rewards have no best
     filter_least    share of the best possible reward that its answers must reach on average for a prompt to be kept
     filter_most     the share above which a prompt is too easy
     """
@@ -102,7 +103,7 @@ class Rollouts:
 class GrpoSettings(TuningSettings):
     """Online reinforcement learning (GRPO, Dr. GRPO, DAPO): a model answers prompts and learns from which answers were better.
 
-    data          files or folders of prompts with what their answers are checked by (answer, tests, schema)
+    data          files or folders of prompts with what their answers are checked by (answer, tests, schema), if not by a model
     held_out      prompts that are measured and not learned: a share below 1, or how many; 0: none
     max_prompt    the longest prompt in tokens; longer ones are dropped
     steps         how many steps the run has
@@ -128,8 +129,11 @@ class GrpoSettings(TuningSettings):
         TuningSettings.__post_init__(self)
         need(len(self.rewards) > 0, "rewards", self.rewards, "at least one")
         need_least(self, 1, "steps", "max_prompt")
+        every, has_best = self.rollouts.filter_every, all(each.kind != "model" for each in self.rewards)
+        need(has_best or not every, "rollouts.filter_every", every, "0: no reward is the best that a reward model can give")
         steps = self.loop.schedule.steps
         need(steps in (Schedule().steps, self.steps), "loop.schedule.steps", steps, "nothing: steps says it")
 
     def resolved(self, learned: int, held_out: int = 0) -> Self:
+        """As `EpochSettings.resolved`; how much there is to learn from does not count, `steps` says how long the run is."""
         return self._for_steps(self.steps, held_out)

@@ -19,7 +19,7 @@ class RejectionSettings:
     rewards       what answers are worth; none: all answers are kept
     answers       answers drawn to each prompt
     keep          how many of them are kept at most
-    least         what an answer must be worth to be kept
+    least         what an answer must be worth to be kept; not said: 1 where every reward is a check, else (of a reward model) anything
     max_prompt    the longest prompt in tokens; longer ones are dropped
     max_tokens    the longest answer; those that are cut there are not kept
     temperature   of drawing
@@ -34,7 +34,7 @@ class RejectionSettings:
     rewards: tuple[RewardSettings, ...] = ()
     answers: int = 8
     keep: int = 1
-    least: float = 1.0
+    least: float | None = None
     max_prompt: int = 1024
     max_tokens: int = 512
     temperature: float = 1.0
@@ -46,5 +46,12 @@ class RejectionSettings:
         need(len(self.data) > 0, "data", self.data, "files or folders")
         need_least(self, 1, "answers", "keep", "max_prompt", "max_tokens", "batch")
         need(0 <= self.temperature <= 10, "temperature", self.temperature, "a number from 0 to 10")
-        need(math.isfinite(self.least), "least", self.least, "a finite number")
+        need(self.least is None or math.isfinite(self.least), "least", self.least, "a finite number")
         need(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+
+    @property
+    def threshold(self) -> float:
+        """What an answer must be worth to be kept, as a number."""
+        if self.least is not None and self.rewards:
+            return self.least
+        return 1.0 if self.rewards and all(each.kind != "model" for each in self.rewards) else -math.inf

@@ -1,4 +1,4 @@
-"""What an answer is worth, by checks that a program can make.
+"""What an answer is worth: by checks that a program can make, or by a model that has learned to judge.
 
     number    the last number of the answer (or what stands in \\boxed{}, or after ####) is the task's `answer`
     text      the answer, without case and space around it, is the task's `answer`; with `pattern`, its first group is
@@ -7,6 +7,7 @@
     length    1 between `least` and `most` (of `unit`), less the further away
     pattern   the answer matches the regular expression `pattern`
     function  what a Python function of the user's says: `path/to/file.py:name`, called as name(answer, task)
+    model     what a reward model says, which learned it from pairs of answers (recipes/reward_model.py); it is given, opened
 
 Rewards are added up by their weights. The user's function runs in this process with all rights: it is trusted like any other program
 of the user's. Code of a model's never runs outside of the sandbox.
@@ -20,7 +21,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from herd.data.samples import Task
 from herd.errors import FileProblem, UsageError
@@ -28,7 +30,12 @@ from herd.records import dataclass
 from herd.training.signals.sandbox import GUARDS, Limits, passes
 from herd.training.signals.schema_check import fits, parsed
 
-Kind = Literal["number", "text", "tests", "schema", "length", "pattern", "function"]
+if TYPE_CHECKING:
+    from herd.training.student.batches import Document
+
+Kind = Literal["number", "text", "tests", "schema", "length", "pattern", "function", "model"]
+CHECKED = ("number", "text", "tests", "schema")
+"""Kinds that need something in the record to check by."""
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:[,\u202f\u00a0'](?=\d{3})\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?"
 )
@@ -38,21 +45,23 @@ MAX_DIGITS = 4000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to be judged. `is_cut`: it was ended by its length, not by itself."""
+    """An answer to be judged. `is_cut`: it was ended by its length, not by itself; `document`: it behind its prompt, as ids."""
 
     text: str
     num_tokens: int = 0
     is_cut: bool = False
+    document: Document | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSettings:
     """One reward of a run.
 
-    kind       what is checked: number, text, tests, schema, length, pattern or function
+    kind       what is checked: number, text, tests, schema, length, pattern or function; or model, which judges
     weight     what it is multiplied by
     pattern    regular expression, of kind pattern; of kind text, what of the answer is compared: its first group
     function   file and name of a Python function, as path/to/file.py:name
+    model      of kind model: the folder of a finished run of herd tune reward
     least      of kind length: the shortest answer that has the full reward
     most       of kind length: the longest answer that has the full reward
     unit       what length counts: tokens, words or characters
@@ -64,6 +73,7 @@ class RewardSettings:
     weight: float = 1.0
     pattern: str = ""
     function: str = ""
+    model: str = ""
     least: int = 0
     most: int = 1_000_000
     unit: Literal["tokens", "words", "characters"] = "words"
@@ -75,6 +85,8 @@ class RewardSettings:
             raise UsageError(f"A reward's weight is {self.weight}; it must be finite.")
         if self.kind == "function" and ":" not in self.function:
             raise UsageError(f"A reward's function is {self.function!r:.80}; expected path/to/file.py:name.")
+        if (self.kind == "model") != bool(self.model):
+            raise UsageError(f"A reward of kind {self.kind} has model {self.model!r:.80}; kind model alone names a folder there.")
         if self.kind == "pattern" and not self.pattern:
             raise UsageError("A reward of kind pattern needs a pattern.")
         if not 0 <= self.least <= self.most:
@@ -84,27 +96,35 @@ class RewardSettings:
 
 
 Reward = Callable[[Task, Answer], float]
+Asked = Sequence[tuple[Task, Answer]]
+Judge = Callable[[Asked], Sequence[float]]
+"""What each of some answers is worth. They are judged together, as a model does that faster."""
+
+
+def one_by_one(reward: Reward) -> Judge:
+    """A judge that looks at each answer alone."""
+    return lambda asked: [reward(task, answer) for task, answer in asked]
 
 
 class Rewards:
-    """The sum of several rewards, each by its weight. `names` are those of the parts, for the log."""
+    """A judge: the sum of several rewards, each by its weight. models: judges for rewards of kind model, by the folders that these name."""
 
-    def __init__(self, settings: Sequence[RewardSettings]) -> None:
+    def __init__(self, settings: Sequence[RewardSettings], models: Mapping[str, Judge] = MappingProxyType({})) -> None:
         if not settings:
             raise UsageError("There is no reward: name at least one, such as --reward number.")
-        self._parts = [(each.weight, reward_of(each)) for each in settings]
-        self.names = tuple(f"reward_{index}_{each.kind}" if len(settings) > 1 else each.kind for index, each in enumerate(settings))
+        self._parts = [(each.weight, models[each.model] if each.kind == "model" else one_by_one(reward_of(each))) for each in settings]
 
-    def parts(self, task: Task, answer: Answer) -> list[float]:
-        """Each reward by itself, not weighted."""
-        return [reward(task, answer) for _, reward in self._parts]
-
-    def __call__(self, task: Task, answer: Answer) -> float:
-        return sum(weight * reward(task, answer) for weight, reward in self._parts)
+    def __call__(self, asked: Asked) -> list[float]:
+        worth = [0.0] * len(asked)
+        for weight, judge in self._parts:
+            worth = [so_far + weight * more for so_far, more in zip(worth, judge(asked), strict=True)]
+        return worth
 
 
 def reward_of(settings: RewardSettings) -> Reward:
-    """The reward that settings name. `UsageError` for a pattern that is none, `FileProblem` for a function that cannot be loaded."""
+    """The check that settings name, which is of another kind than model. `UsageError` for a pattern that is none, `FileProblem` for a
+    function that cannot be loaded."""
+    assert settings.kind != "model", "a reward model is opened by whoever can open models"
     pattern = _pattern(settings.pattern) if settings.pattern else None
     match settings.kind:
         case "number":
