@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import numpy as np
+
 from fakes import FakeBackend, fake_logits
 from herd.engine.engine import Engine
 from herd.engine.request import Progress, Request
+from herd.models.weights import Update
 from herd.sampling.chain import Draw, choose
 from herd.sampling.history import History
 from herd.sampling.params import SamplingParams
+from tiny import dense_f32
 
 VOCAB = 50
 STOP = 7
@@ -78,3 +82,9 @@ def all_back(engine: Engine) -> None:
     load = engine.load
     assert (load.owned_pages, load.waiting, load.running) == (0, 0, 0)
     assert load.free_pages + load.cached_pages == engine.limits.num_pages
+
+
+def matrices(name: str) -> dict[str, Update]:
+    """An adapter's contents; what the fake backend makes of them it takes from the name alone."""
+    down, up = (dense_f32(np.full(shape, ord(name))) for shape in ((1, 4), (4, 1)))
+    return {"layers.0.attention.q": Update(down, up, 2.0)}

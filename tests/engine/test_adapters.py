@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from engine.engines import matrices
 from fakes import FakeBackend, fake_adapter, fake_logits
 from herd.backends.base import PAGE_TOKENS, Plan
+from herd.engine.adapters import digest_of
 from herd.engine.engine import Engine
 from herd.engine.request import Request
 from herd.errors import UsageError
+from herd.models.weights import Update
 from herd.sampling.params import SamplingParams
 
 VOCAB = 50
@@ -22,7 +26,7 @@ def make(**options: Any) -> tuple[Engine, FakeBackend]:
     backend = FakeBackend(VOCAB)
     engine = Engine(backend, context_length=512, num_pages=options.pop("num_pages", 32), **options)
     for name in ("a", "b"):
-        engine.add_adapter(name, {})
+        engine.add_adapter(name, matrices(name))
     return engine, backend
 
 
@@ -66,15 +70,30 @@ def test_pages_are_found_again_under_the_same_adapter_only() -> None:
     assert cached[:3] == [0, 0, 0] and cached[3] == PAGE_TOKENS
 
 
-def test_an_adapter_of_the_same_name_finds_nothing_that_the_one_before_it_left() -> None:
+@pytest.mark.parametrize(("contents", "found"), [("a", PAGE_TOKENS), ("c", 0)])
+def test_an_adapter_finds_what_was_computed_under_its_matrices_and_nothing_under_its_name(contents: str, found: int) -> None:
     engine, _ = make()
     prompt = [number % VOCAB for number in range(2 * PAGE_TOKENS)]
     answer(engine, "a", prompt)
     engine.remove_adapter("a")
-    engine.add_adapter("a", {})
+    engine.add_adapter("a", matrices(contents))
     sequence = engine.submit(Request(tokens=prompt, sampling=GREEDY, max_tokens=1, adapter="a"))
     engine.step()
-    assert sequence.cached_tokens == 0
+    assert sequence.cached_tokens == found
+
+
+def test_adapters_are_told_apart_by_all_that_their_numbers_follow_from() -> None:
+    one = matrices("a")
+    (name, update), *_ = one.items()
+    others = [
+        {},
+        matrices("b"),
+        {"layers.1.attention.q": update},
+        {name: replace(update, scale=1.0)},
+        {name: replace(update, down=replace(update.down, shape=(2, 2)))},
+        {name: Update(update.up, update.down, 2.0)},
+    ]
+    assert len({digest_of(each) for each in (one, *others)}) == 7 and digest_of(one) == digest_of(matrices("a"))
 
 
 def test_a_removed_adapter_is_refused_at_once_and_leaves_with_its_last_sequence() -> None:
@@ -86,7 +105,7 @@ def test_a_removed_adapter_is_refused_at_once_and_leaves_with_its_last_sequence(
     with pytest.raises(UsageError, match="no adapter 'a' here; there are b"):
         engine.submit(Request(tokens=[1], adapter="a"))
     with pytest.raises(UsageError, match="still answers somebody"):
-        engine.add_adapter("a", {})
+        engine.add_adapter("a", matrices("a"))
     while sequence.stop_reason is None:
         engine.step()
     assert sequence.answer == expected([1, 2, 3], "a", 5)
@@ -108,7 +127,7 @@ def test_an_adapter_is_added_between_two_steps() -> None:
     backend.before_step = hold
     engine.submit(Request(tokens=[1, 2], sampling=GREEDY, max_tokens=1))
     stepping = threading.Thread(target=engine.step)
-    adding = threading.Thread(target=engine.add_adapter, args=("c", {}))
+    adding = threading.Thread(target=engine.add_adapter, args=("c", matrices("c")))
     stepping.start()
     in_step.wait(10)
     adding.start()

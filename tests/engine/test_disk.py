@@ -10,20 +10,23 @@ import shutil
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.running import STORIES
-from engine.engines import STOP, VOCAB, all_back, collect
+from engine.engines import STOP, VOCAB, all_back, collect, matrices
 from fakes import FakeBackend
 from herd.api.loading import load
 from herd.backends.base import PAGE_TOKENS, BackendOptions
 from herd.backends.cpu import CpuBackend
 from herd.engine import disk as on_disk
+from herd.engine import page_files
 from herd.engine.disk import DiskPages
 from herd.engine.engine import Engine
+from herd.engine.page_files import PageFiles
 from herd.engine.request import Request
 from herd.errors import CapacityError, UsageError
 from herd.sampling.params import SamplingParams
@@ -45,9 +48,13 @@ class Counting(FakeBackend):
         return super().step(plan)
 
 
+def opened(folder: Path, identity: bytes, page_bytes: int, limit: int) -> DiskPages:
+    return DiskPages(PageFiles(folder, identity, page_bytes, limit))
+
+
 def make(folder: Path, identity: bytes = b"one", limit: int = LIMIT, **options: Any) -> tuple[Engine, Counting, DiskPages]:
     backend = Counting(VOCAB)
-    pages = DiskPages(folder, identity, backend.page_bytes(), limit)
+    pages = opened(folder, identity, backend.page_bytes(), limit)
     settings: dict[str, Any] = {"context_length": 512, "stop_ids": {STOP}, "num_pages": 8, **options}
     return Engine(backend, disk=pages, **settings), backend, pages
 
@@ -111,7 +118,7 @@ def test_the_bits_of_a_real_model_are_the_same(tmp_path: Path) -> None:
 
     def answers(disk: bool) -> list[tuple[int, float]]:
         backend = CpuBackend(cfg, leaves.__getitem__, BackendOptions(threads=1), lambda: None)
-        pages = DiskPages(tmp_path / "c", b"m", backend.page_bytes(), 1 << 30) if disk else None
+        pages = opened(tmp_path / "c", b"m", backend.page_bytes(), 1 << 30) if disk else None
         engine = Engine(backend, context_length=512, num_pages=8, disk=pages)
         found = collect(engine.run(Request(tokens=prompt, sampling=SamplingParams(temperature=1.0, seed=9), max_tokens=8)))
         engine.close()
@@ -148,6 +155,15 @@ def test_callers_with_different_salts_do_not_meet_and_names_tell_nothing(tmp_pat
     assert not {each.name for each in pages_in(tmp_path / "c")} & {each.name for each in pages_in(tmp_path / "d")}
 
 
+def test_a_later_engine_finds_what_an_adapter_computed_by_its_matrices(tmp_path: Path) -> None:
+    for contents, computed in (("a", len(PROMPT) + 1), ("a", 6), ("b", len(PROMPT) + 1)):
+        engine, backend, _ = make(tmp_path / "c")
+        engine.add_adapter("poems", matrices(contents))
+        request = Request(tokens=PROMPT, sampling=SamplingParams(temperature=0.0), max_tokens=2, adapter="poems", stop_ids=())
+        assert len(collect(engine.run(request))) == 2 and backend.computed == computed
+        engine.close()
+
+
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "longer", "empty", "another page", "a folder", "a link"])
 def test_a_damaged_or_foreign_file_is_never_used(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "c"
@@ -178,7 +194,7 @@ def test_a_damaged_or_foreign_file_is_never_used(tmp_path: Path, damage: str, ca
 
 
 def test_the_folder_keeps_its_limit_and_loses_what_was_used_longest_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_disk, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(page_files, "LOOK_AGAIN_S", 0.0)
     engine, _, pages = make(tmp_path / "c", limit=6 * (PAGE_BYTES + 40), num_pages=16)
     ask(engine, PROMPT)
     tidied(engine, pages)
@@ -200,7 +216,7 @@ def test_a_full_disk_costs_pages_and_nothing_else(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(on_disk.os, "replace", full)
+    monkeypatch.setattr(page_files.os, "replace", full)
     with caplog.at_level(logging.WARNING, "herd.engine.disk"):
         first = ask(engine)
         tidied(engine, pages)
@@ -219,29 +235,29 @@ def test_files_are_for_their_user_alone_and_a_folder_that_is_not_is_refused(tmp_
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "c").iterdir()} == {0o600}
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(UsageError, match="open to others"):
-        DiskPages(tmp_path / "open", b"", 64, 1 << 20)
+        opened(tmp_path / "open", b"", 64, 1 << 20)
 
 
 def test_folders_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="cannot hold a cache"):
-        DiskPages(tmp_path / "file", b"", 64, 1 << 20)
+        opened(tmp_path / "file", b"", 64, 1 << 20)
     with pytest.raises(CapacityError, match="one page of this model takes"):
-        DiskPages(tmp_path / "c", b"", 64, 100)
+        opened(tmp_path / "c", b"", 64, 100)
     (tmp_path / "d").mkdir(mode=0o700)
     (tmp_path / "d" / "secret").write_bytes(b"short")
     with pytest.raises(UsageError, match="expected 32"):
-        DiskPages(tmp_path / "d", b"", 64, 1 << 20)
+        opened(tmp_path / "d", b"", 64, 1 << 20)
 
 
 def test_unfinished_files_of_those_who_died_are_removed(tmp_path: Path) -> None:
-    DiskPages(tmp_path / "c", b"", 64, 1 << 20).close()
+    opened(tmp_path / "c", b"", 64, 1 << 20).close()
     old, new = (tmp_path / "c" / f".{digit * 16}.part" for digit in "ab")
     for path in (old, new):
         path.write_bytes(b"x")
     os.utime(old, (time.time() - 10_000,) * 2)
     (tmp_path / "c" / "mine.txt").write_text("left alone")
-    DiskPages(tmp_path / "c", b"", 64, 1 << 20).close()
+    opened(tmp_path / "c", b"", 64, 1 << 20).close()
     assert not old.exists() and new.exists() and (tmp_path / "c" / "mine.txt").exists()
 
 
@@ -273,28 +289,108 @@ def test_new_weights_forget_the_folder(tmp_path: Path) -> None:
 
 
 def test_memory_is_never_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page that finds no room in the queue is forgotten."""
-    monkeypatch.setattr(on_disk, "QUEUED_BYTES", 0)
-    engine, _, pages = make(tmp_path / "c")
-    first = ask(engine)
-    tidied(engine, pages)
-    assert not pages_in(tmp_path / "c") and ask(engine) == first
-    engine.close()
-    monkeypatch.undo()
-    pages = DiskPages(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
-    pages.keep(b"x", bytes(PAGE_BYTES))
+    """A page that finds no room in the queue is forgotten, and one that finds none among those that are held is computed."""
+    files = PageFiles(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    pages = DiskPages(files, 0)
+    assert pages.memory_bytes == 2 * files.file_bytes
+    slow, whole = threading.Event(), PageFiles.write
+
+    def write(self: PageFiles, name: str, contents: bytes) -> None:
+        assert slow.wait(10)
+        whole(self, name, contents)
+
+    monkeypatch.setattr(PageFiles, "write", write)
+    assert pages.has_room and pages.keep(b"x", bytes(PAGE_BYTES))
+    assert not pages.has_room and not pages.keep(b"y", bytes(PAGE_BYTES)) and not pages.has(b"y")
+    slow.set()
     pages.flush(10)
-    assert pages.read([b"x"]) == [bytes(PAGE_BYTES)]
+    assert pages.has_room and pages.keep(b"y", bytes(PAGE_BYTES))
+    pages.flush(10)
+    assert pages.read([b"x", b"y"]) == [bytes(PAGE_BYTES)] and pages.read([b"y"]) == []
     pages.forget(1)
-    monkeypatch.setattr(on_disk, "HELD_BYTES", 0)
-    assert pages.has(b"x") and pages.read([b"x"]) == [] and pages._held_bytes == 0
+    assert pages.read([b"y"]) == [bytes(PAGE_BYTES)]
+    pages.forget(1)
+    assert pages._held_bytes == 0
     pages.close()
+
+
+def hanging(monkeypatch: pytest.MonkeyPatch, seconds: float) -> threading.Event:
+    """Has the disk not answer before the event, and the cache notice it after so long."""
+    answers, whole = threading.Event(), PageFiles.read
+
+    def read(self: PageFiles, name: str) -> bytes | None:
+        assert answers.wait(20)
+        return whole(self, name)
+
+    monkeypatch.setattr(on_disk, "HANGS_S", seconds)
+    monkeypatch.setattr(PageFiles, "read", read)
+    return answers
+
+
+def test_a_disk_that_does_not_answer_is_set_aside_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, _, _ = make(tmp_path / "c")
+    first = ask(engine)
+    engine.close()
+    answers = hanging(monkeypatch, 0.1)
+    again, backend, pages = make(tmp_path / "c")
+    with caplog.at_level(logging.WARNING, "herd.engine.disk"):
+        began = time.monotonic()
+        assert ask(again) == first
+        ask(again, OTHER)
+        assert ask(again) == first and time.monotonic() - began < 1.5
+    assert caplog.text.count("does not answer") == 1 and backend.computed >= len(PROMPT) + len(OTHER)
+    assert not pages.has_room and pages._held_bytes == 0
+    answers.set()
+    assert until(lambda: pages.has_room)
+    before = backend.computed
+    ask(again, OTHER)
+    assert ask(again) == first and backend.computed - before < len(OTHER) + len(PROMPT)
+    all_back(again)
+    again.close()
+    assert not pages._writer.is_alive() and pages._reader is not None and not pages._reader.is_alive()
+
+
+def test_requests_that_wait_for_a_disk_that_hangs_go_on_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = opened(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    for key in (b"x", b"y"):
+        pages.keep(key, bytes(PAGE_BYTES))
+    pages.flush(10)
+    answers = hanging(monkeypatch, 0.2)
+    found: list[list[bytes]] = []
+    threads = [threading.Thread(target=lambda key=key: found.append(pages.read([key]))) for key in (b"x", b"y", b"x")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert found == [[], [], []] and pages._held_bytes == 0
+    answers.set()
+    pages.close()
+
+
+def until(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+def test_a_part_of_the_memory_is_for_pages_on_their_way(tmp_path: Path) -> None:
+    """And it is told: in the memory that a model says it takes."""
+    with load(STORIES, backend="reference", parallel=8, cache_bytes=4 << 20, cache_folder=tmp_path / "c") as model:
+        held = model.memory()
+        assert held.other["disk_buffers"] == 1 << 20 and 2 << 20 < held.cache <= 3 << 20
+    with load(STORIES, backend="reference", cache_bytes=4 << 20) as model:
+        assert "disk_buffers" not in model.memory().other
+    with pytest.raises(CapacityError, match="on their way to and from the disk"):
+        load(STORIES, backend="reference", cache_bytes=1 << 16, cache_folder=tmp_path / "c")
 
 
 def test_a_folder_that_is_removed_costs_pages_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(on_disk, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(page_files, "LOOK_AGAIN_S", 0.0)
     engine, _, pages = make(tmp_path / "c")
     first = ask(engine)
     tidied(engine, pages)
@@ -320,7 +416,7 @@ def test_a_folder_named_like_an_unfinished_file_is_left_alone(tmp_path: Path) ->
     (tmp_path / "c").mkdir(mode=0o700)
     odd.mkdir()
     os.utime(odd, (1, 1))
-    DiskPages(tmp_path / "c", b"", 64, 1 << 20).close()
+    opened(tmp_path / "c", b"", 64, 1 << 20).close()
     assert odd.is_dir()
 
 
@@ -328,19 +424,19 @@ def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path: Path, monke
     def refused(folder: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(on_disk.os, "scandir", refused)
+    monkeypatch.setattr(page_files.os, "scandir", refused)
     with pytest.raises(UsageError, match="Permission denied"):
-        DiskPages(tmp_path / "c", b"", 64, 1 << 20)
+        opened(tmp_path / "c", b"", 64, 1 << 20)
 
 
 def test_nobody_waits_while_the_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is lost meanwhile stays lost."""
-    pages = DiskPages(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    pages = opened(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
     for key in (b"x", b"y"):
         pages.keep(key, bytes(PAGE_BYTES))
     pages.flush(10)
     listed, going_on = threading.Event(), threading.Event()
-    whole = pages._listed
+    whole = pages._files._listed
 
     def slow() -> list[tuple[int, str, int]]:
         found = whole()
@@ -348,12 +444,12 @@ def test_nobody_waits_while_the_folder_is_listed(tmp_path: Path, monkeypatch: py
         assert going_on.wait(10)
         return found
 
-    monkeypatch.setattr(on_disk, "LOOK_AGAIN_S", 0.0)
-    monkeypatch.setattr(pages, "_listed", slow)
+    monkeypatch.setattr(page_files, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(pages._files, "_listed", slow)
     pages.keep(b"z", bytes(PAGE_BYTES))
     assert listed.wait(10)
     assert pages.has(b"x") and pages.has(b"z")  # would wait for ever
-    pages._remove(pages._name(b"x"))
+    pages._files._remove(pages._files.name(b"x"))
     going_on.set()
     pages.flush(10)
     assert [pages.has(key) for key in (b"x", b"y", b"z")] == [False, True, True]
@@ -364,7 +460,7 @@ def test_nobody_waits_while_the_folder_is_listed(tmp_path: Path, monkeypatch: py
 def test_a_page_that_cannot_be_read_now_is_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pages = DiskPages(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
+    pages = opened(tmp_path / "c", b"one", PAGE_BYTES, LIMIT)
     pages.keep(b"x", bytes(PAGE_BYTES))
     pages.flush(10)
 
@@ -372,27 +468,27 @@ def test_a_page_that_cannot_be_read_now_is_not_removed(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "herd.engine.disk"):
-        patch.setattr(on_disk.os, "open", too_many)
+        patch.setattr(page_files.os, "open", too_many)
         assert pages.read([b"x"]) == [] and not pages.has(b"x")
     assert "cannot be read from the cache" in caplog.text and len(pages_in(tmp_path / "c")) == 1
-    pages._look()
+    pages._files.look()
     assert pages.read([b"x"]) == [bytes(PAGE_BYTES)]
     pages.close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="owners are checked on posix")
 def test_what_belongs_to_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    DiskPages(tmp_path / "c", b"", 64, 1 << 20).close()
+    opened(tmp_path / "c", b"", 64, 1 << 20).close()
     (tmp_path / "mine").symlink_to(tmp_path / "c")
-    DiskPages(tmp_path / "mine", b"", 64, 1 << 20).close()
+    opened(tmp_path / "mine", b"", 64, 1 << 20).close()
     with monkeypatch.context() as patch:
-        patch.setattr(on_disk.os, "geteuid", lambda: 12345)
+        patch.setattr(page_files.os, "geteuid", lambda: 12345)
         with pytest.raises(UsageError, match="belongs to another user"):
-            DiskPages(tmp_path / "c", b"", 64, 1 << 20)
+            opened(tmp_path / "c", b"", 64, 1 << 20)
     (tmp_path / "c" / "secret").rename(tmp_path / "secret")
     (tmp_path / "c" / "secret").symlink_to(tmp_path / "secret")
     with pytest.raises(UsageError, match="cannot hold a cache"):
-        DiskPages(tmp_path / "c", b"", 64, 1 << 20)
+        opened(tmp_path / "c", b"", 64, 1 << 20)
 
 
 def test_a_limit_without_a_folder_is_refused() -> None:

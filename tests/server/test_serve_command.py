@@ -96,6 +96,7 @@ def test_settings_come_from_a_file_then_from_set_then_from_options(tmp_path: Pat
 def stories(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`herd serve` of a model of 260,000 parameters, as a process; it has printed that it is ready."""
     words = command("serve", f"tiny={STORIES}", "--port", "0", "--backend", "reference", "--context", "64", "--parallel", "2")
+    words += ["--cache-folder", str(tmp_path / "cache")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         yield process
@@ -117,6 +118,8 @@ def test_a_real_server_says_where_it_is_answers_and_leaves_nothing_behind(storie
         and "weights" in page
         and f'base_url="{url}/v1"' in page
         and "this computer only, without a key" in page
+        and "cache, up to 8.6 GB" in page
+        and "disk_buffers" in page
     )
     asked = {"model": "tiny", "prompt": "Once", "max_tokens": 4, "temperature": 0}
     found = httpx.post(f"{url}/v1/completions", json=asked, timeout=60)

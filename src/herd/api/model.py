@@ -338,7 +338,7 @@ class Model:
 
     def memory(self) -> MemoryUse:
         """Bytes that are held, by what for."""
-        return self._engine.backend.memory()
+        return self._engine.memory()
 
     def close(self) -> None:
         """Gives memory and files back. Idempotent."""

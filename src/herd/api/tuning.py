@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.api.loading import load, run_behind, words_of
+from herd.api.loading import load, run_behind
 from herd.api.model import Model
 from herd.api.pictures import Eyes
-from herd.api.words import Words
+from herd.api.words import Words, words_of
 from herd.backends.torch.devices import DTYPES, find_device
 from herd.checkpoints.adapter import WEIGHTS, Adapter, open_adapter
 from herd.checkpoints.checkpoint import Checkpoint

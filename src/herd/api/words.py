@@ -7,6 +7,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from herd.checkpoints.checkpoint import Checkpoint
+    from herd.family.finding import Found
+    from herd.family.release import Release
     from herd.text.formats import ChatFormat, Formats
     from herd.text.tokenizer import Tokenizer
 
@@ -26,3 +29,29 @@ class Words:
     @property
     def chat_format(self) -> ChatFormat | None:
         return self.formats[0]
+
+
+def stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
+    """Tokens that end an answer: what the files name as ends, and every control token that is one by its name."""
+    return {*checkpoint.stop_ids, *(words.tokenizer.stop_ids if words.tokenizer is not None else ())}
+
+
+def words_of(found: Found, checkpoint: Checkpoint, wanted: str | None = None) -> Words:
+    """Tokenizer and chat format. A file without a template has the format that the family knows for its release, if it is one."""
+    source = checkpoint.tokenizer
+    if source is None:
+        return Words()
+    from herd.text.tokenizer import load_tokenizer
+
+    known = checkpoint.config.vocab_size
+    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
+    return Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release, wanted))
+
+
+def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None, wanted: str | None) -> Formats:
+    """The published format (or the one that is wanted), and Meta's own."""
+    from herd.text.formats import NAMES, choose_format, meta_format
+
+    name = wanted or (release.chat_format if release is not None else None)
+    chat_format = choose_format(tokenizer, template, wanted or (name if name in NAMES and template is None else None))
+    return chat_format, None if chat_format is None else meta_format(chat_format, name)

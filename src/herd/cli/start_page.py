@@ -19,6 +19,7 @@ def start_page(house: House, url: str, model: str) -> str:
 
 def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
     from herd.cli.output import size
+    from herd.engine.page_files import LIMIT_BYTES
     from herd.planner.notices import badges
     from herd.server.page.routes import served_names
 
@@ -34,6 +35,8 @@ def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
             yield "adapter", offer.name
     for gauges in house.pool.gauges().values():
         yield "memory", ", ".join(f"{use} {size(num_bytes)}" for use, num_bytes in gauges.memory_bytes.items()) or "unknown"
+    if settings.cache_folder is not None:
+        yield "disk", f"keys and values in {settings.cache_folder}, up to {size(settings.cache_disk_bytes or LIMIT_BYTES)}"
     bounds = f"{settings.max_requests:,} requests at a time, {settings.deadline_s:g} s for each, {size(settings.max_body_bytes)} of body"
     yield "limits", bounds
     where = "this computer only" if settings.is_loopback else f"whoever reaches {settings.host}"

@@ -88,8 +88,8 @@ def inspect(
 @contextmanager
 def _tokenising(model: str, wanted: str | None, learn: str) -> Iterator[Tokenising]:
     """The model's way from samples to ids; its files stay open as long as pictures may be asked for."""
-    from herd.api.loading import words_of
     from herd.api.pictures import Eyes
+    from herd.api.words import words_of
     from herd.checkpoints.open import open_checkpoint
     from herd.cli.output import fetching
     from herd.data.tokenising import Tokenising

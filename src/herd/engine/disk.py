@@ -1,139 +1,135 @@
 """Pages that outlive the memory, and the process: contents of full pages in a folder, found again by what they hold.
 
-    cached --the engine is idle, or needs the page--> queue --writer thread--> folder/KEY.page --asked for again--> a fresh page
+    cached --the engine is idle, or needs the page--> queue --writer thread--> folder/KEY.page
+    folder/KEY.page --reader thread, asked for by a request that profits--> held --it is admitted--> a fresh page
 
-A file's name is a keyed hash of which model computes what in which form (`identity`) and of the page's own key, which stands for a
-caller's salt and for all tokens up to the page's end; a secret that lies in the folder keys it. So whoever can list the folder, or
-measure how long a request takes, cannot tell what others asked. The file begins with a keyed hash of all that follows: what is
-damaged, or was put there by somebody else, is never used; it is removed, and the log says so.
-
-Nobody waits for the disk but the request that profits: pages are copied into a queue of bounded size (what finds no room is forgotten,
-as it would be without a disk) and written by a thread of their own, and a request's pages are read by the thread that submits it, before
-it is queued, for `READ_S` at most. The folder holds `limit_bytes` at most, of all models together; what was used longest ago goes first.
-Processes that share a folder learn of each other's pages every few seconds, so it may hold somewhat more for so long.
+Nobody waits for the disk but the request that profits, and that for `READ_S` at most. Pages are copied into a queue of bounded size
+(what finds no room is forgotten, as it would be without a disk) and written by a thread of their own; another reads a request's pages
+before it is queued. A disk that does not answer is set aside: prompts are computed until it does, and the log says so.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hmac
 import logging
-import os
-import re
-import secrets
-import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from hashlib import blake2b
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import field
 from typing import final
 
-from herd.errors import CapacityError, UsageError
+from herd.engine.page_files import WARN_EVERY_S, PageFiles
+from herd.records import dataclass
 
 READ_S = 2.0
 """So long may a request's pages be read before it goes on with those it has."""
-QUEUED_BYTES = 256 << 20
-"""Copies of pages that wait to be written."""
-HELD_BYTES = 512 << 20
-"""What was read for requests that wait for their turn."""
-WARN_EVERY_S = 60.0
-LOOK_AGAIN_S = 2.0
-"""How often the folder is listed anew while something is written: other processes may write there too."""
-ABANDONED_S = 600.0
-"""After so long nobody goes on writing an unfinished file."""
-_FOREIGN = (errno.ELOOP, errno.EMLINK, errno.EISDIR)
-"""What opening a page says where there is a link, or a folder: nothing that was written here."""
-_MAGIC = b"herdpage"
-_HASH_BYTES = 32
-_NAME = re.compile(r"[0-9a-f]{40}\.page")
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")
+HANGS_S = 1.0
+"""A page that is not read after so long is not waited for, nor are others until it is."""
+MEMORY_BYTES = 768 << 20
+"""What pages on their way to and from the disk may take, where there is enough."""
 _LOG = logging.getLogger("herd.engine.disk")
+
+
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """What one request wants. `is_over`: the reader does no more for it; `is_left`: nobody waits for it."""
+
+    names: list[str]
+    found: list[bytes] = field(default_factory=list)
+    is_over: bool = False
+    is_left: bool = False
 
 
 @final
 class DiskPages:
-    """The pages of one engine in a folder. Safe to use from several threads, and beside other processes.
+    """The way of one engine's pages to and from its files. Safe to use from several threads.
 
-    identity     what decides a page's contents besides its key: the weights, and everything that may change bits
-    page_bytes   of each page's contents
-    limit_bytes  for all files of the folder
+    memory_bytes  for copies of pages that wait to be written, a third, and that were read for requests which wait for their turn; each
+                  has room for one page at least
     """
 
-    def __init__(self, folder: Path, identity: bytes, page_bytes: int, limit_bytes: int) -> None:
-        """`UsageError` for a folder that others may read, or that cannot be used; `CapacityError` for a limit that holds no page."""
-        self._file_bytes = len(_MAGIC) + _HASH_BYTES + page_bytes
-        if limit_bytes < self._file_bytes:
-            raise CapacityError(f"The cache on the disk may take {limit_bytes:,} bytes; one page of this model takes {self._file_bytes:,}.")
-        self._folder = folder
-        self._limit_bytes = limit_bytes
-        self._secret = _opened(folder)
-        self._identity = identity
-        self._lock = threading.RLock()  # a lost engine may be collected, and this closed, in the writer itself while it holds the lock
-        self._files: dict[str, int] = {}  # by when they were used, the latest last; other models' too
-        self._num_bytes = 0
-        self._lost: set[str] = set()  # since the folder began to be listed
-        self._looked_at = self._warned_at = float("-inf")
+    def __init__(self, files: PageFiles, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._files = files
+        size = files.file_bytes
+        self._most_queued = max(size, memory_bytes // 3)
+        self._most_held = max(size, memory_bytes - self._most_queued)
+        self._lock = threading.RLock()  # a lost engine may be collected, and this closed, in a thread of its own that holds the lock
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued: dict[str, int] = {}
+        self._readings: deque[_Reading] = deque()
         self._queued_bytes = self._held_bytes = 0
-        self._changed = threading.Condition(self._lock)
+        self._page_began: float | None = None  # when the reader turned to the page that it reads
+        self._is_aside = False
+        self._warned_at = float("-inf")
         self._is_closed = False
-        try:
-            self._look()
-        except OSError as problem:
-            raise _unusable(folder, problem) from problem
-        self._writer = threading.Thread(target=self._write_all, name="pages to the disk", daemon=True)
-        self._writer.start()
+        self._writer = self._started(self._write_all, "pages to the disk")
+        self._reader: threading.Thread | None = None
 
     @property
     def num_bytes(self) -> int:
         """Of the folder's pages."""
-        with self._lock:
-            return self._num_bytes
+        return self._files.num_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """What copies of pages take at most."""
+        return self._most_queued + self._most_held
 
     def has(self, key: bytes) -> bool:
         """Whether a page is there, or on its way."""
-        name = self._name(key)
-        with self._lock:
-            return name in self._files or name in self._queued
+        name = self._files.name(key)
+        return self._files.has(name) or name in self._queued
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `keep` would take a page now."""
+        return not self._is_closed and not self._is_aside and self._queued_bytes + self._files.file_bytes <= self._most_queued
 
     def keep(self, key: bytes, contents: bytes) -> bool:
-        """Has a page written, soon. False: there is too much to be written already."""
-        name = self._name(key)
+        """Has a page written, soon. False: there is too much to be written already, or the disk does not answer."""
+        name = self._files.name(key)
+        if self._files.has(name):
+            return True
         with self._lock:
-            if self._is_closed or name in self._files or name in self._queued:
+            if self._is_closed or name in self._queued:
                 return True
-            if self._queued_bytes + len(contents) > QUEUED_BYTES:
+            if not self.has_room:
                 return False
             self._queue.append((name, contents))
-            self._queued[name] = len(contents)
-            self._queued_bytes += len(contents)
-            self._changed.notify()
+            self._queued[name] = self._files.file_bytes
+            self._queued_bytes += self._files.file_bytes
+            self._changed.notify_all()
         return True
 
     def read(self, keys: Sequence[bytes]) -> list[bytes]:
         """The contents of the first of `keys`, as many as are there and time and memory allow. Give them back with `forget`."""
-        found: list[bytes] = []
-        end = time.monotonic() + READ_S
+        names = []
         for key in keys:
-            name = self._name(key)
-            with self._lock:
-                is_there = name in self._files and self._held_bytes + self._file_bytes <= HELD_BYTES
-                self._held_bytes += self._file_bytes if is_there else 0
-            contents = self._read(name) if is_there and time.monotonic() < end else None
-            if contents is None:
-                self.forget(1 if is_there else 0)
-                return found
-            found.append(contents)
-        return found
+            if not self._files.has(name := self._files.name(key)):
+                break
+            names.append(name)
+        with self._lock:
+            names = names[: (self._most_held - self._held_bytes) // self._files.file_bytes]
+            if not names or self._is_closed or self._hangs():
+                return []
+            self._held_bytes += len(names) * self._files.file_bytes
+            reading = _Reading(names)
+            self._readings.append(reading)
+            if self._reader is None:
+                self._reader = self._started(self._read_all, "pages from the disk")
+            self._changed.notify_all()
+            end = time.monotonic() + READ_S
+            while not (reading.is_over or self._hangs()) and (left := end - time.monotonic()) > 0:
+                self._changed.wait_for(lambda: reading.is_over or self._is_aside, min(left, HANGS_S / 4))
+            reading.is_left = True
+            self._held_bytes -= (len(names) - len(reading.found)) * self._files.file_bytes
+            return reading.found
 
     def forget(self, num_pages: int) -> None:
         """So many pages that `read` gave are no longer held."""
         with self._lock:
-            self._held_bytes -= num_pages * self._file_bytes
+            self._held_bytes -= num_pages * self._files.file_bytes
 
     def flush(self, timeout_s: float) -> None:
         """Waits until all that was kept is written, for so long at most."""
@@ -142,8 +138,10 @@ class DiskPages:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Writes what still waits, for so long at most. Idempotent."""
-        if threading.current_thread() is self._writer:  # the last that knows of it: it ends with what is queued
-            self._is_closed = True
+        if threading.current_thread() in (self._writer, self._reader):  # the last that knows of it: it ends with what is queued
+            with self._lock:
+                self._is_closed = True
+                self._changed.notify_all()
             return
         self.flush(timeout_s)
         with self._lock:
@@ -152,78 +150,28 @@ class DiskPages:
                 self._queued_bytes -= self._queued.pop(name)
             self._queue.clear()
             self._changed.notify_all()
-        self._writer.join(timeout_s)
+        end = time.monotonic() + timeout_s
+        for thread in (self._writer, self._reader):
+            if thread is not None:
+                thread.join(max(0.0, end - time.monotonic()))
 
-    # one file
+    def _hangs(self) -> bool:
+        """Whether the disk does not answer; then it is set aside until it does. Needs the lock."""
+        began = self._page_began
+        if began is not None and time.monotonic() - began > HANGS_S and not self._is_aside:
+            self._is_aside = True
+            self._changed.notify_all()
+            if time.monotonic() - self._warned_at > WARN_EVERY_S:
+                self._warned_at = time.monotonic()
+                _LOG.warning("The cache in %s does not answer. Prompts are computed until it does.", self._files.folder)
+        return self._is_aside
 
-    def _name(self, key: bytes) -> str:
-        return blake2b(self._identity + key, key=self._secret, digest_size=20).hexdigest() + ".page"
+    # the threads
 
-    def _hash(self, name: str, contents: bytes | memoryview) -> bytes:
-        found = blake2b(name.encode(), key=self._secret, digest_size=_HASH_BYTES)
-        found.update(contents)
-        return found.digest()
-
-    def _read(self, name: str) -> bytes | None:
-        """A page's contents. None if they are not what was written, and the file is gone then; None if it cannot be read, and it stays."""
-        try:
-            data = self._bytes_of(name)
-        except FileNotFoundError:  # another process made room
-            self._lose(name)
-            return None
-        except OSError as problem:
-            if problem.errno in _FOREIGN:
-                self._refuse(name, str(problem.strerror))
-            else:  # it may be as good as ever: too many files are open, the disk is away
-                self._warn("A page cannot be read from", problem)
-                self._lose(name)
-            return None
-        at = len(_MAGIC) + _HASH_BYTES
-        contents = memoryview(data)[at:]
-        if len(data) != self._file_bytes or data[: len(_MAGIC)] != _MAGIC:
-            self._refuse(name, f"it has {len(data)} bytes, or another beginning; expected {self._file_bytes}")
-            return None
-        if not hmac.compare_digest(data[len(_MAGIC) : at], self._hash(name, contents)):
-            self._refuse(name, "its contents are not those that were written")
-            return None
-        with self._lock:
-            if name in self._files:
-                self._files[name] = self._files.pop(name)
-        return bytes(contents)
-
-    def _bytes_of(self, name: str) -> bytes:
-        """A file's bytes, no more than one too many. It counts as used now."""
-        descriptor = os.open(self._folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EISDIR, "it is no file")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(self._file_bytes + 1)
-            with contextlib.suppress(OSError):  # its place in the order is lost, not the page
-                os.utime(self._folder / name)
-            return data
-        finally:
-            os.close(descriptor)
-
-    def _refuse(self, name: str, reason: str) -> None:
-        _LOG.warning("A page of the cache on the disk cannot be used and is removed: %s, %s.", name, reason)
-        self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        try:
-            os.unlink(self._folder / name)
-        except FileNotFoundError:
-            pass  # somebody else was quicker
-        except OSError as problem:
-            _LOG.warning("%s of the cache on the disk cannot be removed: %s.", name, problem.strerror)
-        self._lose(name)
-
-    def _lose(self, name: str) -> None:
-        with self._lock:
-            self._num_bytes -= self._files.pop(name, 0)
-            self._lost.add(name)
-
-    # the writer
+    def _started(self, work: Callable[[], None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _write_all(self) -> None:
         while True:
@@ -232,134 +180,37 @@ class DiskPages:
                 if not self._queue:
                     return
                 name, contents = self._queue.popleft()
-            is_written = False
             try:
-                is_written = self._write(name, contents)
+                self._files.write(name, contents)
             finally:
                 with self._lock:
                     self._queued_bytes -= self._queued.pop(name)
-                    if is_written and name not in self._files:
-                        self._files[name] = self._file_bytes
-                        self._num_bytes += self._file_bytes
                     self._changed.notify_all()
 
-    def _write(self, name: str, contents: bytes) -> bool:
-        """Whole or not at all: under another name first. A full disk costs the page, and nothing else."""
-        part = self._folder / f".{secrets.token_hex(8)}.part"
-        try:
-            self._make_room(self._file_bytes)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb", buffering=0) as file:
-                    for piece in (_MAGIC + self._hash(name, contents), contents):
-                        view = memoryview(piece)
-                        while view:
-                            view = view[file.write(view) :]
-                os.replace(part, self._folder / name)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-        except OSError as problem:
-            self._warn("A page cannot be written to", problem)
-            return False
-        return True
-
-    def _warn(self, what: str, problem: OSError) -> None:
-        now = time.monotonic()
-        if now - self._warned_at > WARN_EVERY_S:
-            self._warned_at = now
-            is_full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full" if is_full else problem.strerror
-            _LOG.warning("%s the cache in %s: %s. It will be computed when it is asked for.", what, self._folder, reason)
-
-    def _make_room(self, num_bytes: int) -> None:
-        """Removes what was used longest ago until so many bytes more may be there. `OSError` if the folder cannot be listed."""
-        if time.monotonic() - self._looked_at > LOOK_AGAIN_S:
-            self._look()
-        with self._lock:
-            leaving, left = [], self._num_bytes
-            for name, size in self._files.items():
-                if left + num_bytes <= self._limit_bytes:
-                    break
-                leaving.append(name)
-                left -= size
-        for name in leaving:
-            self._remove(name)
-
-    def _look(self) -> None:
-        """Lists the folder: its pages, the longest unused first. Unfinished files that nobody writes any more are removed. `OSError`.
-
-        Nobody waits meanwhile. Only this thread adds pages; what others lose while it lists is left out.
-        """
-        with self._lock:
-            self._lost.clear()
-        try:
-            found = self._listed()
-        except FileNotFoundError:  # the folder was removed, and all in it
+    def _read_all(self) -> None:
+        while True:
             with self._lock:
-                self._files, self._num_bytes = {}, 0
-            raise
-        files = {name: size for _, name, size in sorted(found)}
-        num_bytes = sum(files.values())
-        with self._lock:
-            for name in self._lost:
-                num_bytes -= files.pop(name, 0)
-            self._files, self._num_bytes = files, num_bytes
-            self._lost.clear()
-        self._looked_at = time.monotonic()
-
-    def _listed(self) -> list[tuple[int, str, int]]:
-        """When it was used, name and bytes of each page in the folder."""
-        found = []
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                try:
-                    state = entry.stat(follow_symlinks=False)
-                    if _PART.fullmatch(entry.name) and time.time() - state.st_mtime > ABANDONED_S:
-                        os.unlink(entry.path)
-                    elif _NAME.fullmatch(entry.name):
-                        found.append((state.st_mtime_ns, entry.name, state.st_size))
-                except OSError:
-                    continue  # it is gone by now, or is nothing that was made here
-        return found
-
-
-def _unusable(folder: Path, problem: OSError) -> UsageError:
-    return UsageError(f"{folder} cannot hold a cache: {problem.strerror}. Name a folder that can be read and written.")
-
-
-def _check_owner(folder: Path) -> None:
-    """`UsageError` for a folder, or a link to one, of somebody else, or that others may read."""
-    if os.name != "posix":
-        return
-    state = folder.stat()
-    if {folder.lstat().st_uid, state.st_uid} != {os.geteuid()}:
-        raise UsageError(f"{folder} belongs to another user, who could read what is asked here. Name a folder of your own.")
-    if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"{folder} is open to others, and would hold what is asked here. Close it (chmod 700), or name another.")
-
-
-def _opened(folder: Path) -> bytes:
-    """Makes the folder if need be, for this user alone; its secret."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(folder)
-        place = folder / "secret"
-        if not place.exists():
-            part = folder / f".{secrets.token_hex(8)}.part"
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_HASH_BYTES))
+                self._changed.wait_for(lambda: self._readings or self._is_closed)
+                if not self._readings:
+                    return
+                reading = self._readings.popleft()
             try:
-                os.link(part, place)  # of several processes that start at once, one makes it
-            except FileExistsError:
-                pass
+                self._read(reading)
             finally:
-                part.unlink()
-        with os.fdopen(os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-            found = file.read()
-    except OSError as problem:
-        raise _unusable(folder, problem) from problem
-    if len(found) != _HASH_BYTES:
-        raise UsageError(f"{place} has {len(found)} bytes; expected {_HASH_BYTES}. Remove the folder, or name another.")
-    return found
+                with self._lock:
+                    self._page_began, reading.is_over = None, True
+                    self._changed.notify_all()
+
+    def _read(self, reading: _Reading) -> None:
+        """Reads one page after the other until one is missing, or nobody waits for them any more."""
+        for name in reading.names:
+            with self._lock:
+                if reading.is_left:
+                    return
+                self._page_began = time.monotonic()
+            contents = self._files.read(name)
+            with self._lock:
+                self._is_aside = False
+                if contents is None or reading.is_left:
+                    return
+                reading.found.append(contents)

@@ -20,7 +20,8 @@ from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from herd.backends.base import PAGE_TOKENS, Backend, Placed
+from herd.backends.base import PAGE_TOKENS, Backend, MemoryUse, Placed
+from herd.engine.adapters import digest_of
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.constrained import any_held, forced, with_forced, with_masks
 from herd.engine.deadlines import Deadlines, Pace
@@ -104,6 +105,11 @@ class Engine(Driven):
     def max_length(self) -> int:
         """The longest sequence, prompt and answer together: the context, or less if the pages hold less."""
         return min(self.context_length, self.limits.cache_tokens)
+
+    def memory(self) -> MemoryUse:
+        """Bytes that are held, by what for: the backend's, and what pages on their way to and from the disk may take."""
+        held, lasting = self.backend.memory(), self._scheduler.lasting
+        return held if lasting is None else replace(held, other={**held.other, "disk_buffers": lasting.memory_bytes})
 
     @property
     def load(self) -> Load:
@@ -196,8 +202,9 @@ class Engine(Driven):
 
     def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
         """Gives requests an adapter to name, between two steps; those that run do not notice. Errors as `Backend.add_adapter`."""
+        digest = digest_of(updates)  # takes a moment, which nobody else waits for
         with self._driving():
-            self._adapters.add(name, updates)
+            self._adapters.add(name, updates, digest)
 
     def remove_adapter(self, name: str) -> None:
         """Refuses the adapter to new requests; it is gone when the last of those that have it has ended. `UsageError` for one that is

@@ -34,6 +34,11 @@ class Lasting:
         self._tidied = -1
         pages.evicted = self.evicted
 
+    @property
+    def memory_bytes(self) -> int:
+        """What copies of pages take at most."""
+        return self._disk.memory_bytes
+
     def read(self, keys: Sequence[bytes]) -> list[bytes]:
         """The contents of the first of these pages, as many as there are. `forget` gives them back."""
         return self._disk.read(keys)
@@ -47,7 +52,7 @@ class Lasting:
 
     def evicted(self, page: int, key: bytes) -> None:
         """A page's contents are about to be lost."""
-        if not self._disk.has(key):
+        if self._disk.has_room and not self._disk.has(key):
             self._disk.keep(key, self._backend.read_page(page))
 
     def tidy(self) -> None:
@@ -73,7 +78,8 @@ class Lasting:
         for page, key in self._pages.named():
             if self._disk.has(key):
                 continue
-            if most == 0 or time.monotonic() >= end or not self._disk.keep(key, self._backend.read_page(page)):
+            if most == 0 or time.monotonic() >= end or not self._disk.has_room:
                 return
+            self._disk.keep(key, self._backend.read_page(page))
             most -= 1
         self._tidied = num_named

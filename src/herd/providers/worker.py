@@ -109,7 +109,7 @@ class Worker:
         self._is_closed = False
         self._gauges = Gauges()
         self._gauges_at = 0.0
-        self._memory, self._memory_at = self._engine.backend.memory(), time.monotonic()
+        self._memory, self._memory_at = self._engine.memory(), time.monotonic()
         self._step_began: float | None = None
         self._prompt_tokens = self._cached_tokens = self._answer_tokens = self._steps = 0
         self._began_s = 0.0
@@ -241,7 +241,7 @@ class Worker:
     def _measured(self) -> Gauges:
         load, now = self._engine.load, time.monotonic()
         if now - self._memory_at >= MEMORY_S:
-            self._memory, self._memory_at = self._engine.backend.memory(), now
+            self._memory, self._memory_at = self._engine.memory(), now
         memory = self._memory
         return Gauges(
             waiting=load.waiting,

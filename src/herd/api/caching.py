@@ -1,0 +1,65 @@
+"""Where a model's keys and values are kept: pages in memory, and files of a folder for what the memory has no room for.
+
+a quarter of the free memory, or cache_bytes = pages + copies on their way to and from the folder
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from herd.errors import CapacityError
+from herd.records import dataclass
+
+if TYPE_CHECKING:
+    from herd.api.choices import Choices
+    from herd.backends.base import Backend
+    from herd.checkpoints.checkpoint import Checkpoint
+    from herd.engine.disk import DiskPages
+
+SHARE_OF_COPIES = 4
+"""Of the memory for keys and values this part may be copies of pages that are written or were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRoom:
+    """How the memory for keys and values is divided. `copies_bytes` is 0 without a folder."""
+
+    num_pages: int
+    copies_bytes: int
+
+
+def cache_room(context: int, page_bytes: int, choices: Choices, available: int | None) -> CacheRoom:
+    """For `available` bytes of free memory, or None where the system does not say. `CapacityError` where `cache_bytes` hold no page."""
+    from herd.backends.base import PAGE_TOKENS
+    from herd.engine.disk import MEMORY_BYTES
+    from herd.engine.memory import SHARE_OF_AVAILABLE
+    from herd.engine.page_files import file_bytes
+
+    wanted = -(-context // PAGE_TOKENS) * choices.parallel
+    bounds = [each for each in (None if available is None else available // SHARE_OF_AVAILABLE, choices.cache_bytes) if each is not None]
+    copies = 0
+    if choices.cache_folder is not None:
+        copies = max(2 * file_bytes(page_bytes), min(MEMORY_BYTES, *(each // SHARE_OF_COPIES for each in bounds)))
+    if choices.cache_bytes is not None and choices.cache_bytes < copies + page_bytes:
+        beside = f", and pages on their way to and from the disk {copies:,}" if copies else ""
+        raise CapacityError(
+            f"{choices.cache_bytes:,} bytes are left for keys and values; {PAGE_TOKENS} tokens of them take {page_bytes:,}{beside}."
+        )
+    pages = [wanted, *((each - copies) // max(1, page_bytes) for each in bounds)]
+    return CacheRoom(max(1, min(pages)), copies)
+
+
+def open_disk(checkpoint: Checkpoint, backend: Backend, choices: Choices, room: CacheRoom) -> DiskPages | None:
+    """Where keys and values go that the memory has no room for; None: nowhere. Errors as `PageFiles`."""
+    if choices.cache_folder is None:
+        return None
+    from herd.api.sessions import weights_digest
+    from herd.engine.disk import DiskPages
+    from herd.engine.page_files import LIMIT_BYTES, PageFiles
+
+    adapter = None if choices.adapter is None else Path(choices.adapter)
+    identity = f"{weights_digest(checkpoint, adapter)} {backend.fingerprint} {backend.page_bytes()}"
+    folder = choices.cache_folder.expanduser().absolute()
+    limit = LIMIT_BYTES if choices.cache_disk_bytes is None else choices.cache_disk_bytes
+    return DiskPages(PageFiles(folder, identity.encode(), backend.page_bytes(), limit), room.copies_bytes)
