@@ -90,12 +90,11 @@ def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
     digest = f", sha256 {facts['model_sha256'][:12]}" if facts.get("model_sha256") else ""
     models = "; ".join(dict.fromkeys(line["model"] for line in lines))
     size = f" ({facts['model_mb']} MB{digest})" if "model_mb" in facts and len({line["model"] for line in lines}) == 1 else ""
-    rounds = min((line["rounds"] for line in lines if line["rounds"] > 1), default=1)
-    medians = f" Medians of {rounds} or more rounds." if rounds > 1 else ""
-    return (
-        f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; "
-        f"commit {facts['commit']}; {versions}.{medians}"
-    )
+    repeated = [line["rounds"] for line in lines if line["rounds"] > 1]
+    others = "" if len(repeated) == len(lines) else ", or of one where it is measured once"
+    medians = f" Medians of {min(repeated)} or more rounds{others}." if repeated else ""
+    commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
+    return f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; commit {commits}; {versions}.{medians}"
 
 
 def renewed(text: str) -> str:

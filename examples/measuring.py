@@ -7,6 +7,7 @@ import math
 import resource
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -77,8 +78,8 @@ def _logprobs(model: herd.Model, ids: list[int], first: int) -> list[float]:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and its standard error."""
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1) / len(values))
+    mean = statistics.fmean(values)
+    return mean, (statistics.stdev(values, mean) if len(values) > 1 else 0.0) / math.sqrt(len(values))
 
 
 def in_words(values: Sequence[float]) -> dict[str, float]:

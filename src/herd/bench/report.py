@@ -117,7 +117,7 @@ def commit() -> str | None:
 
     try:
         name = git("rev-parse", "--short=12", "HEAD")
-        return f"{name}+changes" if git("status", "--porcelain", "--", "src", "csrc", "CMakeLists.txt") else name
+        return f"{name}+changes" if git("status", "--porcelain", "--", "src", "csrc", "examples", "CMakeLists.txt") else name
     except (OSError, subprocess.CalledProcessError):
         return None
 

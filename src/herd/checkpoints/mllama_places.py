@@ -71,9 +71,6 @@ class _OfCopies(ByRows):
     def tensors(self) -> tuple[StoredTensor, ...]:
         return self.copies[0].part.tensors
 
-    def read(self, first: int, last: int) -> Bytes:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True, slots=True)
 class Place(_OfCopies):

@@ -11,6 +11,7 @@ Python's notation from 3.2 on.
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -45,11 +46,13 @@ class _Meta(ChatFormat):
         if conversation.add_generation_prompt:
             yield tuple(self.header())
 
+    @abstractmethod
     def _with_tools(self, conversation: Conversation) -> Sequence[Message]:
-        raise NotImplementedError
+        """The messages, with tools where this format tells of them."""
 
+    @abstractmethod
     def _message(self, message: Message) -> Iterator[Piece]:
-        raise NotImplementedError
+        """One message, header to end."""
 
     def _contents(self, message: Message) -> Iterator[Piece]:
         for part in message.parts:
