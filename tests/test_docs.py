@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import click
 import pytest
+
+from cli.running import parses
 
 ROOT = Path(__file__).resolve().parent.parent
 EXECUTED = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
@@ -80,24 +81,6 @@ def test_every_command_in_the_docs_exists(block: Block, line: str) -> None:
             parses(words[1:])
         elif "/" in words[0]:
             assert os.access(ROOT / words[0], os.X_OK), f"{block.page}: {words[0]} is not a program of this checkout"
-
-
-def parses(words: list[str]) -> None:
-    """Walks to the subcommand and lets it parse the words, without running anything."""
-    from herd.cli.main import main as herd
-
-    command: click.Command = herd
-    rest = list(words)
-    while isinstance(command, click.Group) and rest:
-        word = rest.pop(0)
-        if word.startswith("-"):
-            assert word in {"--help", *(option for parameter in command.params for option in parameter.opts)}, f"herd has no {word}"
-            continue
-        below = command.get_command(click.Context(command), word)
-        assert below is not None, f"herd has no command {word}"
-        command = below
-    if not isinstance(command, click.Group):
-        command.make_context(command.name, rest, parent=click.Context(herd, info_name="herd", **herd.context_settings))
 
 
 @pytest.mark.parametrize("block", [pytest.param(b, id=f"{b.page}-{number}") for number, b in enumerate(blocks("python"))])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 from click.testing import CliRunner, Result
 
 import herd
@@ -37,3 +38,19 @@ def process(*words: str, typed: bytes = b"", **settings: Any) -> subprocess.Comp
     """The result of `herd words` as a process, with `typed` piped in."""
     settings.setdefault("env", environment())
     return subprocess.run(command(*words), input=typed, capture_output=True, timeout=120, check=False, **settings)
+
+
+def parses(words: list[str]) -> None:
+    """Walks to the subcommand of `herd words` and lets it parse them, without running anything."""
+    found: click.Command = main
+    rest = list(words)
+    while isinstance(found, click.Group) and rest:
+        word = rest.pop(0)
+        if word.startswith("-"):
+            assert word in {"--help", *(option for parameter in found.params for option in parameter.opts)}, f"herd has no {word}"
+            continue
+        below = found.get_command(click.Context(found), word)
+        assert below is not None, f"herd has no command {word}"
+        found = below
+    if not isinstance(found, click.Group):
+        found.make_context(found.name, rest, parent=click.Context(main, info_name="herd", **main.context_settings))

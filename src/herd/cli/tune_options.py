@@ -64,6 +64,12 @@ def data_options(data: str, model: str = "What is tuned: a name, a .gguf file or
         click.option(
             "--held-out", type=float, metavar="X", help="Measured and not learned: a share below 1, or how many.  [default: 0.05]"
         ),
+        click.option(
+            "--evaluate-every",
+            type=int,
+            metavar="N",
+            help="Steps between two evaluations.  [default: only before the first and after the last]",
+        ),
     )
 
 
