@@ -8,10 +8,10 @@ import pytest
 
 from herd.checkpoints.gguf_keys import FILES
 from herd.convert.gguf_file import write_gguf
-from herd.convert.notices import write_notices
+from herd.convert.notices import licence_at, write_notices
 from herd.convert.writing import Told
 from herd.family.progress import silent
-from herd.planner.notices import UNKNOWN, badges, due, licence_told, release_at, release_named
+from herd.planner.notices import UNKNOWN, due, licence_told, release_at, release_named
 
 LINE = "{} is licensed under the {}, Copyright {} Meta Platforms, Inc. All Rights Reserved.\n"
 GENERATIONS = {
@@ -81,9 +81,22 @@ def test_a_file_in_a_folder_of_the_models_name_is_that_model(tmp_path: Path) -> 
     assert found is not None and found.name == "llama-3.1-8b"
 
 
-def test_services_show_each_badge_once_and_none_where_none_is_asked_for() -> None:
-    assert badges(["llama-3.2-1b", "llama-3.3-70b-instruct", "llama-3-8b", "my-own"]) == ("Built with Llama", "Built with Meta Llama 3")
-    assert badges(["llama-2-7b", "smollm2-135m", "llama-4-behemoth"]) == ()
+def test_the_licence_of_a_model_is_known_by_its_release_its_name_or_what_lies_in_it(tmp_path: Path) -> None:
+    """Whatever it is called where it is served."""
+    plain, named, renamed, nameless = (tmp_path / name for name in ("weights", "llama-3.3-70b-instruct", "poems", "nothing"))
+    for folder in (plain, named, renamed, nameless):
+        folder.mkdir()
+    (renamed / "LICENSE").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    found = [licence_at(plain, release_named("llama-3-8b")), licence_at(named), licence_at(renamed), licence_at(nameless)]
+    assert [each and each.badge for each in found] == ["Built with Meta Llama 3", "Built with Llama", "Built with Llama", None]
+    assert found[-1] is None and found[2] is not None and found[2].id == "llama3.2"
+
+
+def test_the_licence_of_a_renamed_file_is_what_it_says_of_itself(tmp_path: Path) -> None:
+    with (tmp_path / "poems.gguf").open("wb") as file:
+        write_gguf(file, {"general.architecture": "llama", "general.license": "llama3.1"}, [], Told(silent, "poems.gguf", 0))
+    found = licence_at(tmp_path / "poems.gguf")
+    assert found is not None and found.id == "llama3.1"
 
 
 def test_what_was_made_from_a_model_gets_its_texts_and_the_line(tmp_path: Path) -> None:

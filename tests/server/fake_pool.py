@@ -31,6 +31,7 @@ from herd.providers.base import (
     ModelFacts,
     Offer,
     Service,
+    Terms,
     Text,
     TokenLogprob,
     Usage,
@@ -207,6 +208,7 @@ class FakePool:
     def __init__(self, *services: FakeService) -> None:
         self.services = {each.name: each for each in (services or (FakeService(),))}
         self.adapters: dict[str, str] = {}
+        self.terms: dict[str, Terms] = {}
         self.used = 0
         self.put_away_models: list[str] = []
         self.is_ready = True
@@ -219,7 +221,10 @@ class FakePool:
         return service
 
     def offers(self) -> Sequence[Offer]:
-        own = [Offer(name=name, created=CREATED, is_loaded=True, facts=each.facts) for name, each in self.services.items()]
+        own = [
+            Offer(name=name, created=CREATED, is_loaded=True, facts=each.facts, terms=self.terms.get(name))
+            for name, each in self.services.items()
+        ]
         return [*own, *(Offer(name=name, created=CREATED, is_loaded=True, parent=name.partition(":")[0]) for name in self.adapters)]
 
     @asynccontextmanager

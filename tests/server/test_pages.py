@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import httpx
 import pytest
 
 from herd.family.catalogue import releases
+from herd.providers.base import Terms
 from herd.server.keys import Keys
 from server.conftest import Running
+from server.fake_pool import FakePool, FakeService
 
 PAGES = ("/", "/plan")
 
@@ -33,13 +36,19 @@ def test_a_page_may_run_its_own_scripts_and_no_others(server: Running, path: str
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|<style", page.text), "nothing inline, which the policy forbids"
 
 
-def test_the_page_shows_what_the_licences_of_its_models_want_shown(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the page to chat with, and by the models' own names."""
-    running = serve()
-    assert "Built with" not in httpx.get(running.url + "/").text
-    monkeypatch.setattr("herd.server.page.routes.served_names", lambda offers: ["llama-3.2-1b-instruct", "llama-2-7b-chat"])
-    assert httpx.get(running.url + "/").text.count('<p class="badge">Built with Llama</p></header>') == 1
-    assert "Built with" not in httpx.get(running.url + "/plan").text
+def test_what_the_licences_of_models_want_shown_is_on_the_page_and_in_the_list_of_models(serve: Any) -> None:
+    """Only on the page to chat with; each badge once, whatever the models are called here."""
+    assert "Built with" not in httpx.get(serve().url + "/").text
+    terms = Terms(licence="Llama 3.2 Community License", badge="Built with Llama", notice="Llama 3.2 is licensed under ...")
+    free = Terms(licence="Apache License 2.0")
+    pool = FakePool(FakeService("poems"), FakeService("prose"), FakeService("free"), FakeService("unknown"))
+    pool.terms = {"poems": terms, "prose": terms, "free": free}
+    url = serve(pool).url
+    assert httpx.get(url + "/").text.count('<p class="badge">Built with Llama</p></header>') == 1
+    assert "Built with" not in httpx.get(url + "/plan").text
+    listed = {each["id"]: each["licence"] for each in httpx.get(url + "/v1/models").json()["data"]}
+    assert listed == {"poems": asdict(terms), "prose": asdict(terms), "free": asdict(free), "unknown": None}
+    assert httpx.get(url + "/v1/models/poems").json()["licence"]["badge"] == "Built with Llama"
 
 
 def test_pages_are_given_out_without_a_key_and_what_they_ask_for_is_not(serve: Any, tmp_path: Any) -> None:

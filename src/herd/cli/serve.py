@@ -15,6 +15,8 @@ from herd.cli.options import LOADING, Examples, given, loading_options
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
+    from herd.family.finding import Found
+    from herd.providers.base import Terms
     from herd.providers.pool import EnginePool, Hosted, ServedModel
     from herd.providers.supervisor import EngineOptions
     from herd.server.keys import Keys
@@ -190,9 +192,19 @@ def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, A
         path = str(at.path.absolute()) if at.release is None else at.name
         options = EngineOptions(model=path, load=dict(load), adapters=_adapters_of(name or at.name, adapters, len(models) == 1))
         aliases = () if model in (at.name, name) else (model,)
-        found.append(Hosted(name=name or at.name, options=options, num_bytes=_file_bytes(at.path), aliases=aliases))
+        terms = _terms_of(at)
+        found.append(Hosted(name=name or at.name, options=options, num_bytes=_file_bytes(at.path), aliases=aliases, terms=terms))
     _check_adapters(adapters, [each.name for each in found])
     return found
+
+
+def _terms_of(at: Found) -> Terms | None:
+    """The licence of a model, whatever it is called here."""
+    from herd.convert.notices import licence_at
+    from herd.providers.base import Terms
+
+    licence = licence_at(at.path, at.release)
+    return None if licence is None else Terms(licence=licence.title, badge=licence.badge, notice=licence.notice_line())
 
 
 def _adapters_of(model: str, adapters: Sequence[str], is_only: bool) -> dict[str, str]:

@@ -20,8 +20,7 @@ def start_page(house: House, url: str, model: str) -> str:
 def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
     from herd.cli.output import size
     from herd.engine.page_files import LIMIT_BYTES
-    from herd.planner.notices import badges
-    from herd.server.page.routes import served_names
+    from herd.server.page.routes import badges
 
     settings = house.settings
     for offer in house.pool.offers():
@@ -42,7 +41,7 @@ def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
     where = "this computer only" if settings.is_loopback else f"whoever reaches {settings.host}"
     yield "open to", f"{where}, {'with a key of `herd keys`' if settings.need_key else 'without a key'}"
     yield "docs", f"{url}/docs"
-    for badge in badges(served_names(house.pool.offers())):
+    for badge in badges(house.pool.offers()):
         yield "licence", f"{badge}. Whoever lets others use this shows that; the page at {url} does. `herd licence` says what else."
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from herd.checkpoints.gguf import read_gguf
 from herd.checkpoints.gguf_keys import texts as carried_texts
 from herd.files.mapped import MappedFile
+from herd.planner.licence import licence_of
 from herd.planner.notices import NOTICE, due, licence_told, release_at
+
+if TYPE_CHECKING:
+    from herd.family.release import Release
+    from herd.planner.licence_data import Licence
 
 TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "ACCEPTABLE_USE*", "README*", "MODEL_CARD*")
 CARDS = ("README", "MODEL_CARD")
@@ -37,6 +43,13 @@ def write_notices(folder: Path, source: Path) -> tuple[str, ...]:
         if not (folder / name).exists():
             (folder / name).write_bytes(data)
     return tuple(notes)
+
+
+def licence_at(source: Path, release: Release | None = None) -> Licence | None:
+    """The licence of the model at `source` (a file or folder): of its release, where that or the name of the file is known; else as its
+    texts, its card or the file itself say. A name that somebody gave it does not hide it."""
+    release = release or release_at(source)
+    return licence_told(*_texts_of(source)) if release is None else licence_of(release)
 
 
 def _texts_of(source: Path) -> tuple[dict[str, bytes], str]:

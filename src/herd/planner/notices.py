@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herd.family.catalogue import known, releases
-from herd.planner.licence import check
+from herd.planner.licence import licence_of
 from herd.planner.licence_data import Licence, licence_data
 from herd.records import dataclass
 
@@ -41,9 +41,7 @@ def due(release: Release | None, there: Collection[str], notice: bytes = b"", li
     """What is due where a model made from this release is handed on, and texts of these names come along; `notice` is what the Notice
     file among them says. Of a release that nobody knows, `licence` may be known all the same; else only a missing text is said."""
     has_licence = any(name.upper().startswith(LICENCES) for name in there)
-    if release is not None:
-        use = {"use": "derivative-model", "distributes": "yes", "commercial": "no", "users_per_month": 0}
-        licence = check(release.name, use).licence
+    licence = licence if release is None else licence_of(release)
     if licence is None:
         return Due({}, () if has_licence else (UNKNOWN,))
     warnings = []
@@ -76,13 +74,6 @@ def licence_told(texts: Mapping[str, bytes], said: str = "") -> Licence | None:
             said = " ".join([said, *_CARD_LICENCE.findall(text)])
     words = said.lower().replace("_", " ").split()
     return next((licence for word in words if (licence := known_licences.get(word)) is not None), None)
-
-
-def badges(names: Collection[str]) -> tuple[str, ...]:
-    """What a service has to show that answers with models of these names, each once."""
-    found = [release_named(name) for name in names]
-    rulings = [check(release.name, {"use": "service"}) for release in found if release is not None and release.is_released]
-    return tuple(dict.fromkeys(badge for ruling in rulings if (badge := ruling.licence.badge) is not None))
 
 
 def release_at(path: Path) -> Release | None:

@@ -340,14 +340,26 @@ class Service(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The licence that a model is under, by its title; what whoever lets others use the model shows, and the line that copies of it carry,
+    where the licence wants them."""
+
+    licence: str
+    badge: str | None = None
+    notice: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A model that a pool can answer with. `facts` are known once it is loaded. `created`: seconds since 1970."""
+    """A model that a pool can answer with. `facts` are known once it is loaded. `created`: seconds since 1970. `terms`: None where the
+    model's files do not say."""
 
     name: str
     created: int
     is_loaded: bool = False
     facts: ModelFacts | None = None
     parent: str | None = None
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

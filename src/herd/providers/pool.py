@@ -16,7 +16,7 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Protocol, final
 
 from herd.errors import CapacityError, UnknownModel, UsageError, did_you_mean
-from herd.providers.base import Answer, Caller, ChatRequest, CompletionRequest, Embedding, Gauges, ModelFacts, Offer, Service
+from herd.providers.base import Answer, Caller, ChatRequest, CompletionRequest, Embedding, Gauges, ModelFacts, Offer, Service, Terms
 from herd.providers.supervisor import EngineOptions, Supervisor
 from herd.records import dataclass
 
@@ -35,12 +35,14 @@ class Hosted:
     options      how its process is run
     num_bytes    what it is expected to take, loaded; 0 if that is not known
     aliases      further names that mean it
+    terms        its licence, if that is known
     """
 
     name: str
     options: EngineOptions
     num_bytes: int = 0
     aliases: tuple[str, ...] = ()
+    terms: Terms | None = None
 
 
 class ServedModel(Service, Protocol):
@@ -135,10 +137,11 @@ class EnginePool:
         found = []
         for name, room in self._rooms.items():
             is_loaded = room.supervisor is not None
-            found.append(Offer(name=name, created=room.created, is_loaded=is_loaded, facts=room.facts))
+            made = Offer(name=name, created=room.created, is_loaded=is_loaded, facts=room.facts, terms=room.hosted.terms)
+            found.append(made)
             for adapter in room.adapters:
                 full = f"{name}{SEPARATOR}{adapter}"
-                found.append(Offer(name=full, created=room.created, is_loaded=is_loaded, facts=room.facts, parent=name))
+                found.append(replace(made, name=full, parent=name))
         return found
 
     def use(self, model: str) -> AbstractAsyncContextManager[Service]:

@@ -55,7 +55,7 @@ def offered(house: House, visit: Visit) -> Iterator[Offer]:
         for adapter in offer.facts.adapters if offer.facts is not None else ():
             name = f"{offer.name}:{adapter}"
             if name not in names:
-                made = Offer(name=name, created=offer.created, is_loaded=True, facts=offer.facts, parent=offer.name)
+                made = Offer(name=name, created=offer.created, is_loaded=True, facts=offer.facts, parent=offer.name, terms=offer.terms)
                 yield from _reachable(made, visit)
 
 
@@ -76,6 +76,7 @@ def _value(offer: Offer, settings: Settings) -> dict[str, Any]:
         "parent": offer.parent,
         "root": offer.parent or offer.name,
         "loaded": offer.is_loaded,
+        "licence": None if offer.terms is None else asdict(offer.terms),
         "limits": limits,
         "details": None if offer.facts is None else _details(offer.facts),
     }

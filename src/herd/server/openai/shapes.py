@@ -117,8 +117,17 @@ class Embeddings(BaseModel):
     usage: PromptUsage
 
 
+class LicenceShape(BaseModel):
+    """The `licence` that a model is under, by its title; what whoever lets others use it shows; the line that copies carry."""
+
+    licence: str
+    badge: str | None
+    notice: str | None
+
+
 class ModelShape(BaseModel):
-    """`limits`: what one request may ask of this model. `details`: known once the model is loaded."""
+    """`limits`: what one request may ask of this model. `details`: known once the model is loaded. `licence`: null where the model's files
+    do not say."""
 
     id: str
     object: Literal["model"]
@@ -127,6 +136,7 @@ class ModelShape(BaseModel):
     parent: str | None
     root: str
     loaded: bool
+    licence: LicenceShape | None
     limits: dict[str, int]
     details: dict[str, Any] | None
 

@@ -22,7 +22,6 @@ from herd.planner import units
 from herd.planner.devices import devices, find_device
 from herd.planner.formats import names as format_names
 from herd.planner.memory import Load, cache_format
-from herd.planner.notices import badges
 from herd.planner.page import STYLE, body
 from herd.planner.plan import Plan, answer, ask
 from herd.providers.base import Offer
@@ -60,15 +59,15 @@ def _page(name: str, badge: bytes = b"") -> Response:
     return Response(content, headers={"content-security-policy": POLICY, "cache-control": "no-cache"}, media_type=kind)
 
 
-def served_names(offers: Iterable[Offer]) -> list[str]:
-    """By what the models of a server are known: their own names where they are loaded, else those they are offered under."""
-    return [offer.facts.name if offer.facts is not None else offer.name for offer in offers if offer.parent is None]
+def badges(offers: Iterable[Offer]) -> tuple[str, ...]:
+    """What a server has to show that answers with these models, each once."""
+    return tuple(dict.fromkeys(offer.terms.badge for offer in offers if offer.terms is not None and offer.terms.badge is not None))
 
 
 @operation("A page to try the models", media="text/html", is_open=True, tag="Pages")
 async def home(request: Request) -> Response:
     """Chats with the models of this server, in a browser. Shows what their licences want shown."""
-    shown = "".join(f'<p class="badge">{escape(badge)}</p>' for badge in badges(served_names(house_of(request).pool.offers())))
+    shown = "".join(f'<p class="badge">{escape(badge)}</p>' for badge in badges(house_of(request).pool.offers()))
     return _page("index.html", shown.encode())
 
 
