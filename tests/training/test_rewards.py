@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,31 @@ def test_schemas_that_cannot_be_checked_are_refused_by_keyword() -> None:
         ({"minimun": 3}, "'minimun'.*did you mean 'minimum'"),
         ({"$ref": "http://example.org/x"}, "only parts of the same schema"),
         ({"$ref": "#/$defs/x"}, "not in it"),
-        ({"$ref": "#"}, "nested more than"),
+        ({"$ref": "#"}, "without an end"),
         ({"type": "str"}, "type 'str'"),
         (3, "expected an object"),
     ):
         with pytest.raises(UsageError, match=complaint):
             fits("a", schema)
+
+
+def test_no_answer_ends_a_run_whatever_numbers_and_depths_are_in_it() -> None:
+    """What cannot be right is worth nothing."""
+    nested = {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
+    assert fits_schema("[" * 60 + "]" * 60, nested) and not fits_schema("[" * 70 + "]" * 70, nested)
+    assert not fits_schema("[" * 100_000 + "]" * 100_000, nested)
+    assert fits_schema("1" * 400, {"type": "integer"}) and not fits_schema("1e400", {"type": "integer"})
+    assert fits_schema("1" * 400, {"multipleOf": 1}) and not fits_schema("1e400", {"multipleOf": 2})
+    assert fits_schema("0.3", {"multipleOf": 0.1}) and not fits_schema("0.35", {"multipleOf": 0.1})
+    assert not fits_schema("1" * 5000, {"type": "integer"})
+    for schema in ({"$ref": "#"}, {"multipleOf": 0}):
+        with pytest.raises(UsageError):
+            fits_schema("1", schema)
+
+
+@pytest.mark.parametrize("text", ["1" + " " * 200_000, " " * 200_000 + "x", "1 / " * 50_000, "-" * 200_000, "1," * 100_000])
+def test_a_long_answer_is_read_in_proportion_to_its_length(text: str) -> None:
+    began = time.process_time()
+    final_answer(text)
+    number_of(text)
+    assert time.process_time() - began < 2

@@ -37,7 +37,7 @@ Kind = Literal["number", "text", "tests", "schema", "length", "pattern", "functi
 CHECKED = ("number", "text", "tests", "schema")
 """Kinds that need something in the record to check by."""
 _NUMBER = re.compile(
-    r"[-+\u2212]?(?:\d{1,3}(?:[,\u202f\u00a0'](?=\d{3})\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?"
+    r"(?=[-+\u2212]?\.?\d)[-+\u2212]?(?:\d{1,3}(?:[,\u202f\u00a0'](?=\d{3})\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?"
 )
 _CODE = re.compile(r"```(?:python|py)?[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 MAX_DIGITS = 4000
@@ -150,7 +150,7 @@ def final_answer(text: str) -> str:
         return _braced(text[at + len("\\boxed{") :])
     if (at := text.rfind("####")) >= 0:
         return text[at + 4 :].strip().split("\n")[0]
-    found = [match for match in _NUMBER.findall(text) if any(letter.isdigit() for letter in match)]
+    found = _NUMBER.findall(text)
     return found[-1] if found else ""
 
 
@@ -165,7 +165,7 @@ def same_number(one: str, other: str) -> bool:
 def number_of(text: str) -> Fraction | None:
     """A text that is one number, with what people write around it (currency, units, a full stop), as an exact fraction; else None."""
     text = re.sub(r"\\(?:d|t)?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", text).replace("\\%", "%").replace("\\,", "")
-    found = [match for match in _NUMBER.findall(text) if any(letter.isdigit() for letter in match)]
+    found = _NUMBER.findall(text)
     if len(found) != 1 or len(found[0]) > MAX_DIGITS:
         return None
     digits = re.sub(r"[,\u202f\u00a0'\s]", "", found[0]).replace("\u2212", "-")

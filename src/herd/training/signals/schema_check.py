@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -41,18 +42,23 @@ _SILENT = frozenset(
 """Keywords that say nothing about whether a value is right; `format` is a note by default in this draft."""
 
 
-def fits(value: Any, schema: Any, root: Any = None, depth: int = 0) -> bool:
-    """`UsageError` for a schema with a keyword that is not known, or that leads to itself without end."""
-    if depth > MAX_DEPTH:
-        raise UsageError(f"The schema or the value is nested more than {MAX_DEPTH} deep.")
+def fits(value: Any, schema: Any) -> bool:
+    """Values that are nested more than `MAX_DEPTH` deep do not. `UsageError` for a schema with a keyword that is not known, or that leads
+    to itself without end."""
+    return _is_shallow(value) and _fits(value, schema, schema, 0)
+
+
+def _fits(value: Any, schema: Any, root: Any, steps: int) -> bool:
+    """steps: how far the schema was followed for this very value."""
+    if steps > MAX_DEPTH:
+        raise UsageError(f"The schema leads more than {MAX_DEPTH} steps deep without an end.")
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, Mapping):
         raise UsageError(f"A schema is {schema!r:.60}; expected an object, true or false.")
-    root = schema if root is None else root
 
     def inside(item: Any, part: Any) -> bool:
-        return fits(item, part, root, depth + 1)
+        return _fits(item, part, root, steps + 1 if item is value else 0)
 
     for keyword, said in schema.items():
         if keyword in _SILENT or keyword in _PARTS:
@@ -67,6 +73,15 @@ def fits(value: Any, schema: Any, root: Any = None, depth: int = 0) -> bool:
         if not check(value, said, schema, inside):
             return False
     return _properties(value, schema, inside) and _items(value, schema, inside)
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for each in level if isinstance(each, dict | list) for item in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return True
+    return False
 
 
 def parsed(text: str) -> tuple[bool, Any]:
@@ -111,7 +126,7 @@ def _is(value: Any, name: str) -> bool:
         case "boolean":
             return isinstance(value, bool)
         case "integer":
-            return is_number and float(value).is_integer()
+            return is_number and (isinstance(value, int) or value.is_integer())
         case "number":
             return is_number
         case "string":
@@ -173,8 +188,14 @@ def _unique(value: list[Any]) -> bool:
 
 
 def _multiple(value: float, of: float) -> bool:
-    share = value / of
-    return math.isclose(share, round(share), rel_tol=0, abs_tol=1e-9)
+    """Exactly, as both are written."""
+    if not of > 0:
+        raise UsageError(f"The schema has multipleOf {of!r:.40}; expected a number above 0.")
+    return not (isinstance(value, float) and math.isinf(value)) and (_exact(value) / _exact(of)).denominator == 1
+
+
+def _exact(number: float) -> Fraction:
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
 
 
 def _of(name: str, test: Callable[[Any, Any], bool]) -> Callable[[Any, Any, Any, _Inside], bool]:
