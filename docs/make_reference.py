@@ -112,7 +112,7 @@ def settings() -> str:
 
 def training() -> str:
     """What `--config` and `--set` of `herd tune` and `herd train` take: every dataclass of settings in training, in one table each."""
-    from herd.training.settings.reading import described, told
+    from herd.training.settings.reading import described, shown, told
 
     parts = [
         "# Settings of training\n",
@@ -125,9 +125,10 @@ def training() -> str:
         rows = []
         for field in sorted(dataclasses.fields(kind), key=lambda each: each.name not in known):
             setting = known.get(field.name)
-            table = ("a table", "see there", helps.get(field.name, ""))
-            shown = table if setting is None else (setting.kind, setting.default, setting.help)
-            rows.append(f"| `{field.name}` | {' | '.join(cell(each) for each in shown)} |")
+            own = "{}" if field.default_factory is dataclasses.MISSING else shown(field.default_factory())
+            table = ("a table", "see there" if own == "{}" else f"see there, but {own[1:-1]}", helps.get(field.name, ""))
+            cells = table if setting is None else (setting.kind, setting.default, setting.help)
+            rows.append(f"| `{field.name}` | {' | '.join(cell(each) for each in cells)} |")
         parts.append(
             "\n".join([f"## {kind.__name__}\n", head + "\n", "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""])
         )

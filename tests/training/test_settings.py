@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
+from herd.training.settings.distill import DistillSettings
+from herd.training.settings.grpo import GrpoSettings
 from herd.training.settings.loop import LoopSettings
+from herd.training.settings.preferences import PreferenceSettings
+from herd.training.settings.pretrain import PretrainSettings
 from herd.training.settings.reading import described, differences, from_toml, read_settings, to_toml
+from herd.training.settings.rejection import RejectionSettings
+from herd.training.settings.reward_model import RewardModelSettings
+from herd.training.settings.sft import SftSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,3 +135,41 @@ def test_every_setting_has_its_help() -> None:
     assert found["rank"].help == "of the updates, a small number" and found["rank"].default == "16"
     assert found["sources[].share"].help == "how much of the mix"
     assert [setting.name for setting in described(Example) if not setting.help] == []
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (SftSettings, PreferenceSettings, RewardModelSettings, GrpoSettings, DistillSettings, RejectionSettings, PretrainSettings)
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_change_of_one_setting_changes_no_other(name: str) -> None:
+    """What a recipe begins a part with stays, whatever of that part is said."""
+    needed = {"model": "m", "data": ("d",), "teacher": "t"}
+    given: dict[str, Any] = {
+        each.name: needed[each.name] for each in described(KINDS[name]) if each.default == "required" and each.name in needed
+    }
+    if name == "PretrainSettings":
+        given = {"tokenizer": "words", "data": [{"path": ["a"]}]}
+    plain = read_settings(KINDS[name], None, (), given)
+    told = [
+        each
+        for each in described(KINDS[name])
+        if each.default not in ("required", "not set") and "[]" not in each.name and each.name not in given
+    ]
+    assert len(told) > 8
+    for each in told:
+        again = read_settings(KINDS[name], None, [f"{each.name}={each.default}"], given)
+        assert differences(plain, again) == [], each.name
+
+
+def test_updates_are_learned_by_default_where_the_recipe_says_so_and_only_the_device_is_said() -> None:
+    found = read_settings(GrpoSettings, None, ["student.device=cuda", "optimiser.name=muon"], {"model": "m", "data": ("d",)})
+    assert (found.student.method, found.student.device) == ("lora", "cuda")
+    assert (found.optimiser.weight_decay, found.optimiser.beta2) == (0.0, 0.99)
+    assert {each.name: each.default for each in described(GrpoSettings)}["student.method"] == '"lora"'
+
+
+def test_lists_of_parts_are_shown_as_toml_writes_them() -> None:
+    assert {each.name: each.default for each in described(GrpoSettings)}["rewards"] == '[{kind = "number"}]'

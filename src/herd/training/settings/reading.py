@@ -14,7 +14,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -77,20 +77,17 @@ def differences(then: Any, now: Any) -> list[str]:
     return [f"{name}: {old.get(name, 'not set')} then, {new.get(name, 'not set')} now" for name in names if old.get(name) != new.get(name)]
 
 
-def described(kind: type, at: str = "") -> Iterator[Setting]:
-    """Every setting of a kind in the order of declaration, and after them those of its parts by their dotted names."""
+def described(kind: type, at: str = "", begun: Any = MISSING) -> Iterator[Setting]:
+    """Every setting of a kind in the order of declaration, and after them those of its parts by their dotted names. begun: what the part
+    of a larger kind begins with."""
     helps = told(kind)
     hints = typing.get_type_hints(kind)
     for field in sorted(fields(kind), key=lambda each: is_dataclass(hints[each.name])):
-        name, wanted = f"{at}{field.name}", hints[field.name]
+        name, wanted, found = f"{at}{field.name}", hints[field.name], _default(field, begun)
         if is_dataclass(wanted) and isinstance(wanted, type):
-            yield from described(wanted, f"{name}.")
+            yield from described(wanted, f"{name}.", found)
             continue
-        default = "required"
-        if field.default is not MISSING:
-            default = "not set" if field.default is None else _value(field.default)
-        elif field.default_factory is not MISSING:
-            default = _value(field.default_factory())
+        default = "required" if found is MISSING else "not set" if found is None else shown(found)
         yield Setting(name, _kind_name(wanted), default, helps.get(field.name, ""))
         if (listed := _listed_kind(wanted)) is not None:
             yield from described(listed, f"{name}[].")
@@ -230,21 +227,29 @@ def _plain(wanted: Any, value: Any) -> Any:
     return Path(value).expanduser() if wanted is Path and isinstance(value, str | Path) and str(value) else None
 
 
-def _made(kind: Any, values: Mapping[str, Any], at: str) -> Any:
-    """The dataclass with these values, its parts made first; fields that are not there have their defaults."""
+def _made(kind: Any, values: Mapping[str, Any], at: str, begun: Any = MISSING) -> Any:
+    """The dataclass with these values, its parts made first. Fields that are not there have the values of `begun`, which is what a larger
+    kind begins this part with, or else their defaults."""
     hints = typing.get_type_hints(kind)
     ready: dict[str, Any] = {}
     for field in fields(kind):
-        wanted = hints[field.name]
+        wanted, default = hints[field.name], _default(field, begun)
         is_part = isinstance(wanted, type) and is_dataclass(wanted)
-        if field.name in values:
-            value = values[field.name]
-            ready[field.name] = _made(wanted, value, f"{at}{field.name}.") if is_part and isinstance(value, dict) else value
-        elif field.default is MISSING and field.default_factory is MISSING:
-            if not is_part:
-                raise UsageError(f"The setting {at}{field.name} has no default and was not given.", param=f"{at}{field.name}")
-            ready[field.name] = _made(wanted, {}, f"{at}{field.name}.")
+        value = values.get(field.name, default)
+        if is_part and (isinstance(value, dict) or value is MISSING):
+            value = _made(wanted, {} if value is MISSING else value, f"{at}{field.name}.", default)
+        if value is MISSING:
+            raise UsageError(f"The setting {at}{field.name} has no default and was not given.", param=f"{at}{field.name}")
+        ready[field.name] = value
     return kind(**ready)
+
+
+def _default(field: Field[Any], begun: Any) -> Any:
+    """What a field has if nothing is said; `MISSING` if something must be."""
+    if begun is not MISSING:
+        return getattr(begun, field.name)
+    made: Any = field.default_factory
+    return field.default if made is MISSING else made()
 
 
 def _table(settings: Any, at: str) -> Iterator[str]:
@@ -256,7 +261,7 @@ def _table(settings: Any, at: str) -> Iterator[str]:
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             lists.append((name, value))
         elif value is not None:
-            yield f"{name} = {_value(REDACTED if is_secret(name) and value else value)}"
+            yield f"{name} = {shown(REDACTED if is_secret(name) and value else value)}"
     for name, value in tables:
         yield from ("", f"[{at}{name}]", *_table(value, f"{at}{name}."))
     for name, values in lists:
@@ -274,7 +279,7 @@ def _leaves(settings: Any, at: str) -> Iterator[tuple[str, str]]:
             for index, each in enumerate(value):
                 yield from _leaves(each, f"{at}{field.name}[{index}].")
         elif value is not None and not is_secret(field.name):
-            yield f"{at}{field.name}", _value(value)
+            yield f"{at}{field.name}", shown(value)
 
 
 def is_secret(name: str) -> bool:
@@ -294,16 +299,19 @@ def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _value(value: Any) -> str:
-    """A value as TOML writes it."""
+def shown(value: Any) -> str:
+    """A value as TOML writes it; of a part only what it has otherwise than its kind."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(str(key))} = {_value(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{_text(str(key))} = {shown(each)}" for key, each in value.items()) + "}"
+    if is_dataclass(value):
+        said = {each.name: getattr(value, each.name) for each in fields(value) if getattr(value, each.name) != _default(each, MISSING)}
+        return "{" + ", ".join(f"{name} = {shown(each)}" for name, each in said.items()) + "}"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return "[" + ", ".join(map(shown, value)) + "]"
     return _text(str(value))
 
 

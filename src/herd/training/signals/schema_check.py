@@ -187,7 +187,7 @@ def _unique(value: list[Any]) -> bool:
     return not any(_same(one, other) for at, one in enumerate(value) for other in value[:at])
 
 
-def _multiple(value: float, of: float) -> bool:
+def _multiple(value: Any, of: Any) -> bool:
     """Exactly, as both are written."""
     if not of > 0:
         raise UsageError(f"The schema has multipleOf {of!r:.40}; expected a number above 0.")
