@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,10 +26,12 @@ from torch.distributed.tensor import DTensor
 
 from herd.errors import UsageError
 from herd.models.weights import Dense
-from herd.training.running import gradients
+from herd.training.running import gradients, leaving
 from herd.training.running.company import ALONE, Company
 from herd.training.student.model import Student
 
+MOMENT_S = 0.2
+"""How long a process that has failed gives gloo's worker to let go of what it holds: the others may not be there to settle with."""
 ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits")
 """What a student is asked for: each has to gather the weights that lie outside of layers."""
 
@@ -107,12 +110,19 @@ def company(device: str = "cpu") -> Iterator[tuple[Company, str]]:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    is_gpu = device.startswith("cuda")
+    dist.init_process_group("nccl" if is_gpu else leaving.register())
+    is_settled = is_gpu
     try:
         yield Processes(torch.device(device)), device
+        if not is_gpu:
+            leaving.settled()
+            is_settled = True
         dist.barrier()  # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
+        if not is_settled:
+            time.sleep(MOMENT_S)
 
 
 class _Part(torch.nn.Module):
