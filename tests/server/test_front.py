@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from herd.providers.base import Text
+from herd.server import front
 from server.echo import ROUTES, body
 from server.fake_pool import FakePool, FakeService, Wait, words
 from server.raw import Answered, ask, connection, is_closed, read, receive, send_all, until
@@ -282,17 +283,19 @@ def test_a_client_that_leaves_ends_all_that_it_asked_in_one_go(serve: Serve) -> 
 
 @contextmanager
 def full(serve: Serve, **settings: Any) -> Iterator[Any]:
-    """A server that has room for one request, and answers one."""
+    """A server that has room for one request, and answers one, of the connection `inside`."""
     server = serve(FakePool(FakeService(script=[Text("a"), Wait(60)])), ROUTES, max_requests=1, **settings)
     with connection(server.port) as made:
         made.sendall(POST + b'Content-Length: 29\r\n\r\n{"prompt":"Hi","stream":true}')
         assert until(lambda: server.house.admission.running == 1)
+        server.inside = made
         yield server
 
 
-def is_full(answered: Answered) -> bool:
+def is_full(answered: Answered, *, stays: bool = False) -> bool:
     said = answered.status == 429 and answered.json()["error"]["code"] == "rate_limit_exceeded"
-    return said and int(answered.headers["retry-after"]) >= 1 and answered.headers["connection"] == "close"
+    ends = answered.headers.get("connection") == "close"
+    return said and int(answered.headers["retry-after"]) >= 1 and ends is not stays
 
 
 @pytest.mark.parametrize("more", [b"", b"Connection: close\r\n", b"Expect: 100-continue\r\n"])
@@ -311,6 +314,44 @@ def test_a_refused_client_that_stays_is_closed(serve: Serve) -> None:
         made.sendall(POST + b"Content-Length: 15\r\n\r\n")
         assert is_full(read(made))
         assert until(lambda: len(server.front.connections) == 1)
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 15\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nf\r\n"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_refused_client_whose_request_is_there_keeps_its_connection(
+    serve: Serve, head: bytes, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "PATIENCE_S", 10.0)
+    asked = ASK + (b"\r\n0\r\n\r\n" if b"chunked" in head else b"")
+    with full(serve, keep_alive_s=1) as server, connection(server.port) as made:
+        for _ in range(3):
+            for piece in (POST + head, asked) if apart else (POST + head + asked,):
+                made.sendall(piece)
+            assert is_full(read(made), stays=True)
+        server.inside.close()
+        server.pool.only.script = [Text("a")]
+        assert until(lambda: server.house.admission.running == 0)
+        made.sendall(POST + head + asked)
+        assert read(made).status == 200 and not is_closed(made, 0.5) and is_closed(made, 2)
+
+
+def test_refused_clients_keep_no_more_than_half_of_the_connections(serve: Serve) -> None:
+    with full(serve, max_connections=4) as server, connection(server.port) as made, connection(server.port) as other:
+        assert until(lambda: len(server.front.connections) == 3)
+        made.sendall(POST + b"Content-Length: 15\r\n\r\n" + ASK)
+        assert is_full(read(made)) and rest(made) == b""
+        assert until(lambda: len(server.front.connections) == 2)
+        other.sendall(POST + b"Content-Length: 15\r\n\r\n" + ASK)
+        assert is_full(read(other), stays=True)
+
+
+def test_a_request_in_line_that_is_refused_keeps_its_connection(serve: Serve) -> None:
+    with full(serve) as server, connection(server.port) as made:
+        asked = POST + b"Content-Length: 15\r\n\r\n" + ASK
+        made.sendall(GET.replace(b"health", b"v1/wait?seconds=0.1") + b"\r\n" + asked)
+        assert read(made).json() == {"status": "ok"} and is_full(read(made), stays=True)
+        made.sendall(asked)
+        assert is_full(read(made), stays=True)
 
 
 def test_a_refused_client_may_send_its_large_body(serve: Serve) -> None:

@@ -25,18 +25,25 @@ if TYPE_CHECKING:
     import asyncio
 
     from herd.server.metrics import Metrics
-    from herd.server.refusing import Refusing
+    from herd.server.refusing import Refusing, Response
     from herd.server.settings import Settings
 
 LINGER_S = 2.0
 """How long a refused connection is still read, so that the refusal is not lost in a reset."""
 LINGER_BYTES = 1 << 20
 """What is read of it in that time, besides a body that would have been taken."""
+REFUSED_BODY_BYTES = 64 << 10
+"""A refused request whose body is no larger keeps its connection, if the body is there soon: a new one costs more than the refusal."""
+PATIENCE_S = 0.02
+"""How soon."""
 SLOWEST_BODY = 16 << 10
 """Bytes a second that a body must come with, after its first `body_timeout_s` seconds."""
 MAX_PIPELINED = 16
 WRITE_HIGH_BYTES = 64 << 10
 _ONCE = (b"authorization", b"content-length", b"content-type", b"host", b"origin", b"transfer-encoding", b"x-api-key", b"x-request-id")
+
+
+_CLOSE = (b"connection", b"close")
 
 
 class _Refused(Exception):
@@ -60,6 +67,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_since: float | None = None
         self._stalled_since: float | None = None
         self._ending_since: float | None = None
+        self._no: Response | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._is_refused = False
         self._is_head_read = False
         self._head_bytes = self._head_size = self._num_headers = self._body_bytes = self._raw_bytes = self._dropped_bytes = 0
@@ -76,6 +85,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(ApiError(503, "There are too many connections.", retry_after_s=1.0))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_no()
         for cycle in (self._serving, *(cycle for cycle, _ in self.pipeline)):
             _leave(cycle)
         self.pipeline.clear()
@@ -136,10 +146,14 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            if not self._is_refused:
+            if self._no is not None:
+                self._end_with_no()
+            elif not self._is_refused:
                 self._refuse(self._refusal or ApiError(400, "The request is not valid HTTP."))
         else:
             self._check_sizes()
+            if self._no is not None:
+                self._say_no()
 
     def _check_sizes(self) -> None:
         if not self._is_head_read and self._head_bytes > self._settings.max_header_bytes:
@@ -148,6 +162,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(ApiError(413, "The body of the request has more frame than content."))
 
     def on_message_begin(self) -> None:
+        if self._no is not None:
+            raise _Refused
         super().on_message_begin()
         self._head_since = self._head_since or self.loop.time()
         self._is_head_read = False
@@ -184,7 +200,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         if self._body_bytes > self._body_limit:
             self._stop(ApiError(413, f"The body is larger than {self._body_limit} bytes."))
-        super().on_body(body)
+        if self._no is None:
+            super().on_body(body)
+        elif self._body_bytes > REFUSED_BODY_BYTES:
+            raise _Refused
 
     def on_message_complete(self) -> None:
         self._body_since = None
@@ -196,12 +215,17 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._unset_keepalive_if_required()
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._no is not None:  # to a request that was in line, and is refused now
+            self._say_no()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
-        refused = self._refusing(cast(dict[str, Any], cycle.scope))
-        if refused is not None:
-            status, headers, body = refused
-            self._end_with(_last_response(status, [*self.server_state.default_headers, *headers], body))
+        self._no = self._refusing(cast(dict[str, Any], cycle.scope))
+        if self._no is not None:
+            if cycle is not self.cycle or not self._may_stay(cycle):
+                self._end_with_no()
             return
         cast(dict[str, Any], cycle.scope)["herd.write"] = functools.partial(_write, cycle)
         super()._start_asgi_task(cycle, app)
@@ -209,8 +233,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _check_head(self) -> None:
         """Refuses heads that leave a doubt about where the request ends, and bodies that are known to be too large."""
         found = {name: value for name, value in self.headers}
-        for name in _ONCE:
-            if name in found and sum(each == name for each, _ in self.headers) > 1:
+        for name in _ONCE if len(found) < len(self.headers) else ():
+            if sum(each == name for each, _ in self.headers) > 1:
                 self._stop(ApiError(400, f"The header {name.decode()} is there more than once."))
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
@@ -256,7 +280,40 @@ class LimitedProtocol(HttpToolsProtocol):
         """Says no and ends the connection."""
         self._metrics.dropped.labels(str(refusal.status)).inc()
         headers, body = error_response("/", refusal, "")
-        self._end_with(_last_response(refusal.status, [*self.server_state.default_headers, *headers], body))
+        self._end_with(_response(refusal.status, [*self.server_state.default_headers, *headers, _CLOSE], body))
+
+    def _may_stay(self, cycle: RequestResponseCycle) -> bool:
+        """Whether a connection is worth keeping after the refusal of what it asks; others find room while half of all are free."""
+        if not cycle.keep_alive or self.expect_100_continue or 2 * len(self.connections) > self._settings.max_connections:
+            return False
+        return int(dict(self.headers).get(b"content-length", b"0") or b"0") <= REFUSED_BODY_BYTES
+
+    def _say_no(self) -> None:
+        """Refuses a request whose body is there, and keeps the connection; waits a moment for a body that is not."""
+        assert self._no is not None
+        if self._body_since is not None:
+            if self._patience is None:
+                self._patience = self.loop.call_later(PATIENCE_S, self._end_with_no)
+            return
+        if not self.cycle.keep_alive:  # the server ends by now
+            self._end_with_no()
+            return
+        status, headers, body = self._no
+        self._forget_no()
+        self.cycle.response_started = self.cycle.response_complete = True
+        self.transport.write(_response(status, [*self.server_state.default_headers, *headers], body))
+        self.on_response_complete()
+
+    def _end_with_no(self) -> None:
+        assert self._no is not None
+        status, headers, body = self._no
+        self._end_with(_response(status, [*self.server_state.default_headers, *headers, _CLOSE], body))
+
+    def _forget_no(self) -> None:
+        self._no = None
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _end_with(self, response: bytes) -> None:
         """Sends a last response and ends the connection; what still comes is read for a while, and dropped.
@@ -264,6 +321,7 @@ class LimitedProtocol(HttpToolsProtocol):
         In the middle of an answer, or after the answer to a request whose body still comes, there is nothing that could be said.
         """
         self._is_refused = True
+        self._forget_no()
         self._head_since = self._body_since = None
         serving = self._serving if self._serving is not None and not self._serving.response_complete else None
         has_begun = serving is not None and serving.response_started
@@ -303,7 +361,7 @@ def _leave(cycle: RequestResponseCycle | None) -> None:
             left()
 
 
-def _last_response(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+def _response(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
     lines = [b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode())]
     lines += [b"%b: %b" % header for header in headers]
-    return b"\r\n".join(lines) + b"\r\nconnection: close\r\n\r\n" + body
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body

@@ -54,7 +54,16 @@ class Metrics:
         self.answer_tokens = Counter("herd_answer_tokens", "Tokens of answers.", ("model",), registry=registry)
         registry.register(_OfModels(pool))
         self._of_models: dict[str, OfModel] = {}
+        self._of_routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.began = time.time()
+
+    def seen(self, route: str, status: int, seconds: float) -> None:
+        """One more request of a route that was answered."""
+        found = self._of_routes.get((route, status))
+        if found is None:
+            found = self._of_routes[route, status] = self.requests.labels(route, str(status)), self.durations.labels(route)
+        found[0].inc()
+        found[1].observe(seconds)
 
     def of_model(self, model: str) -> OfModel:
         """What is measured of a model's answers."""

@@ -1,7 +1,8 @@
 """No, said at once: where a server is full, most of what it does is to say so, and that must not take from those whom it answers.
 
-What a full server is asked to generate is refused when its head is read: no task, no body, no route, and no more of this connection. The
-head is judged as any other's, so a stranger learns no more here than elsewhere, and the refusal is the one that the gate would have given.
+What a full server is asked to generate is refused when its head is read: no task, no body, no route. The connection stays if the whole
+request is small and there; else it ends with the refusal. The head is judged as any other's, so a stranger learns no more here than
+elsewhere, and the refusal is the one that the gate would have given.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Scope = MutableMapping[str, Any]
 Headers = list[tuple[bytes, bytes]]
+Response = tuple[int, Headers, bytes]
+"""Status, headers and body."""
 _ALWAYS: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -51,8 +54,7 @@ def note(house: House, scope: Scope, visit: Visit, status: int, logged: int) -> 
     """Counts and logs a request that is over. logged: the status that its line in the log has."""
     route = visit.route or "unknown"
     seconds = time.perf_counter() - visit.began
-    house.metrics.requests.labels(route, str(status)).inc()
-    house.metrics.durations.labels(route).observe(seconds)
+    house.metrics.seen(route, status, seconds)
     log_request(scope, visit, logged, seconds)
 
 
@@ -70,7 +72,7 @@ class Refusing:
             for method in route.methods or ()
         }
 
-    def __call__(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
+    def __call__(self, scope: Scope) -> Response | None:
         house = self._house
         if house.admission.running < house.settings.max_requests:
             return None
