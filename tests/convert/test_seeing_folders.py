@@ -19,7 +19,9 @@ from checkpoints.test_huggingface_mllama import CFG as SMALL_CFG
 from checkpoints.test_huggingface_mllama import LEAVES, config, stored
 from checkpoints.test_muse_glimmer_folder import saved as muse
 from checkpoints.test_prompt_guard_folder import saved as guard
-from conformance.test_llama3_vision_transformers import CFG, _config, _randomise
+from conformance.llama3_vision_texts import CFG
+from conformance.mllama_in_transformers import config as mllama_config
+from conformance.mllama_in_transformers import randomise
 from convert.test_llama4 import bits
 from herd.checkpoints import mllama_names, open_checkpoint
 from herd.checkpoints.safetensors import read_safetensors
@@ -39,8 +41,8 @@ def mllama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     from transformers import MllamaForConditionalGeneration
 
     torch.set_num_threads(1)
-    model = MllamaForConditionalGeneration(_config()).eval()
-    _randomise(model)
+    model = MllamaForConditionalGeneration(mllama_config()).eval()
+    randomise(model)
     folder = tmp_path_factory.mktemp("mllama")
     model.save_pretrained(folder)
     return folder, model

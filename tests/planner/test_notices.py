@@ -9,9 +9,13 @@ import pytest
 from herd.checkpoints.gguf_keys import FILES
 from herd.convert.gguf_file import write_gguf
 from herd.convert.notices import licence_at, write_notices
+from herd.convert.texts import MAX_TEXT_BYTES, texts_at
+from herd.convert.trained import write_trained
 from herd.convert.writing import Told
+from herd.errors import FileProblem
 from herd.family.progress import silent
 from herd.planner.notices import UNKNOWN, due, licence_told, release_at, release_named
+from tiny import random_leaves, tiny_llama
 
 LINE = "{} is licensed under the {}, Copyright {} Meta Platforms, Inc. All Rights Reserved.\n"
 GENERATIONS = {
@@ -160,3 +164,49 @@ def test_what_was_made_from_a_single_file_gets_the_texts_inside_it(tmp_path: Pat
     (told,) = write_notices(made, source)
     assert "LICENSE is missing" in told and "Llama 3.1" in told
     assert sorted(path.name for path in made.iterdir()) == ["NOTICE", "USE_POLICY.md"]
+
+
+def test_beside_a_single_file_only_the_texts_of_a_llama_licence_are_its_own(tmp_path: Path) -> None:
+    """A folder of downloads holds texts of many things."""
+    source = tmp_path / "downloads" / "poems.gguf"
+    source.parent.mkdir()
+    with source.open("wb") as file:
+        write_gguf(file, {"general.architecture": "llama"}, [], Told(silent, source.name, 0))
+    (source.parent / "LICENSE").write_text("MIT License")
+    (source.parent / "README.md").write_text("about something else")
+    assert texts_at(source).files == {} and licence_at(source) is None
+    (source.parent / "LICENSE").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    assert texts_at(source).files.keys() == {"LICENSE"}
+    found = licence_at(source)
+    assert found is not None and found.id == "llama3.2"
+
+
+def test_texts_that_are_too_large_or_lie_elsewhere_are_refused_by_name(tmp_path: Path) -> None:
+    source, made = tmp_path / "model", tmp_path / "made"
+    for folder in (source, made):
+        folder.mkdir()
+    (source / "LICENSE").write_bytes(b"x" * (MAX_TEXT_BYTES + 1))
+    with pytest.raises(FileProblem, match=r"LICENSE: is larger than 1,048,576 bytes"):
+        write_notices(made, source)
+    (source / "LICENSE").unlink()
+    (tmp_path / "elsewhere").write_text("somebody's")
+    (source / "LICENSE").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileProblem, match="leads out of the folder"):
+        write_notices(made, source)
+    assert not list(made.iterdir())
+
+
+def test_a_model_that_was_trained_from_a_single_file_has_the_texts_inside_it(tmp_path: Path) -> None:
+    source = tmp_path / "renamed.gguf"
+    keys = {
+        "general.architecture": "llama",
+        f"{FILES}LICENSE": "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT",
+        f"{FILES}USE_POLICY.md": "the policy",
+    }
+    with source.open("wb") as file:
+        write_gguf(file, keys, [], Told(silent, source.name, 0))
+    cfg = tiny_llama()
+    report = write_trained(tmp_path / "made", cfg, random_leaves(cfg), beside=source)
+    assert not any("licence" in note.lower() or "LICENSE" in note for note in report.notes)
+    assert (tmp_path / "made" / "LICENSE").read_text().startswith("LLAMA 3.1") and (tmp_path / "made" / "USE_POLICY.md").is_file()
+    assert "Llama 3.1" in (tmp_path / "made" / "NOTICE").read_text()

@@ -193,7 +193,7 @@ def finish(folder: Path, opened: Opened, student: Student) -> tuple[Path, tuple[
             tokenizer=checkpoint.tokenizer,
             chat_template=checkpoint.chat_template,
             stop_ids=checkpoint.stop_ids,
-            beside=checkpoint.path if checkpoint.path.is_dir() else None,
+            beside=checkpoint.path,
         ).notes
     told = write_notices(target if target.is_dir() else folder, checkpoint.path)
     return target, tuple(dict.fromkeys((*notes, *told)))

@@ -53,7 +53,7 @@ def upcycle(source: str, destination: Path, **options: Any) -> None:
             tokenizer=checkpoint.tokenizer,
             chat_template=checkpoint.chat_template,
             stop_ids=checkpoint.stop_ids,
-            beside=checkpoint.path if checkpoint.path.is_dir() else None,
+            beside=checkpoint.path,
         )
     finally:
         checkpoint.close()

@@ -30,7 +30,6 @@ from herd.models.architecture import Config
 from herd.models.weights import Adapted, Dense, TensorSpec, Update
 
 NO_MAGNITUDES: Mapping[str, Dense] = MappingProxyType({})
-NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 def write_adapter(
@@ -40,7 +39,6 @@ def write_adapter(
     *,
     magnitudes: Mapping[str, Dense] = NO_MAGNITUDES,
     base_model: str | None = None,
-    files: Mapping[str, bytes] = NO_FILES,
     progress: Progress = silent,
 ) -> Path:
     """Write the low-rank updates of some of a model's matrices as a folder that PEFT opens.
@@ -49,7 +47,6 @@ def write_adapter(
     updates     by our name of the matrix: adapted leaves, or the updates of an opened adapter. One rank and one scale for all
     magnitudes  with DoRA: the lengths of rows, for each of them
     base_model  what the folder names as the model that it belongs to
-    files       further files of the folder, by name: a licence, say
 
     The folder appears when it is whole, and nothing is overwritten. `UsageError` for updates that such a folder cannot hold.
     """
@@ -63,8 +60,7 @@ def write_adapter(
     stored = total_bytes(outputs)
     check_place(target, stored)
     with new_folder(target) as folder:
-        for name, data in {**files, CONFIG: as_json(settings)}.items():
-            (folder / name).write_bytes(data)
+        (folder / CONFIG).write_bytes(as_json(settings))
         write_file(folder / WEIGHTS, outputs, Told(progress, target.name, stored))
     return target
 

@@ -10,9 +10,11 @@ from typing import Any
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.folder import inside
 from herd.checkpoints.gguf_keys import FILES
-from herd.convert.notices import GENERATION, MAX_TEXT_BYTES, TEXTS, with_notices
+from herd.convert.notices import with_notices
+from herd.convert.texts import GENERATION
 from herd.convert.tokens import ranks_file, tokenizer_config, tokenizer_json
 from herd.errors import FileProblem
+from herd.files.text import read_bytes
 from herd.text.vocabulary import Vocabulary
 
 CLASSIFIER = "deberta-v2"
@@ -29,24 +31,9 @@ PICTURES = ("preprocessor_config.json", "processor_config.json")
 MAX_BYTES = 64 << 20
 
 
-def texts(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Licence, notice, use policy, model card and advice on sampling, by name: from the source's folder, or out of a GGUF file
-    that carries them."""
-    if checkpoint.layout == "gguf":
-        return {name: text.encode() for name, text in checkpoint.texts.items()}
-    if not checkpoint.path.is_dir():
-        return {}
-    found: dict[str, bytes] = {}
-    for pattern in (*TEXTS, GENERATION):
-        for path in sorted(checkpoint.path.glob(pattern)):
-            if path.is_file():
-                found[path.name] = _read(checkpoint.path, path.name, MAX_TEXT_BYTES)
-    return found
-
-
 def folder_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str, notes: list[str]) -> dict[str, bytes]:
     """Everything of a folder but config and weights, by name."""
-    files = with_notices(texts(checkpoint), checkpoint.path, notes, _licence_of(checkpoint))
+    files = with_notices(checkpoint.path, notes)
     files |= _tokenizer_files(checkpoint, vocabulary, to, notes)
     is_classifier = checkpoint.architecture == CLASSIFIER
     if not is_classifier and GENERATION not in files and (generation := _generation(checkpoint, vocabulary)):
@@ -57,7 +44,7 @@ def folder_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str,
 def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str, notes: list[str]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     if checkpoint.path.is_dir():
-        files = {name: _read(checkpoint.path, name, MAX_BYTES) for name in (*TOKENIZER, *PICTURES) if (checkpoint.path / name).is_file()}
+        files = {name: _read(checkpoint.path, name) for name in (*TOKENIZER, *PICTURES) if (checkpoint.path / name).is_file()}
     if vocabulary is None:
         notes.append("The source has no tokenizer, so the new model knows token ids only.")
         return files
@@ -89,7 +76,7 @@ def _generation(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> dict[s
 def gguf_texts(checkpoint: Checkpoint, notes: list[str]) -> dict[str, str]:
     """The same files as keys of a GGUF file."""
     found: dict[str, str] = {}
-    for name, data in with_notices(texts(checkpoint), checkpoint.path, notes, _licence_of(checkpoint)).items():
+    for name, data in with_notices(checkpoint.path, notes).items():
         try:
             found[FILES + name] = data.decode()
         except UnicodeDecodeError as problem:
@@ -99,17 +86,8 @@ def gguf_texts(checkpoint: Checkpoint, notes: list[str]) -> dict[str, str]:
     return found
 
 
-def _licence_of(checkpoint: Checkpoint) -> str:
-    """What a GGUF file says its licence is."""
-    return str(checkpoint.facts["licence"].value) if "licence" in checkpoint.facts else ""
-
-
-def _read(folder: Path, name: str, most: int) -> bytes:
-    path = inside(folder, name, folder.name)
-    size = path.stat().st_size
-    if size > most:
-        raise FileProblem(f"{path}: has {size} bytes; at most {most} are carried along.")
-    return path.read_bytes()
+def _read(folder: Path, name: str) -> bytes:
+    return read_bytes(inside(folder, name, folder.name), MAX_BYTES)
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:

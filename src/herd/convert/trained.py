@@ -31,7 +31,7 @@ def write_trained(
     """A new folder with config, weights and tokenizer.
 
     leaves     all weights of `cfg`, by name
-    beside     the folder of the model that training began with: its licence, notices and tokenizer files are carried along
+    beside     the model that training began with, a folder or a file: its licence and notices are carried along, and tokenizer files
     dtype      plain numbers of matrices; None: as `leaves` have them
 
     `UsageError` if the folder exists, for weights that carry adapters and for what the layout cannot hold; `CapacityError` for the disk.
