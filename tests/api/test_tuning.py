@@ -147,7 +147,7 @@ def test_what_a_run_leaves_carries_what_the_licence_of_its_model_asks_for(
 def test_what_is_held_out_can_have_files_of_its_own(base: Path, data: Path, tmp_path: Path) -> None:
     other = tmp_path / "held.jsonl"
     other.write_text("".join(json.dumps({"prompt": "a", "completion": two}) + "\n" for two in ("xx", "yy", "")))
-    few = ["student.method=lora", "loop.schedule.steps=1", "held_out=0.5", f"held_out_data=['{other}']"]
+    few = ["student.method=lora", "loop.schedule.steps=1", "held_out=0.05", f"held_out_data=['{other}']"]
     tuned = tune(base, data, tmp_path / "run", *few)
     assert (tuned.account.num_read, tuned.account.num_kept) == (len(LINES) + 3, len(LINES) + 2)
     assert [each.wanted for each in tuned.answers] == ["xx"] and tuned.held_out["before_loss"] > 0

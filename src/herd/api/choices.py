@@ -9,7 +9,6 @@ from pathlib import Path
 from herd.errors import UsageError, did_you_mean
 from herd.records import dataclass
 
-BACKENDS = ("cpu", "torch", "reference")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ACTIVATIONS = ("int8", "float32")
 
@@ -54,6 +53,8 @@ class Choices:
 
     def _check_backend(self) -> None:
         """`UsageError` for a value that no backend has."""
+        from herd.backends.base import BACKENDS
+
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("activations", self.activations, ACTIVATIONS)
         if self.backend == "torch":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from herd.sampling.draw import Choice, Draw
 
 PAGE_TOKENS = 64
+BACKENDS = ("cpu", "torch", "reference")
 KV_CACHES = ("auto", "float32", "float16", "int8", "int4")
 KEPT_PICTURES = 8
 KEPT_BYTES = 1 << 30
@@ -195,7 +196,20 @@ def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> 
             raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {num_embeddings - 1}.")
 
 
-def check_span(span: Span, num_pages: int) -> None:
+def check_plan(plan: Plan, cfg: Config, num_embeddings: int, num_pages: int, adapters: Collection[str], *, sees: bool) -> None:
+    """Everything that can be wrong with a plan, before anything is written: `UsageError` for what a user asked of it."""
+    refuse_classifier(cfg)
+    if not sees:
+        refuse_pictures(plan)
+    assert plan.spans, "a step without spans"
+    for span in plan.spans:
+        check_tokens(span.tokens, num_embeddings, span.start)
+        if span.adapter is not None and span.adapter not in adapters:
+            raise unknown_adapter(span.adapter, adapters)
+        _check_span(span, num_pages)
+
+
+def _check_span(span: Span, num_pages: int) -> None:
     """The engine's side of the bargain."""
     assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
     assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"

@@ -34,7 +34,7 @@ OWN = {name: name for name in ("teacher", "words", "k", "temperature", "learn", 
 @click.option("--backend", metavar="NAME", help="What the teacher is run by: cpu or torch.  [default: cpu]")
 @epoch_options("The longest example; on-policy the longest answer.  [default: 1024]")
 @run_options()
-@student_options
+@student_options()
 def distill(is_on_policy: bool | None, **options: Any) -> None:
     """Distillation: of each token the student learns the teacher's whole opinion, by a weight that may change over the run."""
     from herd.training.settings.distill import DistillSettings

@@ -59,7 +59,7 @@ def drawing_options(longest: int) -> Callable[[Any], Any]:
 @click.option("--answers", type=int, metavar="N", help="Answers to each.  [default: 8]")
 @drawing_options(256)
 @run_options()
-@student_options
+@student_options("lora")
 def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
     """Online reinforcement learning: the model answers prompts, a program or a reward model judges, and answers that beat their
     neighbours become likelier.
@@ -91,9 +91,9 @@ def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
 )
 @click.option("--model", metavar="NAME", help="Who answers: a name, a .gguf file or a folder.")
 @click.option("--data", multiple=True, metavar="PATH", help="Prompts, with what answers are checked by where there are rewards.")
-@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{REWARDS}.  [none: all are kept]")
+@click.option("--reward", "rewards", multiple=True, metavar="KIND", help=f"{REWARDS}.  [none: one answer is worth as much as another]")
 @click.option("--answers", type=int, metavar="N", help="Answers to each prompt.  [default: 8]")
-@click.option("--keep", type=int, metavar="N", help="How many of them are kept at most.  [default: 1]")
+@click.option("--keep", type=int, metavar="N", help="How many of them are kept at most.  [default: 1; without --reward all]")
 @click.option("--least", type=float, metavar="X", help="What an answer must be worth to be kept.  [default: 1; of a reward model: any]")
 @drawing_options(512)
 @chat_format_option
@@ -113,8 +113,6 @@ def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool
     given = named(options, {name: name for name in names})
     if rewards:
         given["rewards"] = [reward_of(each) for each in rewards]
-    elif "answers" in given:
-        given.setdefault("keep", given["answers"])
     settings = read_settings(RejectionSettings, file, changes, given)
     from herd.api.tuning_grpo import reject as draw
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from herd.cli.options import offline_option
+from herd.errors import UsageError
 
 if TYPE_CHECKING:
     from herd.api.tuning_run import Conduct, Tuned
@@ -82,19 +83,23 @@ def epoch_options(longest: str = "The longest example.  [default: 2048]", epochs
     )
 
 
-student_options: Callable[[Any], Any] = _all(
-    click.option("--lora/--full", "is_lora", default=None, help="Learn low-rank updates, or every weight.  [default: full]"),
-    click.option("--rank", type=int, metavar="N", help="With --lora: columns of each update.  [default: 16]"),
-    click.option("--dora", is_flag=True, default=None, help="With --lora: learn the lengths of rows too."),
-    click.option("--base", metavar="FORMAT", help="With --lora: bring the frozen model into blocks first: q4_0, q4_k, q8_0, ... (QLoRA)."),
-    click.option("--qat", is_flag=True, default=None, help="Learn for four bits."),
-    click.option("--dtype", metavar="NAME", help="What is computed in: float32, bfloat16.  [default: what is fast here]"),
-    click.option("--device", metavar="NAME", help="cpu, cuda or cuda:1.  [default: cpu]"),
-    click.option("--recompute", is_flag=True, default=None, help="Compute layers twice, in far less memory."),
-    offline_option,
-    json_option,
-)
-"""What of a model is learned; the last options of a command."""
+def student_options(method: str = "full") -> Callable[[Any], Any]:
+    """What of a model is learned; the last options of a command. method: which way to learn it takes if nothing is said."""
+    return _all(
+        click.option("--lora/--full", "is_lora", default=None, help=f"Learn low-rank updates, or every weight.  [default: {method}]"),
+        click.option("--rank", type=int, metavar="N", help="With --lora: columns of each update.  [default: 16]"),
+        click.option("--dora", is_flag=True, default=None, help="With --lora: learn the lengths of rows too."),
+        click.option(
+            "--base", metavar="FORMAT", help="With --lora: bring the frozen model into blocks first: q4_0, q4_k, q8_0, ... (QLoRA)."
+        ),
+        click.option("--qat", is_flag=True, default=None, help="Learn for four bits."),
+        click.option("--dtype", metavar="NAME", help="What is computed in: float32, bfloat16.  [default: what is fast here]"),
+        click.option("--device", metavar="NAME", help="cpu, cuda or cuda:1.  [default: cpu]"),
+        click.option("--recompute", is_flag=True, default=None, help="Compute layers twice, in far less memory."),
+        offline_option,
+        json_option,
+    )
+
 
 NAMES: Mapping[str, str] = {
     **{name: name for name in ("model", "data", "chat_format", "held_out", "max_tokens", "epochs", "batch")},
@@ -117,7 +122,10 @@ def named(options: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> dict[
     found = {names[name]: value for name, value in options.items() if name in names and value not in (None, ())}
     if options.get("is_lora") is not None:
         found["student.method"] = "lora" if options["is_lora"] else "full"
-    if "steps" in options and options["steps"] is not None and "epochs" in options:
+    if "epochs" in options and options.get("steps") is not None:
+        changes = {name.strip(): value.strip() for name, _, value in (each.partition("=") for each in options["changes"])}
+        if float(options["epochs"] or 0) or changes.get("epochs", "0") not in ("0", "0.0"):
+            raise UsageError("--steps and --epochs both say how long the run is; give one of them.", param="epochs")
         found["epochs"] = 0.0
     return found
 

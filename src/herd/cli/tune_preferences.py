@@ -32,7 +32,7 @@ def judging(records: str, short: str, examples: str) -> Callable[[Any], click.Co
             data_options(f"Records with {records}, as JSONL."),
             epoch_options("The longest answer with its prompt.  [default: 2048]"),
             run_options(),
-            student_options,
+            student_options("lora"),
         )
         for option in reversed(options):
             function = option(function)

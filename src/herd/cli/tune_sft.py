@@ -27,7 +27,7 @@ from herd.cli.tune_options import NAMES, asked, carry_out, data_options, epoch_o
 @click.option("--learn", metavar="WHAT", help="What carries loss: answers, last or all.  [default: answers]")
 @epoch_options(epochs=3)
 @run_options()
-@student_options
+@student_options()
 def sft(**options: Any) -> None:
     """Learn the answers of conversations, into the folder of a run that `herd chat` takes at once."""
     from herd.training.settings.sft import SftSettings

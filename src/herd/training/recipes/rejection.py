@@ -28,7 +28,7 @@ class Chosen:
 def best_of(
     settings: RejectionSettings, problems: Sequence[Problem], sampler: Sampler, decode: Decode, reward: Judge | None
 ) -> Iterator[Chosen]:
-    """All answers, those of one prompt together. Kept are the best `keep` of each that are worth at least `least` and were not cut;
+    """All answers, those of one prompt together. Kept are the best `most` of each that are worth at least `least` and were not cut;
     texts that come twice count once."""
     for first in range(0, len(problems), settings.batch):
         group = problems[first : first + settings.batch]
@@ -48,7 +48,7 @@ def _chosen(settings: RejectionSettings, problem: Problem, answers: Sequence[Ans
     for at in sorted(range(len(answers)), key=lambda index: -worth[index]):
         answer = answers[at]
         is_good = not answer.is_cut and answer.text.strip() and worth[at] >= settings.threshold
-        if is_good and answer.text not in seen and len(kept) < settings.keep:
+        if is_good and answer.text not in seen and len(kept) < settings.most:
             seen.add(answer.text)
             kept.add(at)
     for at, answer in enumerate(answers):

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from herd.records import dataclass
-from herd.training.settings.reading import need, need_least
+from herd.training.settings.reading import need, need_backend, need_least
 from herd.training.settings.tuning import EpochSettings
 
 DIVERGENCES = ("forward", "reverse", "js")
@@ -49,7 +49,7 @@ class DistillSettings(EpochSettings):
     teacher       the teacher, in the same words
     data          way "stored": files of conversations or text that the teacher reads; "on-policy": prompts that the student answers
     way           "stored": the teacher reads the data once, its likeliest tokens are kept in `words`; "on-policy": it judges answers
-    words         folder of what the teacher said; made if it is not there; empty: in the run's folder
+    words         folder of what the teacher said; made if it is not there; empty: the run's folder with -teacher behind its name, beside it
     k             how many of the teacher's likeliest tokens are kept or compared; on-policy 0: all
     temperature   that both are softened by (stored)
     learn         what of the data is learned: "answers", "last" or "all" (stored)
@@ -81,6 +81,7 @@ class DistillSettings(EpochSettings):
         need(self.k >= (self.way == "stored"), "k", self.k, "a whole number, 1 or more (on-policy: 0 or more)")
         need(0 < self.temperature <= 100, "temperature", self.temperature, "a number above 0, up to 100")
         need_least(self, 1, "answers")
+        need_backend(self.backend)
         if self.way == "on-policy":
             unused = {"temperature": 1.0, "words": "", "learn": "answers"}
             for name, value in unused.items():

@@ -11,7 +11,7 @@ from herd.errors import UsageError
 from herd.records import dataclass
 from herd.training.schedules import Schedule
 from herd.training.settings.optimiser import OptimiserSettings
-from herd.training.settings.reading import need, need_least, need_positive
+from herd.training.settings.reading import need, need_backend, need_least, need_positive
 from herd.training.settings.student import StudentSettings, low_rank
 from herd.training.settings.tuning import TuningSettings
 from herd.training.signals.rewards import RewardSettings
@@ -129,6 +129,7 @@ class GrpoSettings(TuningSettings):
         TuningSettings.__post_init__(self)
         need(len(self.rewards) > 0, "rewards", self.rewards, "at least one")
         need_least(self, 1, "steps", "max_prompt")
+        need_backend(self.backend)
         every, has_best = self.rollouts.filter_every, all(each.kind != "model" for each in self.rewards)
         need(has_best or not every, "rollouts.filter_every", every, "0: no reward is the best that a reward model can give")
         steps = self.loop.schedule.steps

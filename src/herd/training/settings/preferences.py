@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -13,6 +13,15 @@ from herd.training.settings.student import StudentSettings, low_rank
 from herd.training.settings.tuning import EpochSettings
 
 METHODS = ("dpo", "simpo", "kto", "orpo")
+OF = {
+    "nll": ("dpo",),
+    "margin": ("dpo",),
+    "label_smoothing": ("dpo", "simpo"),
+    "gamma": ("simpo",),
+    "desirable": ("kto",),
+    "undesirable": ("kto",),
+}
+"""Which methods a number is of, where it is not of all."""
 BETA = {"dpo": 0.1, "simpo": 2.0, "kto": 0.1, "orpo": 0.1}
 
 
@@ -45,8 +54,11 @@ class PreferenceLoss:
     def __post_init__(self) -> None:
         need(self.method in METHODS, "method", self.method, " or ".join(METHODS))
         need_positive(self, "beta", "nll", "margin", "gamma", "desirable", "undesirable")
-        need(not self.margin or self.method == "dpo", "margin", self.margin, "0 with other methods than dpo")
         need(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a share below 0.5")
+        for each in fields(PreferenceLoss):
+            value, methods = getattr(self, each.name), OF.get(each.name, METHODS)
+            expected = f"nothing with the method {self.method}: it is of {' and '.join(methods)}"
+            need(self.method in methods or value == each.default, each.name, value, expected)
 
     @property
     def strength(self) -> float:

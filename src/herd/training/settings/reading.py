@@ -111,6 +111,13 @@ def need_positive(settings: object, *names: str) -> None:
         need(math.isfinite(value := getattr(settings, name)) and value >= 0, name, value, "a number, 0 or more")
 
 
+def need_backend(name: str) -> None:
+    """The same for what a model is run by."""
+    from herd.backends.base import BACKENDS
+
+    need(name in BACKENDS, "backend", name, " or ".join(BACKENDS))
+
+
 def told(kind: type) -> dict[str, str]:
     """The help of each field, from the docstring of its class, or of one that it builds upon."""
     names = {field.name for field in fields(kind)}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from herd.records import dataclass
 from herd.training.settings.reading import need, need_least
-from herd.training.settings.tuning import EpochSettings
+from herd.training.settings.tuning import HELD_OUT, EpochSettings
 
 LEARN = ("answers", "last", "all")
 TOO_LONG = ("drop", "cut", "split")
@@ -19,7 +19,7 @@ class SftSettings(EpochSettings):
     """Supervised fine-tuning: a model learns the answers of conversations.
 
     data          files or folders of conversations, prompts with completions, or text
-    held_out_data  files or folders whose examples are measured and not learned, in place of a share of `data`
+    held_out_data  files or folders whose examples are measured and not learned, in place of a share of `data`: held_out says nothing then
     shape         how records are written, where that is not to be detected: messages, sharegpt, alpaca, pairs, text
     learn         what carries loss: "answers" of the assistant, the "last" of them, or "all"
     too_long      what becomes of a longer example than max_tokens: "drop" it, "cut" its end off, or "split" a text into several
@@ -43,3 +43,5 @@ class SftSettings(EpochSettings):
         need(self.learn in LEARN, "learn", self.learn, " or ".join(LEARN))
         need(self.too_long in TOO_LONG, "too_long", self.too_long, " or ".join(TOO_LONG))
         need_least(self, 0, "samples")
+        is_one = not self.held_out_data or self.held_out in (0, HELD_OUT)
+        need(is_one, "held_out", self.held_out, "nothing beside held_out_data, whose examples are measured instead")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields
 
 from herd import dtypes
 from herd.records import dataclass
@@ -41,6 +41,10 @@ class StudentSettings:
         need(self.method in METHODS, "method", self.method, " or ".join(METHODS))
         need(self.base in ("", *formats), "base", self.base, f"nothing, or one of {', '.join(formats)}")
         need(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
+        for each in fields(Lora):
+            value = getattr(self.lora, each.name)
+            is_so = self.method == "lora" or value == each.default
+            need(is_so, f"lora.{each.name}", value, "nothing where every weight is learned; take method lora (--lora)")
         need(not self.base or self.method == "lora", "base", self.base, "nothing where every weight is learned; take method lora")
         need(not (self.base and self.qat), "base", self.base, "nothing with qat, which has a format of its own")
 

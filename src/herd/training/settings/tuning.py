@@ -15,6 +15,9 @@ from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.reading import need, need_least, need_positive
 from herd.training.settings.student import StudentSettings
 
+HELD_OUT = 0.05
+"""Which share is measured, where nobody says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningSettings:
@@ -37,7 +40,7 @@ class TuningSettings:
     model: str
     data: tuple[str, ...]
     chat_format: str | None = None
-    held_out: float = 0.05
+    held_out: float = HELD_OUT
     pack: int = 4096
     lr: float = 0.0
     student: StudentSettings = field(default_factory=StudentSettings)
