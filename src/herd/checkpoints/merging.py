@@ -73,17 +73,17 @@ def _values(leaf: Dense) -> NDArray[np.float32]:
 
 
 def stacked(earlier: Mapping[str, Update], later: Mapping[str, Update]) -> dict[str, Update]:
-    """Updates of one model put one upon another: those of which each is the sum of both. All have the rank of both together and the
-    scale of the later ones; where one has no update, its part is 0."""
-    first, last = next(iter(earlier.values())), next(iter(later.values()))
-    scale, ranks = last.scale, (first.down.shape[0], last.down.shape[0])
+    """Updates of one model put one upon another: those of which each is the sum of both. All have the greatest rank of the earlier ones
+    and that of the later ones together, and one scale; where one has no update or a lower rank, the rest of its part is 0."""
+    scale = next(iter(later.values())).scale
+    ranks = [max(update.down.shape[0] for update in each.values()) for each in (earlier, later)]
     found = {}
     for name in (*earlier, *(each for each in later if each not in earlier)):
         shape = (earlier.get(name) or later[name]).up.shape[0], (earlier.get(name) or later[name]).down.shape[1]
-        downs, ups = [], []
-        for update, rank in zip((earlier.get(name), later.get(name)), ranks, strict=True):
-            downs.append(np.zeros((rank, shape[1]), np.float32) if update is None else _values(update.down))
-            ups.append(np.zeros((shape[0], rank), np.float32) if update is None else _values(update.up) * np.float32(update.scale / scale))
-        down, up = np.concatenate(downs), np.concatenate(ups, axis=1)
+        down, up = np.zeros((sum(ranks), shape[1]), np.float32), np.zeros((shape[0], sum(ranks)), np.float32)
+        for update, at in zip((earlier.get(name), later.get(name)), (0, ranks[0]), strict=True):
+            if update is not None:
+                mine = slice(at, at + update.down.shape[0])
+                down[mine], up[:, mine] = _values(update.down), _values(update.up) * np.float32(update.scale / scale)
         found[name] = Update(of_values(down).leaf, of_values(up).leaf, scale)
     return found
