@@ -27,11 +27,9 @@ from herd.backends.base import (
     StepResult,
     by_adapter,
     check_adapter,
+    check_plan,
     check_processor,
-    check_span,
     check_tokens,
-    refuse_classifier,
-    refuse_pictures,
     unknown_adapter,
 )
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
@@ -243,15 +241,7 @@ class ReferenceBackend:
         """Everything that can be wrong with a plan, before anything is written."""
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
-        refuse_classifier(self._cfg)
-        if self._seeing is None:
-            refuse_pictures(plan)
-        assert plan.spans, "a step without spans"
-        for span in plan.spans:
-            check_tokens(span.tokens, self.num_embeddings, span.start)
-            if span.adapter is not None and span.adapter not in self._adapters:
-                raise unknown_adapter(span.adapter, self._adapters)
-            check_span(span, self.num_pages)
+        check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, sees=self._seeing is not None)
 
 
 def _check_options(options: BackendOptions) -> None:

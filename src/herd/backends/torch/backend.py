@@ -33,10 +33,8 @@ from herd.backends.base import (
     by_adapter,
     check_adapter,
     check_kv_cache,
-    check_span,
+    check_plan,
     check_tokens,
-    refuse_classifier,
-    refuse_pictures,
     unknown_adapter,
 )
 from herd.backends.torch.attention import is_fused
@@ -358,15 +356,7 @@ class TorchBackend:
         """Everything that can be wrong with a plan, before anything is written."""
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
-        refuse_classifier(self._cfg)
-        if self._seeing is None:
-            refuse_pictures(plan)
-        assert plan.spans, "a step without spans"
-        for span in plan.spans:
-            check_tokens(span.tokens, self.num_embeddings, span.start)
-            if span.adapter is not None and span.adapter not in self._adapters:
-                raise unknown_adapter(span.adapter, self._adapters)
-            check_span(span, self.num_pages)
+        check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, sees=self._seeing is not None)
 
     def _not_finite(self, plan: Plan) -> str:
         """What to say of logits that are not finite: where the first ones are. In a step of several tokens a later one spoils those
