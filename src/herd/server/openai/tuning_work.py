@@ -112,7 +112,7 @@ class Work(KeptWork):
             await self._change("queued", "The files were read." if measures else "The file was read.")
         await self._change("running", "The run has begun." if job["status"] != "running" else "The run goes on where it was.")
         run = self._folder / "run"
-        is_begun = any((run / "checkpoints").glob("step-*"))
+        is_begun = (run / "config.toml").is_file()  # it is there long before the first checkpoint
         order = JobOrder(
             model=job["model"],
             data=str(data),
