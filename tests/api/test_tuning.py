@@ -16,7 +16,7 @@ from herd.api.tuning_run import Conduct, Tuned
 from herd.api.tuning_sft import tune_sft
 from herd.checkpoints.trained import trained_in
 from herd.convert import convert
-from herd.errors import FileProblem, UsageError
+from herd.errors import CapacityError, FileProblem, UsageError
 from herd.training.running.loop import Told
 from herd.training.settings.reading import read_settings
 from herd.training.settings.sft import SftSettings
@@ -169,9 +169,32 @@ def test_a_stopped_run_goes_on_to_the_same_end(base: Path, data: Path, run: Tune
         tune_sft(settings, tmp_path / "run", Conduct(told=told))
     with pytest.raises(FileProblem, match="has not come to its end"):
         trained_in(tmp_path / "run")
-    tune_sft(settings, tmp_path / "run", Conduct(resume=True))
+    again = tune_sft(settings, tmp_path / "run", Conduct(resume=True))
+    assert again.held_out == run.held_out and again.held_out["before_loss"] > again.held_out["loss"]
     ours, theirs = (folder / "adapter" / "adapter_model.safetensors" for folder in (tmp_path / "run", run.folder))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_what_an_earlier_end_left_stays_until_the_new_one_is_whole(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["student.method=lora", "student.lora.rank=1", "samples=0", "held_out=0"]
+    tuned = tune(base, data, tmp_path / "run", *few, "loop.schedule.steps=1")
+    weights = tuned.folder / "adapter" / "adapter_model.safetensors"
+    earlier = weights.read_bytes()
+    changes = [*CHANGES, *few, "loop.schedule.steps=2"]
+    settings = read_settings(SftSettings, None, changes, {"model": str(base), "data": (str(data),)})
+
+    def full(*where: Path) -> None:
+        raise CapacityError("The disk is full.")
+
+    with monkeypatch.context() as failing, pytest.raises(CapacityError):
+        failing.setattr("herd.api.tuning.write_notices", full)
+        tune_sft(settings, tuned.folder, Conduct(resume=True, force=True))
+    assert weights.read_bytes() == earlier and not list(tuned.folder.glob(".*.part"))
+    (tuned.folder / ".run.1-a.part" / "adapter").mkdir(parents=True)
+    tune_sft(settings, tuned.folder, Conduct(resume=True, force=True))
+    assert weights.read_bytes() != earlier and not list(tuned.folder.glob(".*.part"))
 
 
 def test_what_cannot_be_is_refused_before_anything_is_computed(base: Path, data: Path, run: Tuned, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ Every recipe goes this way. What a finished run's folder holds is written here a
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from herd.engine.memory import available_bytes
 from herd.errors import FileProblem, UsageError
 from herd.family.finding import Found, find_model
 from herd.family.progress import Progress, silent
+from herd.files import replacing
 from herd.models.architecture import Config, classifying
 from herd.models.weights import Kind, Leaf, Matrix
 from herd.models.weights import stored as stored_as
@@ -51,6 +51,8 @@ from herd.training.student.model import Student
 
 # The share of free memory that a base in blocks may take decoded, so that it is not decoded twice in each step.
 KEPT_SHARE = 4
+BASE_FILE = "base.gguf"
+"""What updates for four bits are learned over, rounded for good."""
 IN_GGUF = ("llama", "llama4")
 """Architectures whose blocks of four bits can be written."""
 
@@ -167,8 +169,18 @@ def open_tuned(
 
 
 def finish(folder: Path, opened: Opened, student: Student) -> tuple[Path, tuple[str, ...]]:
-    """Writes what was learned into a run's folder, in place of what an earlier end of the run left there, with the texts that the
-    licence of the model wants beside it. Where it is, and what a person should know of it."""
+    """Writes what was learned into a run's folder, with the texts that the licence of the model wants beside it. Where it is, and what a
+    person should know of it. What an earlier end of the run left there stays until all of it is written."""
+    with replacing(folder) as beside:
+        name, notes = _written(beside, folder, opened, student)
+        told = write_notices(beside / name, opened.checkpoint.path) if (beside / name).is_dir() else ()
+    if not (folder / name).is_dir():
+        told = write_notices(folder, opened.checkpoint.path)
+    return folder / name, tuple(dict.fromkeys((*notes, *told)))
+
+
+def _written(beside: Path, folder: Path, opened: Opened, student: Student) -> tuple[str, tuple[str, ...]]:
+    """Writes what was learned into `beside`, from where it goes to `folder`: the name of what is to be loaded, and notes."""
     four_bits, checkpoint = student.adapters.four_bits, opened.checkpoint
     notes: tuple[str, ...] = ()
     if student.lora is not None:
@@ -177,40 +189,28 @@ def finish(folder: Path, opened: Opened, student: Student) -> tuple[Path, tuple[
             factors = stacked(opened.earlier.factors, factors)
         if four_bits:
             frozen = {name: student.base(name) for name in student.specs if is_rounded(student.specs[name])}
-            rounded = write_replaced(_emptied(folder / "base.gguf"), checkpoint, frozen)
-            base, notes = str(rounded.path.resolve()), rounded.notes
-        target = _emptied(folder / ADAPTER)
-        write_adapter(target, opened.cfg, factors, magnitudes=student.magnitudes(), base_model=base)
-    elif four_bits:
-        target = _emptied(folder / MODEL_FILE)
-        notes = write_replaced(target, checkpoint, student.leaves(plain_dtype(checkpoint))).notes
-    else:
-        target = _emptied(folder / MODEL)
-        notes = write_trained(
-            target,
-            opened.cfg,
-            student.leaves(plain_dtype(checkpoint)),
-            tokenizer=checkpoint.tokenizer,
-            chat_template=checkpoint.chat_template,
-            stop_ids=checkpoint.stop_ids,
-            beside=checkpoint.path,
-        ).notes
-    told = write_notices(target if target.is_dir() else folder, checkpoint.path)
-    return target, tuple(dict.fromkeys((*notes, *told)))
+            notes = write_replaced(beside / BASE_FILE, checkpoint, frozen).notes
+            base = str(folder.resolve() / BASE_FILE)
+        write_adapter(beside / ADAPTER, opened.cfg, factors, magnitudes=student.magnitudes(), base_model=base)
+        return ADAPTER, notes
+    if four_bits:
+        return MODEL_FILE, write_replaced(beside / MODEL_FILE, checkpoint, student.leaves(plain_dtype(checkpoint))).notes
+    report = write_trained(
+        beside / MODEL,
+        opened.cfg,
+        student.leaves(plain_dtype(checkpoint)),
+        tokenizer=checkpoint.tokenizer,
+        chat_template=checkpoint.chat_template,
+        stop_ids=checkpoint.stop_ids,
+        beside=checkpoint.path,
+    )
+    return MODEL, report.notes
 
 
 def plain_dtype(checkpoint: Checkpoint) -> DType:
     """What the model's matrices are written as: float32 if they were stored in that, else bfloat16."""
     formats = {checkpoint.dtype(spec.name) for spec in checkpoint.specs if spec.kind is Kind.MATRIX}
     return F32 if formats == {F32} else BF16
-
-
-def _emptied(place: Path) -> Path:
-    """A place where nothing is any more."""
-    if place.is_dir():
-        shutil.rmtree(place)
-    place.unlink(missing_ok=True)
-    return place
 
 
 def _in_blocks(checkpoint: Checkpoint, wanted: DType) -> Leaf:

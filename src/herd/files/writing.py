@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,41 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     except OSError as problem:
         raise cannot_write(path, problem) from problem
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into. At the end of the block everything in it takes the place of what `folder` holds under the same name;
+    until then, and whatever goes wrong, `folder` holds what it held."""
+    beside = folder / f".{folder.name}.{os.getpid()}-{os.urandom(4).hex()}.part"
+    try:
+        beside.mkdir()
+        try:
+            yield beside
+            for new in sorted(beside.iterdir()):
+                _put(new, folder / new.name)
+            sync_folder(folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as problem:
+        raise cannot_write(folder, problem) from problem
+
+
+def _put(new: Path, place: Path) -> None:
+    """Moves a file or folder to a name that another may have. A folder's name is nobody's for a moment: systems exchange files only."""
+    if not new.is_dir() and not place.is_dir():
+        os.replace(new, place)
+        return
+    old = new.with_name(f"{new.name}.old")
+    is_there = place.exists() or place.is_symlink()
+    if is_there:
+        os.replace(place, old)
+    try:
+        os.replace(new, place)
+    except OSError:
+        if is_there:
+            os.replace(old, place)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

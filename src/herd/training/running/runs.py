@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -318,10 +319,13 @@ def _is_harmless(line: str) -> bool:
 
 
 def _clean(folder: Path) -> None:
-    """Removes unfinished files that a process left which died."""
+    """Removes unfinished files and folders that a process left which died."""
     for path in folder.iterdir():
-        if path.name.startswith(".") and path.name.endswith(".part") and path.is_file():
-            path.unlink(missing_ok=True)
+        if path.name.startswith(".") and path.name.endswith(".part"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:
