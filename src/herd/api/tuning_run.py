@@ -5,6 +5,7 @@ settings -> the model, opened -> a `Lesson`, which the recipe's own file makes -
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from herd.training.running.facts import gathered
 from herd.training.running.loop import End, Recipe, Told, silent, train
 from herd.training.running.optim import kinds_of, make_optimiser
 from herd.training.running.parallel import Processes, company, divide, gather
-from herd.training.running.runs import open_run
+from herd.training.running.runs import HELD_OUT, METRICS, open_run, read_log
 from herd.training.settings.tuning import EpochSettings, TuningSettings
 from herd.training.student.allocation import keep_memory
 from herd.training.student.model import Student
@@ -66,7 +67,7 @@ class Tuned:
 
     model      what was learned; None if the run was stopped
     curves     the picture of its log
-    held_out   the last evaluation's figures and, under names that begin with before_, the first one's
+    held_out   the last evaluation's figures and, under names that begin with before_, those of the one before the first step
     notes      what a person should know of what was written: what a licence asks for, say
     answers    of supervised fine-tuning
     """
@@ -140,12 +141,11 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         if isinstance(together, Processes) and settings.loop.divided:
             divide(student, together)
         optimiser = make_optimiser(settings.optimiser, {**kinds_of(student.cfg, student.parameters), **lesson.kinds})
-        watched = _Watched(conduct.told if is_first else silent)
-        end = train(recipe, run, settings.loop, optimiser, watched, together)
+        end = train(recipe, run, settings.loop, optimiser, conduct.told if is_first else silent, together)
         gather(student)
         if not is_first:
             return Tuned(folder, end, lesson.account, is_first=False)
-        tuned = Tuned(folder, end, lesson.account, curves=write_svg(folder), held_out=watched.figures)
+        tuned = Tuned(folder, end, lesson.account, curves=write_svg(folder), held_out=_measured(folder))
         if not end.is_complete:
             return tuned
         written, notes = finish(folder, opened, student)
@@ -153,16 +153,14 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         return replace(tuned, model=written, notes=notes)
 
 
-class _Watched:
-    """Hands news on, and remembers what the evaluations said."""
-
-    def __init__(self, told: Callable[[Told], None]) -> None:
-        self._told = told
-        self.figures: dict[str, float] = {}
-
-    def __call__(self, news: Told) -> None:
-        if news.is_evaluation:
-            if not self.figures:
-                self.figures = {f"before_{name}": value for name, value in news.figures.items()}
-            self.figures |= news.figures
-        self._told(news)
+def _measured(folder: Path) -> dict[str, float]:
+    """What the run's log has of the evaluation before the first step, by names that begin with before_, and of the last one. The process
+    that began the run need not be the one that ended it."""
+    found = [
+        (line["step"], {name.removeprefix(HELD_OUT): value for name, value in line.items() if name.startswith(HELD_OUT)})
+        for line in read_log(folder / METRICS)
+        if any(name.startswith(HELD_OUT) for name in line)
+    ]
+    figures = {f"before_{name}": value for step, line in found[:1] if step == 0 for name, value in line.items()}
+    last = found[-1][1] if found else {}
+    return {name: math.nan if value is None else float(value) for name, value in (figures | last).items()}
