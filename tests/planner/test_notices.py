@@ -12,7 +12,6 @@ from herd.convert.notices import licence_at, write_notices
 from herd.convert.texts import MAX_TEXT_BYTES, texts_at
 from herd.convert.trained import write_trained
 from herd.convert.writing import Told
-from herd.errors import FileProblem
 from herd.family.progress import silent
 from herd.planner.notices import UNKNOWN, due, licence_told, release_at, release_named
 from tiny import random_leaves, tiny_llama
@@ -181,18 +180,16 @@ def test_beside_a_single_file_only_the_texts_of_a_llama_licence_are_its_own(tmp_
     assert found is not None and found.id == "llama3.2"
 
 
-def test_texts_that_are_too_large_or_lie_elsewhere_are_refused_by_name(tmp_path: Path) -> None:
+def test_texts_that_are_too_large_or_lie_elsewhere_are_left_out_and_told_of(tmp_path: Path) -> None:
     source, made = tmp_path / "model", tmp_path / "made"
     for folder in (source, made):
         folder.mkdir()
     (source / "LICENSE").write_bytes(b"x" * (MAX_TEXT_BYTES + 1))
-    with pytest.raises(FileProblem, match=r"LICENSE: is larger than 1,048,576 bytes"):
-        write_notices(made, source)
-    (source / "LICENSE").unlink()
     (tmp_path / "elsewhere").write_text("somebody's")
-    (source / "LICENSE").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileProblem, match="leads out of the folder"):
-        write_notices(made, source)
+    (source / "NOTICE").symlink_to(tmp_path / "elsewhere")
+    told = write_notices(made, source)
+    assert any("LICENSE: is larger than 1,048,576 bytes" in note and "not carried along" in note for note in told)
+    assert any("NOTICE: is a link that leads out of the folder" in note for note in told)
     assert not list(made.iterdir())
 
 

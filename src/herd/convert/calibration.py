@@ -18,6 +18,7 @@ from herd.checkpoints.checkpoint import Checkpoint
 from herd.engine.engine import Engine
 from herd.errors import UsageError
 from herd.family.progress import Progress
+from herd.models.architecture import num_embeddings
 from herd.models.weights import TensorSpec
 from herd.quant import dequantize
 from herd.text.tokenizer import load_tokenizer
@@ -47,7 +48,7 @@ def tokens_of(checkpoint: Checkpoint, text: str, limit: int) -> list[list[int]]:
     source = checkpoint.tokenizer
     if source is None:
         raise UsageError("The source has no tokenizer, so no text can be read with it. Quantise it without --importance and --bits.")
-    known = checkpoint.config.vocab_size
+    known = num_embeddings(checkpoint.config)
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
     prefix, ids = tokenizer.encode("", bos=None), tokenizer.encode(text, bos=False)[:limit]
     if len(ids) < 2:

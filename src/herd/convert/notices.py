@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from herd.convert.texts import CARDS, GENERATION, texts_at
+from herd.convert.texts import is_card, texts_at
 from herd.files import atomic_write
 from herd.planner.licence import licence_of
 from herd.planner.notices import NOTICE, due, licence_told, release_at
@@ -21,7 +21,7 @@ def with_notices(source: Path, notes: list[str]) -> dict[str, bytes]:
     texts = texts_at(source)
     said = next((data for name, data in texts.files.items() if name.upper().startswith(NOTICE)), b"")
     found = due(release_at(source), texts.files.keys(), said, licence_told(texts.files, texts.licence))
-    notes += found.warnings
+    notes += [*texts.notes, *found.warnings]
     return {**texts.files, **found.files}
 
 
@@ -30,7 +30,7 @@ def write_notices(folder: Path, source: Path) -> tuple[str, ...]:
     that holds something made from it, an adapter or a model. Files that are there already stay. Returns what to tell the user."""
     notes: list[str] = []
     for name, data in with_notices(source, notes).items():
-        if name.upper().startswith(CARDS) or name == GENERATION or (folder / name).exists():
+        if is_card(name) or (folder / name).exists():
             continue
         with atomic_write(folder / name) as file:
             file.write(data)

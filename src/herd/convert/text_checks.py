@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.convert.findings import Finding, Outcome
 from herd.errors import HerdError, UsageError
+from herd.models.architecture import num_embeddings
 from herd.text.formats.choose import choose_format, meta_format
 from herd.text.formats.jinja import Jinja
 from herd.text.formats.parts import ChatFormat, Conversation, read_conversation, to_text
@@ -25,7 +26,7 @@ CONVERSATIONS = {
 def check_tokenizer(checkpoint: Checkpoint) -> tuple[Finding, Tokenizer | None]:
     """The tokenizer against the embedding, and texts there and back."""
     source = checkpoint.tokenizer
-    rows = checkpoint.config.vocab_size
+    rows = num_embeddings(checkpoint.config)
     if source is None:
         return Finding("tokenizer", Outcome.WARNING, "there is none; the model takes token ids only"), None
     try:
