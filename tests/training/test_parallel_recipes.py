@@ -58,7 +58,7 @@ def test_items_that_are_worked_on_apart_come_back_in_their_order() -> None:
 
 def test_the_others_hear_that_the_first_process_could_not() -> None:
     class Other(Alone):
-        def all_agree(self, is_so: bool) -> bool:
+        def wait_for_first(self) -> bool:
             return False
 
     with pytest.raises(UsageError, match="first process could not"):

@@ -18,7 +18,7 @@ from herd.errors import UsageError
 from herd.family.progress import Progress
 from herd.family.progress import silent as unseen
 from herd.models.weights import Kind
-from herd.training.running.company import Company
+from herd.training.running.company import Company, by_the_first
 from herd.training.running.curves import write_svg
 from herd.training.running.facts import gathered
 from herd.training.running.loop import End, Recipe, Told, silent, train
@@ -135,9 +135,12 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         run = opening.enter_context(open_run(folder, settings, facts, resume=conduct.resume, force=conduct.force, company=together))
         student = opened.student(settings.student, settings.loop.seed)
         recipe = lesson.recipe(student, opening)
-        if is_first:
+
+        def begin() -> None:
             conduct.began(settings, lesson.account, sum(parameter.numel() for parameter in recipe.parameters.values()))
             lesson.before()
+
+        by_the_first(together, begin, "What stands before the first step")
         if isinstance(together, Processes) and settings.loop.divided:
             divide(student, together)
         optimiser = make_optimiser(settings.optimiser, {**kinds_of(student.cfg, student.parameters), **lesson.kinds})

@@ -36,7 +36,16 @@ class Company(Protocol):
         ...
 
     def exchanged(self, value: Any) -> list[Any]:
-        """What all processes give, in their order: what JSON can say, tuples as lists. Every process has to call it at the same place."""
+        """What all processes give, in their order: what JSON can say, tuples as lists. Every process has to call it at the same place.
+        When JSON cannot say what one of them has, that one raises what `json.dumps` does, and the others `UsageError`."""
+        ...
+
+    def first_is_done(self, is_so: bool) -> None:
+        """In the first process: work that it alone does is done, or has failed; the others hear it from `wait_for_first`."""
+        ...
+
+    def wait_for_first(self) -> bool:
+        """In the others: whether the first process did its work. Waits as long as that lives; `UsageError` when it does not."""
         ...
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -71,6 +80,12 @@ class Alone:
 
     def exchanged(self, value: Any) -> list[Any]:
         return [value]
+
+    def first_is_done(self, is_so: bool) -> None:
+        pass
+
+    def wait_for_first(self) -> bool:
+        return True
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         pass
@@ -110,15 +125,16 @@ def apart(company: Company, items: Sequence[T], work: Callable[[Sequence[T]], Se
 
 
 def by_the_first(company: Company, work: Callable[[], T], what: str) -> T | None:
-    """What `work` gives in the first process, which alone does it; the others wait and have None. `UsageError` in these if it failed."""
+    """What `work` gives in the first process, which alone does it; the others wait for as long as it takes, and have None. `UsageError` in
+    these if it failed."""
     if company.index > 0:
-        if not company.all_agree(True):
+        if not company.wait_for_first():
             raise UsageError(f"{what}: the first process could not do it; see what it says.")
         return None
     try:
         found = work()
     except BaseException:
-        company.all_agree(False)
+        company.first_is_done(False)
         raise
-    company.all_agree(True)
+    company.first_is_done(True)
     return found

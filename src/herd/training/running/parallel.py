@@ -22,12 +22,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from herd.errors import UsageError
 from herd.models.weights import Dense
 from herd.training.running import gradients, leaving
-from herd.training.running.company import ALONE, Company
+from herd.training.running.company import ALONE, Company, by_the_first
+from herd.training.running.waiting import BEATS, Beats, First
 from herd.training.student.model import Student
 
 MOMENT_S = 0.2
@@ -39,8 +41,9 @@ ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits")
 class Processes:
     """The processes of torchrun, one model for all of them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, store: Any, beats: Beats) -> None:
         self.index, self.count = dist.get_rank(), dist.get_world_size()
+        self._first = First(store, self.index == 0, beats)
         self.device = device
         self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,), mesh_dim_names=("data",))
 
@@ -54,16 +57,38 @@ class Processes:
 
     def exchanged(self, value: Any) -> list[Any]:
         # As text: torch's own exchange of objects would run pickles.
-        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        problem: Exception | None = None
+        text = b""
+        try:
+            text = json.dumps(value).encode()
+        except Exception as raised:  # the others have to hear of it, whatever it is
+            problem = raised
         sizes = torch.zeros(self.count, dtype=torch.int64, device=self.device)
-        sizes[self.index] = len(mine)
+        sizes[self.index] = len(text)
         dist.all_reduce(sizes)
         lengths = sizes.tolist()
+        if problem is not None:
+            raise problem
+        if 0 in lengths:
+            raise UsageError(
+                f"Process {lengths.index(0)} of {self.count} has something for the others that it cannot write down; see what it says."
+            )
+        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         return [json.loads(part[:length].cpu().numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
+
+    def first_is_done(self, is_so: bool) -> None:
+        self._first.is_done(is_so)
+
+    def wait_for_first(self) -> bool:
+        return self._first.wait()
+
+    def close(self) -> None:
+        """Ends this process's signs of life."""
+        self._first.close()
 
     def sum_gradients(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         whole = [each for each in parameters.values() if each.requires_grad and not isinstance(each, DTensor)]
@@ -102,7 +127,7 @@ class Processes:
 
 
 @contextmanager
-def company(device: str = "cpu") -> Iterator[tuple[Company, str]]:
+def company(device: str = "cpu", beats: Beats = BEATS) -> Iterator[tuple[Company, str]]:
     """The processes that torchrun has started, and the device of this one; alone if it has not. Each GPU takes one process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
@@ -111,15 +136,19 @@ def company(device: str = "cpu") -> Iterator[tuple[Company, str]]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     is_gpu = device.startswith("cuda")
-    dist.init_process_group("nccl" if is_gpu else leaving.register())
+    store, index, count = next(iter(rendezvous("env://")))
+    dist.init_process_group("nccl" if is_gpu else leaving.register(), store=store, rank=index, world_size=count)
+    processes = Processes(torch.device(device), store, beats)
     is_settled = is_gpu
     try:
-        yield Processes(torch.device(device)), device
+        yield processes, device
+        by_the_first(processes, lambda: None, "the end of the run")
         if not is_gpu:
             leaving.settled()
             is_settled = True
         dist.barrier()  # nobody leaves while another still talks to it
     finally:
+        processes.close()
         dist.destroy_process_group()
         if not is_settled:
             time.sleep(MOMENT_S)

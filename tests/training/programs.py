@@ -1,0 +1,32 @@
+"""Two processes of a small program, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_program(program: str, *arguments: str) -> list[tuple[int, str]]:
+    """How each process ended, and what it said on both channels (their last 4,000 characters)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    pipes: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, *arguments], env={**os.environ, **names, "RANK": str(rank)}, text=True, **pipes)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    return [(process.returncode, text[-4000:]) for process, text in zip(processes, said, strict=True)]
