@@ -229,6 +229,10 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         (about.replace("shard-00000", "../shard-00000"), "cannot be"),
         (about.replace('"version": 1', '"version": 2'), "version 1"),
         (about.replace('"k": 5', '"k": true'), "k is True"),
+        (about.replace('"temperature": 1.0', '"temperature": "x"'), "temperature is 'x'"),
+        (about.replace('"temperature": 1.0', '"temperature": []'), r"temperature is \[\]"),
+        (about.replace('"temperature": 1.0', '"temperature": NaN'), "temperature is nan"),
+        (about.replace('"made_of": {}', '"made_of": {"data": 1}'), "made_of is"),
         ("{", "not JSON"),
         ("[]", "version 1"),
     ):

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from herd.api.loading import load
+from herd.api.loading import load, run_behind
+from herd.api.sessions import weights_digest
 from herd.api.tuning import Opened
 from herd.api.tuning_data import parted, read
 from herd.api.tuning_grpo import engine_of, problems_of
 from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted, over_examples
+from herd.checkpoints.open import open_checkpoint
 from herd.data.account import Account
+from herd.data.reading import data_files, data_hash, find_files
 from herd.data.samples import Chat, Passage
 from herd.errors import FileProblem, UsageError
+from herd.family.finding import find_model
 from herd.training.recipes.distill import Distillation, EngineTeacher, OnPolicy, taught
 from herd.training.running.company import Company, by_the_first
 from herd.training.settings.distill import DistillSettings
 from herd.training.signals.rollouts import EngineSampler
-from herd.training.signals.teacher_file import LIST, TeacherFolder, TeacherWriter
+from herd.training.signals.teacher_file import LIST, NOTHING_SAID, TeacherFolder, TeacherWriter
 from herd.training.student.batches import Document
 from herd.training.student.model import Student
 
@@ -34,8 +39,11 @@ def tune_distill(settings: DistillSettings, folder: Path, conduct: Conduct = PLA
 
 
 def keep_words(settings: DistillSettings, opened: Opened, account: Account, folder: Path) -> None:
-    """The teacher reads the data and its likeliest tokens are written down, unless the folder holds them already."""
-    if (folder / LIST).exists():
+    """The teacher reads the data and its likeliest tokens are written down, unless the folder holds them already. `UsageError` if it holds
+    what a teacher said of other data, or what was asked in another way."""
+    made_of = _made_of(settings, opened) if settings.data else NOTHING_SAID
+    if (folder / LIST).exists() or not settings.data:
+        _check_made(settings, TeacherFolder(folder), made_of, folder)
         return
     documents = _documents(settings, opened, account)
     longest = max(len(document.tokens) for document in documents)
@@ -48,10 +56,41 @@ def keep_words(settings: DistillSettings, opened: Opened, account: Account, fold
             temperature=settings.temperature,
             vocabulary=teacher.vocabulary,
             teacher=f"{settings.teacher} {model.fingerprint}",
+            made_of=made_of,
         )
         for each in taught(teacher, documents, settings.k, settings.temperature):
             writer.add(each)
         writer.finish()
+
+
+def _made_of(settings: DistillSettings, opened: Opened) -> dict[str, str]:
+    """What a teacher's words follow from, besides k and temperature: data and teacher by their contents, and how data become tokens."""
+    found, adapter = run_behind(find_model(settings.teacher), None)
+    with closing(open_checkpoint(found.path)) as checkpoint:
+        teacher = weights_digest(checkpoint, None if adapter is None else Path(adapter))
+    tokenizer, chat_format = opened.tokenizer, opened.words.chat_format
+    return {
+        "data": data_hash(data_files(find_files(settings.data).paths)),
+        "teacher": teacher,
+        "tokenizer": f"{tokenizer.description}, {tokenizer.vocab_size} tokens",
+        "chat_format": "none" if chat_format is None else chat_format.name,
+        "learn": settings.learn,
+        "max_tokens": str(min(settings.max_tokens, opened.cfg.context_length)),
+    }
+
+
+def _check_made(settings: DistillSettings, words: TeacherFolder, made_of: Mapping[str, str], folder: Path) -> None:
+    asked = {"k": str(min(settings.k, words.vocabulary)), "temperature": str(settings.temperature), **made_of}
+    there = {**words.made_of, "k": str(words.k), "temperature": str(words.temperature)}
+    others = [
+        f"{name}: {there.get(name, 'not told')[:40]} there, {value[:40]} asked" for name, value in asked.items() if there.get(name) != value
+    ]
+    if others:
+        listed = "".join(f"\n  {line}" for line in others)
+        raise UsageError(
+            f"{folder} holds what a teacher said in another way or of other data:{listed}\nAsk as it was asked, keep the words in another "
+            "folder (--words), or leave --data and --teacher out to learn what is there."
+        )
 
 
 def _stored(settings: DistillSettings, folder: Path, opened: Opened, together: Company) -> Lesson:
@@ -59,8 +98,8 @@ def _stored(settings: DistillSettings, folder: Path, opened: Opened, together: C
     by_the_first(together, lambda: keep_words(settings, opened, account, folder), str(folder))
     words = TeacherFolder(folder)
     _same_words(opened, words.vocabulary, settings)
-    if words.temperature != settings.temperature:
-        raise UsageError(f"{folder} was kept at temperature {words.temperature}, and the run asks for {settings.temperature}.")
+    if not account.num_read:
+        account.shape, account.num_read, account.num_kept = "a teacher's words", words.num_documents, words.num_documents
     learned, held_out = parted(list(words.read()), settings)
     if not learned:
         raise FileProblem(f"{folder}: nothing is left to learn from when {len(held_out)} examples are held out.")
@@ -120,6 +159,6 @@ def _documents(settings: DistillSettings, opened: Opened, account: Account) -> l
 def _same_words(opened: Opened, vocabulary: int, settings: DistillSettings) -> None:
     if vocabulary != opened.cfg.vocab_size:
         raise UsageError(
-            f"{settings.teacher} has {vocabulary} tokens and {settings.model} has {opened.cfg.vocab_size}; distillation needs the same "
-            "vocabulary."
+            f"{settings.teacher or settings.words} has {vocabulary} tokens and {settings.model} has {opened.cfg.vocab_size}; distillation "
+            "needs the same vocabulary."
         )

@@ -18,6 +18,7 @@ OWN = {name: name for name in ("teacher", "words", "k", "temperature", "learn", 
     examples="""
     herd tune distill --model ./small --teacher smollm2-135m-instruct --data books/ --learn all              from its words, kept on disk
     herd tune distill --model ./small --teacher ./large --data prompts.jsonl --on-policy --max-tokens 128    on the student's own answers
+    herd tune distill --model ./small --words runs/small-teacher                                             from words that are there
     herd tune distill --model ./small --teacher ./large --data a.jsonl --set targets.start=0.9 --set targets.end=0.1
     """,
 )

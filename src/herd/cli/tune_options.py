@@ -137,7 +137,7 @@ def asked(kind: type[S], options: Mapping[str, Any], names: Mapping[str, str] = 
     settings = read_settings(kind, options["file"], options["changes"], {**named(options, names), **more})
     if options["out"] is not None:
         return settings, options["out"]
-    stem = Path(settings.data[0]).name.split(".")[0]
+    stem = Path((*settings.data, getattr(settings, "words", ""))[0]).name.split(".")[0]
     return settings, Path("runs") / (stem or "run")
 
 

@@ -14,6 +14,7 @@ from herd.training.settings.tuning import EpochSettings
 DIVERGENCES = ("forward", "reverse", "js")
 SHAPES = ("constant", "linear", "cosine")
 WAYS = ("stored", "on-policy")
+MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,12 @@ class DistillSettings(EpochSettings):
     """Distillation: a model learns what a larger one of the same vocabulary thinks.
 
     model         the student: a name that `herd models` lists, a .gguf file, a folder, or a finished run
-    teacher       the teacher, in the same words
+    teacher       the teacher, in the same words; nothing where `words` alone are learned
     data          way "stored": files of conversations or text that the teacher reads; "on-policy": prompts that the student answers
     way           "stored": the teacher reads the data once, its likeliest tokens are kept in `words`; "on-policy": it judges answers
-    words         folder of what the teacher said; made if it is not there; empty: the run's folder with -teacher behind its name, beside it
+    words         folder of what the teacher said: made if it is not there, and else refused if it was made of other data or by other
+                  settings than these; without `data` and `teacher` what is in it is learned as it is. Empty: the run's folder with
+                  -teacher behind its name, beside it
     k             how many of the teacher's likeliest tokens are kept or compared; on-policy 0: all
     temperature   that both are softened by (stored)
     learn         what of the data is learned: "answers", "last" or "all" (stored)
@@ -63,13 +66,14 @@ class DistillSettings(EpochSettings):
 
     RATES: ClassVar[Mapping[str, float]] = MappingProxyType({"lora": 2e-4, "full": 5e-5})
 
-    teacher: str
+    data: tuple[str, ...] = ()
+    teacher: str = ""
     way: str = "stored"
     words: str = ""
     k: int = 32
     temperature: float = 1.0
     learn: str = "answers"
-    max_tokens: int = 1024
+    max_tokens: int = MAX_TOKENS
     answers: int = 1
     pack: int = 2048
     backend: str = "cpu"
@@ -82,9 +86,21 @@ class DistillSettings(EpochSettings):
         need(0 < self.temperature <= 100, "temperature", self.temperature, "a number above 0, up to 100")
         need_least(self, 1, "answers")
         need_backend(self.backend)
+        need(bool(self.teacher) == bool(self.data), "teacher", self.teacher, "a model where there is data; words alone have theirs")
+        is_js = self.targets.divergence == "js"
+        need(is_js or self.targets.beta == SoftTargets().beta, "targets.beta", self.targets.beta, "nothing but with the divergence js")
+        if self.way == "stored":
+            need(self.answers == 1, "answers", self.answers, "1 with the way stored, where the student answers nothing")
+        if not self.data:
+            for name, value in {"learn": "answers", "max_tokens": MAX_TOKENS, "backend": "cpu"}.items():
+                need(getattr(self, name) == value, name, getattr(self, name), "nothing with words alone: a teacher has read its examples")
         if self.way == "on-policy":
             unused = {"temperature": 1.0, "words": "", "learn": "answers"}
             for name, value in unused.items():
                 need(getattr(self, name) == value, name, getattr(self, name), f"{value!r} on-policy, where it says nothing")
             weights = (self.targets.start, self.targets.end)
             need(weights == (0.5, 0.5), "targets.start", self.targets.start, "nothing on-policy: there are soft targets only")
+
+    @property
+    def needs_data(self) -> bool:
+        return self.way != "stored" or not self.words

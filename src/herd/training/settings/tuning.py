@@ -48,11 +48,16 @@ class TuningSettings:
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
-        need(len(self.data) > 0, "data", self.data, "files or folders")
+        need(len(self.data) > 0 or not self.needs_data, "data", self.data, "files or folders")
         need_positive(self, "held_out", "lr")
         need_least(self, 1, "pack")
         rate = self.loop.schedule.lr
         need(rate in (Schedule().lr, self.peak), "loop.schedule.lr", rate, f"nothing: lr says it, which is {self.peak}")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether there is nothing to learn from without `data`."""
+        return True
 
     @property
     def peak(self) -> float:

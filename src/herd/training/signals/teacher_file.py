@@ -1,6 +1,7 @@
 """What a teacher said of a data set, kept in a folder: for each token that is learned its likeliest next tokens and all others together.
 
-    teacher.json            k, temperature, vocabulary, which teacher, the shards with their SHA-256 and how much is in each
+    teacher.json            k, temperature, vocabulary, which teacher, what the words were made of (digests of data and teacher, and
+                            the settings that made examples of the data), the shards with their SHA-256 and how much is in each
     shard-00000.safetensors tokens [T], weights [T], lengths [N] of the documents; for each of the R tokens that carry loss
                             ids [R, K] and logprobs [R, K + 1] (the last: of all others together), float16
 
@@ -13,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ MAX_SHARD_BYTES = 1 << 30
 MAX_LIST_BYTES = 4 << 20
 SHARD_ROWS = 200_000
 MAX_K = 4096
+NOTHING_SAID: Mapping[str, str] = MappingProxyType({})
 _LEAST = -60.0
 """Log-probabilities below are kept as this: float16 has no use for less, and a rest of no mass at all would be called impossible."""
 _TYPES = {"tokens": torch.int32, "weights": torch.float32, "lengths": torch.int32, "ids": torch.int32, "logprobs": torch.float16}
@@ -53,14 +56,17 @@ class Taught:
 class TeacherWriter:
     """Writes a folder of shards; the list comes last, so that a folder without it is not whole."""
 
-    def __init__(self, folder: Path, *, k: int, temperature: float, vocabulary: int, teacher: str) -> None:
+    def __init__(
+        self, folder: Path, *, k: int, temperature: float, vocabulary: int, teacher: str, made_of: Mapping[str, str] = NOTHING_SAID
+    ) -> None:
         if not 1 <= k <= min(MAX_K, vocabulary):
             raise UsageError(f"k is {k}; expected from 1 to {min(MAX_K, vocabulary)}.")
         if (folder / LIST).exists():
             raise UsageError(f"{folder} holds a teacher's words already; choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._about = {"version": VERSION, "k": k, "temperature": temperature, "vocabulary": vocabulary, "teacher": teacher}
+        about = {"version": VERSION, "k": k, "temperature": temperature, "vocabulary": vocabulary, "teacher": teacher}
+        self._about = {**about, "made_of": dict(made_of)}
         self._waiting: list[Taught] = []
         self._rows = 0
         self._shards: list[dict[str, Any]] = []
@@ -106,12 +112,13 @@ class TeacherFolder:
         self._folder = folder
         self.k = _number(about, "k", 1, MAX_K, folder)
         self.vocabulary = _number(about, "vocabulary", self.k, 1 << 24, folder)
-        self.temperature = float(about.get("temperature", 1.0))
+        self.temperature = _temperature(about.get("temperature", 1.0), folder)
+        self.made_of = _made_of(about.get("made_of", {}), folder)
         self.teacher = str(about.get("teacher", ""))[:200]
         self._shards = [_shard(entry, folder) for entry in about.get("shards", [])]
         self.num_documents = sum(count for *_, count in self._shards)
-        if not 0 < self.temperature <= 100 or self.num_documents == 0:
-            raise FileProblem(f"{folder / LIST}: holds {self.num_documents} documents at temperature {self.temperature}; nothing to learn.")
+        if self.num_documents == 0:
+            raise FileProblem(f"{folder / LIST}: holds 0 documents; nothing to learn.")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -179,6 +186,18 @@ def _number(about: dict[str, Any], name: str, least: int, most: int, folder: Pat
     value = about.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise FileProblem(f"{folder / LIST}: {name} is {value!r:.40}; expected a whole number from {least} to {most}.")
+    return value
+
+
+def _temperature(value: Any, folder: Path) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 100:
+        raise FileProblem(f"{folder / LIST}: temperature is {value!r:.40}; expected a number above 0, up to 100.")
+    return float(value)
+
+
+def _made_of(value: Any, folder: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise FileProblem(f"{folder / LIST}: made_of is {value!r:.80}; expected texts by name.")
     return value
 
 
