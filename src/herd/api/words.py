@@ -41,9 +41,10 @@ def words_of(found: Found, checkpoint: Checkpoint, wanted: str | None = None) ->
     source = checkpoint.tokenizer
     if source is None:
         return Words()
+    from herd.models.architecture import num_embeddings
     from herd.text.tokenizer import load_tokenizer
 
-    known = checkpoint.config.vocab_size
+    known = num_embeddings(checkpoint.config)
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
     return Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release, wanted))
 

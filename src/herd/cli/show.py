@@ -110,11 +110,12 @@ def _text(checkpoint: Checkpoint) -> list[Row]:
     source = checkpoint.tokenizer
     if source is None:
         return [("tokenizer", "none: token ids only", "no tokenizer in its files")]
+    from herd.models.architecture import num_embeddings
     from herd.text.formats import choose_format
     from herd.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(
-        kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=checkpoint.config.vocab_size
+        kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=num_embeddings(checkpoint.config)
     )
     chat_format = choose_format(tokenizer, checkpoint.chat_template)
     where = source.path.name if source.path is not None else f"{source.kind} metadata"
