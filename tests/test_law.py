@@ -78,9 +78,12 @@ LAW = {
     "providers.frames": part(5, f"{BASE} text sampling providers.base providers.packing", "msgpack"),
     "providers.moderating": part(5, f"{BASE} text sampling providers.base"),
     "providers.embedding": part(5, f"{BASE} providers.frames engine backends.base", "numpy"),
+    "providers.telling": part(5, f"{BASE} providers.base providers.answering providers.frames engine"),
+    "providers.carrying_out": part(5, f"{BASE} providers.frames providers.embedding providers.local"),
     "providers.worker": part(
         5,
-        f"{BASE} text providers.base providers.answering providers.local providers.embedding providers.frames providers.moderating engine",
+        f"{BASE} text providers.base providers.answering providers.local providers.embedding providers.frames providers.moderating "
+        "providers.telling providers.carrying_out engine",
     ),
     "providers.answers": part(5, f"{BASE} providers.base"),
     "providers.process": part(5, f"{BASE} providers.frames providers.packing"),

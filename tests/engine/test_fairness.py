@@ -12,8 +12,8 @@ import pytest
 
 from fakes import FakeBackend, fake_logits
 from herd.engine.engine import Engine
+from herd.engine.parts import shared_out
 from herd.engine.request import Request, Sequence, Status
-from herd.engine.scheduler import shared_out
 from herd.errors import Busy, CapacityError, UsageError
 from herd.sampling.chain import Draw, choose
 from herd.sampling.params import SamplingParams

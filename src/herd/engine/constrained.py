@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as List
 from dataclasses import replace
 
-from herd.engine.scheduler import Part
+from herd.engine.parts import Part
 
 
 def any_held(parts: List[Part]) -> bool:

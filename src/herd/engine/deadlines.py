@@ -30,10 +30,6 @@ class Deadlines:
             if sequence.status is not Status.GONE:
                 yield sequence
 
-    def next_s(self) -> float | None:
-        """Seconds until the next one passes; None without any."""
-        return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
-
 
 @final
 class Pace:

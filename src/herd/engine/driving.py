@@ -17,8 +17,9 @@ from herd.backends.base import Backend, Placed, Plan, Span, StepResult, Watch
 from herd.engine import contents
 from herd.engine.adapters import Adapters
 from herd.engine.admission import check_tokens
+from herd.engine.parts import Limits
 from herd.engine.request import Progress, Sequence, Status
-from herd.engine.scheduler import Limits, Scheduler
+from herd.engine.scheduler import Scheduler
 from herd.errors import CapacityError, UsageError
 from herd.sampling.stop import StopReason
 

@@ -1,18 +1,15 @@
 """Many requests, one model: turns requests into steps of a backend and steps into progress of each request.
 
-    submit -> Sequence -> [ plan (scheduler) -> one forward (backend) -> commit ] ... -> Progress ... -> the last Progress
+    submit -> Sequence -> [ a step (stepping) ] ... -> Progress ... -> the last Progress
 
 There is no thread of its own: whoever waits for progress drives the next step, for everybody (`run`, `score`); or one caller
 drives by hand (`step`). One lock guards the books and is free while the backend computes, so that requests can arrive and be
 cancelled during a step. `cancel` never waits, as it may be called by the garbage collector in the middle of anything: the
 pages return before it does, or, if they are being written by the step in progress, at that step's end.
-
-If a step of several sequences fails, those that also fail alone have failed; the others do not notice (`forward`).
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -23,16 +20,13 @@ from typing import TYPE_CHECKING
 from herd.backends.base import PAGE_TOKENS, Backend, MemoryUse, Placed
 from herd.engine.adapters import digest_of
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
-from herd.engine.constrained import any_held, forced, with_forced, with_masks
-from herd.engine.deadlines import Deadlines, Pace
 from herd.engine.disk import DiskPages
-from herd.engine.driving import Driven, tell
-from herd.engine.forward import Outcome, Timed, accepted, extended, forward
 from herd.engine.lasting import Lasting
 from herd.engine.memory import available_bytes, default_num_pages
+from herd.engine.parts import Limits
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence
-from herd.engine.scheduler import Limits, Part
-from herd.errors import Busy, DeadlinePassed, HerdError, UsageError
+from herd.engine.stepping import Stepping
+from herd.errors import Busy, UsageError
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
     from herd.models.weights import Matrix, Update
 
 
-class Engine(Driven):
+class Engine(Stepping):
     """Runs requests on one backend, several at a time. Safe to use from several threads."""
 
     def __init__(
@@ -66,34 +60,14 @@ class Engine(Driven):
         `speculation`: drafts tokens that a step tries besides; answers stay the same. `max_waiting`: so many requests may wait, and so
         many of low priority besides; None: any number. `disk`: where pages go when the memory is full. `clock` gives seconds that only
         grow."""
-        if context_length < 1:
-            raise UsageError(f"context_length is {context_length}; it must be at least 1.")
-        if num_pages is not None and num_pages < 1:
-            raise UsageError(f"num_pages is {num_pages}; it must be at least 1.")
-        if not 1 <= max_batch <= min(max_step_tokens, max_step_outputs):
-            most = min(max_step_tokens, max_step_outputs)
-            raise UsageError(f"max_batch is {max_batch}; it must be from 1 to {most}, as each sequence needs a token and an output.")
-        pages = num_pages or default_num_pages(-(-context_length // PAGE_TOKENS), backend.page_bytes(), available_bytes())
-        backend.allocate(pages)
-        limits = Limits(
-            num_pages=pages,
-            page_tokens=PAGE_TOKENS,
-            max_batch=max_batch,
-            max_step_tokens=max_step_tokens,
-            max_step_outputs=max_step_outputs,
-        )
-        super().__init__(backend, limits, context_length)
+        limits = _limits(backend, context_length, num_pages, (max_batch, max_step_tokens, max_step_outputs))
+        super().__init__(backend, limits, context_length, speculation, clock)
         self.stop_ids = frozenset(stop_ids)
         self.page_bytes = backend.page_bytes()
-        self._timed = Timed(backend)
-        self._speculation = speculation
         self._next_number = 0
         self._max_waiting = max_waiting
         if disk is not None:
             self._scheduler.lasting = Lasting(backend, disk, self._scheduler.pages)
-        self._deadlines, self._pace = Deadlines(clock), Pace(clock)
-        self.on_start: Callable[[List[Sequence]], None] | None = None
-        """Called before a step with the sequences that run for the first time in it; the lock is free."""
         self.is_updated = False  # whether weights were replaced since they were loaded
 
     @property
@@ -319,96 +293,23 @@ class Engine(Driven):
             sequence.is_held = bool(sequence.news) and sequence.purpose is Purpose.SCORES
             return progress
 
-    def _advance(self) -> list[Progress] | None:
-        """Plans, computes and commits one step; the lock, held on entry and exit, is free while the backend computes.
-        None if there is nothing to run."""
-        self._driver = threading.get_ident()
-        try:
-            progress = [self._fail(sequence, _too_late(), keep=True) for sequence in self._deadlines.passed()]
-            parts = self._scheduler.plan()
-            if not parts:
-                return progress or None
-            speculation, is_held = self._speculation, any_held(parts)
-            if speculation is not None or is_held:
-                parts = self._with_room(parts)
-            self._in_step = frozenset([part.sequence.number for part in parts])
-            fresh = [part.sequence for part in parts if not part.sequence.has_begun]
-            self._lock.release()
-            try:
-                if fresh:
-                    self._begin(fresh)
-                if speculation is not None:
-                    parts, outcomes = speculation.forward(self._timed, parts)
-                else:
-                    parts = with_masks(parts) if is_held else parts
-                    outcomes = forward(self._timed, parts)
-            finally:
-                self._lock_again()
-            for part, outcome in zip(parts, outcomes, strict=True):
-                self._commit(part, outcome, progress)
-            return progress
-        finally:
-            self._driver = None
-            self._in_step = frozenset()
-            self._carry_out()
-            self._settle_adapters()
-            self._changed.notify_all()
 
-    def _begin(self, fresh: list[Sequence]) -> None:
-        for sequence in fresh:
-            sequence.has_begun = True
-        if self.on_start is not None:
-            self.on_start(fresh)
-
-    def _with_room(self, parts: list[Part]) -> list[Part]:
-        """The parts with room for what may be drafted, and with what is forced."""
-        found = forced(parts)
-        speculation = self._speculation
-        wanted = [0] * len(parts) if speculation is None else speculation.wanted(parts)
-        if not any(wanted) and not any(found):
-            return parts
-        made = self._scheduler.make_room(parts, [len(tokens) or count for tokens, count in zip(found, wanted, strict=True)])
-        return with_forced(made, found)
-
-    def _commit(self, part: Part, outcome: Outcome, progress: list[Progress]) -> None:
-        """Adds to `progress` what a part of a step did for its sequence."""
-        sequence, choices = part.sequence, outcome.choices
-        if len(choices) == 1 and sequence.matcher is None and not part.drafted:  # nearly all of them
-            progress.append(tell(sequence, extended(sequence, choices[0])))
-            self._scheduler.commit(sequence, part.start + part.count)
-        elif outcome.error is not None:
-            progress.append(self._fail(sequence, outcome.error))
-            return
-        elif sequence.purpose is Purpose.SCORES:
-            self._scheduler.commit(sequence, part.end)
-            if part.num_outputs:
-                progress.append(self._commit_rows(sequence, outcome))
-            return
-        else:
-            assert part.draws == bool(choices), "the backend drew where it was asked to"
-            made = [tell(sequence, each) for each in accepted(part, choices)]
-            num_chosen = len(made) - (1 if made and made[-1].token is None else 0)
-            self._scheduler.commit(sequence, part.end + max(0, num_chosen - 1))
-            progress += made
-        if sequence.stop_reason is not None:
-            self._scheduler.finish(sequence)
-            self._pace.ended()
-
-    def _commit_rows(self, sequence: Sequence, outcome: Outcome) -> Progress:
-        assert outcome.logits_RV is not None
-        sequence.scored += len(outcome.logits_RV)
-        if sequence.scored == sequence.length:
-            sequence.stop_reason = StopReason.END
-            self._scheduler.finish(sequence)
-        sequence.is_held = sequence.news is not None
-        return tell(sequence, Progress(sequence=sequence, logits_RV=outcome.logits_RV, stop_reason=sequence.stop_reason))
-
-    def _fail(self, sequence: Sequence, error: HerdError, *, keep: bool = False) -> Progress:
-        """keep: what is in its pages is right, and others may find it."""
-        sequence.error = error
-        self._scheduler.finish(sequence, keep=keep)
-        return tell(sequence, Progress(sequence=sequence, error=error))
-
-
-def _too_late() -> DeadlinePassed:
-    return DeadlinePassed("The time that was given for this answer is over. Allow more time, ask for less, or ask when fewer others do.")
+def _limits(backend: Backend, context_length: int, num_pages: int | None, step: tuple[int, int, int]) -> Limits:
+    """The limits, checked, and pages allocated. step: sequences, tokens and outputs at most. Errors as `Engine`."""
+    max_batch, max_step_tokens, max_step_outputs = step
+    if context_length < 1:
+        raise UsageError(f"context_length is {context_length}; it must be at least 1.")
+    if num_pages is not None and num_pages < 1:
+        raise UsageError(f"num_pages is {num_pages}; it must be at least 1.")
+    most = min(max_step_tokens, max_step_outputs)
+    if not 1 <= max_batch <= most:
+        raise UsageError(f"max_batch is {max_batch}; it must be from 1 to {most}, as each sequence needs a token and an output.")
+    pages = num_pages or default_num_pages(-(-context_length // PAGE_TOKENS), backend.page_bytes(), available_bytes())
+    backend.allocate(pages)
+    return Limits(
+        num_pages=pages,
+        page_tokens=PAGE_TOKENS,
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+        max_step_outputs=max_step_outputs,
+    )

@@ -9,8 +9,8 @@ from time import thread_time
 from typing import TYPE_CHECKING, Protocol, final
 
 from herd.backends.base import Backend, Plan, Span, StepResult
+from herd.engine.parts import Part
 from herd.engine.request import Progress, Purpose, Sequence
-from herd.engine.scheduler import Part
 from herd.errors import CapacityError, HerdError
 from herd.records import dataclass
 from herd.sampling.draw import NO_TOKENS, Choice, Draw

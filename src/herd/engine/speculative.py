@@ -23,8 +23,8 @@ from typing import Protocol
 
 from herd.engine.constrained import with_masks
 from herd.engine.forward import Outcome, Steps, forward
+from herd.engine.parts import Part
 from herd.engine.request import Sequence
-from herd.engine.scheduler import Part
 
 SIZES = (1, 2, 4, 8)
 MARGIN = 1.02
