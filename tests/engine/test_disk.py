@@ -381,6 +381,9 @@ def test_a_part_of_the_memory_is_for_pages_on_their_way(tmp_path: Path) -> None:
     with load(STORIES, backend="reference", parallel=8, cache_bytes=4 << 20, cache_folder=tmp_path / "c") as model:
         held = model.memory()
         assert held.other["disk_buffers"] == 1 << 20 and 2 << 20 < held.cache <= 3 << 20
+    with load(STORIES, backend="reference", cache_folder=tmp_path / "c") as model:  # no more than there are pages for
+        held = model.memory()
+        assert held.cache < held.other["disk_buffers"] < 1.6 * held.cache
     with load(STORIES, backend="reference", cache_bytes=4 << 20) as model:
         assert "disk_buffers" not in model.memory().other
     with pytest.raises(CapacityError, match="on their way to and from the disk"):

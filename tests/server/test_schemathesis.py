@@ -144,6 +144,14 @@ def test_requests_in_order_with_some_described_fields_are_answered_as_it_says(
     vary(path, method, served.url, connection, 2 * FEW)
 
 
+STREAMS = [path for path, method in OPERATIONS if "text/event-stream" in str(described(path, method)) and path in VALID]
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_streams_are_events_as_described(path: str, served: Running, connection: requests.Session) -> None:
+    ask(SCHEMA[path]["POST"].Case(body={**VALID[path], "stream": True}, media_type="application/json"), served.url, connection)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "method"), [each for each in OPERATIONS if takes_input(*each)])
 def test_many_requests_are_answered_as_the_description_says(path: str, method: str, served: Running, connection: requests.Session) -> None:

@@ -40,7 +40,8 @@ def cache_room(context: int, page_bytes: int, choices: Choices, available: int |
     bounds = [each for each in (None if available is None else available // SHARE_OF_AVAILABLE, choices.cache_bytes) if each is not None]
     copies = 0
     if choices.cache_folder is not None:
-        copies = max(2 * file_bytes(page_bytes), min(MEMORY_BYTES, *(each // SHARE_OF_COPIES for each in bounds)))
+        most = (MEMORY_BYTES, 3 * wanted * page_bytes // 2, *(each // SHARE_OF_COPIES for each in bounds))
+        copies = max(2 * file_bytes(page_bytes), min(most))
     if choices.cache_bytes is not None and choices.cache_bytes < copies + page_bytes:
         beside = f", and pages on their way to and from the disk {copies:,}" if copies else ""
         raise CapacityError(

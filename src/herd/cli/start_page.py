@@ -32,8 +32,10 @@ def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
             yield "model", f"{offer.name}: {facts.num_parameters:,} parameters, {facts.context_length:,} tokens of context{seen}"
         else:
             yield "adapter", offer.name
-    for gauges in house.pool.gauges().values():
-        yield "memory", ", ".join(f"{use} {size(num_bytes)}" for use, num_bytes in gauges.memory_bytes.items()) or "unknown"
+    measured = house.pool.gauges()
+    for name, gauges in measured.items():
+        uses = ", ".join(f"{use} {size(num_bytes)}" for use, num_bytes in gauges.memory_bytes.items()) or "unknown"
+        yield "memory", uses if len(measured) == 1 else f"{name}: {uses}"
     if settings.cache_folder is not None:
         yield "disk", f"keys and values in {settings.cache_folder}, up to {size(settings.cache_disk_bytes or LIMIT_BYTES)}"
     bounds = f"{settings.max_requests:,} requests at a time, {settings.deadline_s:g} s for each, {size(settings.max_body_bytes)} of body"

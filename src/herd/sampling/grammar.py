@@ -307,7 +307,8 @@ def _refuse_endless(constraint: Constraint, what: str, param: str | None) -> Non
     if constraint.kind is ConstraintKind.JSON_SCHEMA:
         schema = read_schema(constraint.text, param)
         if not has_instance(schema):
-            raise UsageError(f"{what} refers to itself so that no finite value fits it.", param=param)
+            reason = "what it demands is false, or needs itself again inside, for ever"
+            raise UsageError(f"{what} is one that no finite value fits: {reason}.", param=param)
         patterns = patterns_of(schema)
     if (characters := max(map(longest, patterns), default=0)) > REPETITIONS_MAX:
         raise UsageError(f"{what} repeats up to {characters:.3g} characters; at most {REPETITIONS_MAX} are possible.", param=param)

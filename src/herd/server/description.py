@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from herd.server.operations import Described, described
+from herd.server.streaming import SSE
 from herd.version import __version__
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ ANTHROPIC_ERROR_SCHEMA = {
         },
         "request_id": {"type": ["string", "null"]},
     },
+}
+EVENT_SCHEMA = {
+    "type": "object",
+    "description": "One event of the stream. Before OpenAPI 3.2 the schema of a stream of events is that of each.",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
 }
 OLLAMA_ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
@@ -113,7 +120,7 @@ def _operation(each: Described, names: Names) -> dict[str, Any]:
     elif operation.media:
         content[operation.media] = {"schema": {"type": "object"} if operation.media == "application/json" else {"type": "string"}}
     if operation.streams:
-        content[operation.streams] = {"schema": {"type": "string"}}
+        content[operation.streams] = {"schema": EVENT_SCHEMA if operation.streams == SSE else {"type": "string"}}
     made: dict[str, Any] = {
         "summary": operation.summary,
         "description": each.doc,
