@@ -169,10 +169,32 @@ def test_prompts_that_became_easy_are_left_out() -> None:
 
 
 def test_long_answers_cost_reward_and_cut_ones_may_be_left_out() -> None:
-    made = recipe(variant("dapo"), Rollouts(prompts=2, answers=4, max_tokens=6, redraw=0, drop_cut=True, overlong=5))
+    made = recipe(variant("dapo"), Rollouts(prompts=3, answers=8, max_tokens=12, redraw=0, drop_cut=True, overlong=5))
     made.step(0)
+    assert {each.scale == 0 for each in made._answers} == {True, False}
     for each in made._answers:
-        assert (each.scale == 0) == (len(each.sampler) == 6 and each.document.tokens[-1] != STOP)
+        assert (each.scale == 0) == (len(each.sampler) == 12 and each.document.tokens[-1] != STOP)
+
+
+def test_shares_are_of_the_tokens_that_count() -> None:
+    """Where cut answers are left out, so are their tokens, in what is counted and in what it is divided by."""
+    loss = PolicyLoss(kl=0.1, clip_low=1e-9, clip_high=1e-9)
+    made = recipe(loss, Rollouts(prompts=3, answers=8, max_tokens=12, redraw=0, drop_cut=True, reuse=2), dtype=torch.float64)
+    made.step(0)
+    descend(made, 1.0)
+    cut = [each for each in made._answers if not each.scale]
+    tokens = sum(len(each.sampler) for each in made._answers if each.scale)
+    assert cut and 0 < tokens < sum(len(each.sampler) for each in cut)
+    figures = made.step(1)
+    assert 0 < figures["clipped"] <= 1
+    alone = [made._measured([each], None)[1]["kl"] for each in made._answers if each.scale]
+    assert figures["kl"] * tokens == pytest.approx(sum(alone), rel=1e-6)
+
+
+def test_a_first_step_of_cut_answers_alone_says_so() -> None:
+    made = recipe(variant("dapo"), Rollouts(prompts=2, answers=4, max_tokens=1, redraw=0, drop_cut=True))
+    with pytest.raises(UsageError, match=r"All 8 answers of the first step were cut at 1 tokens, and rollouts\.drop_cut"):
+        made.step(0)
 
 
 def test_a_restored_recipe_goes_on_with_the_same_answers() -> None:

@@ -189,9 +189,18 @@ def test_grpo_and_its_variants_are_their_papers_sums(over: str, low: float, high
         at = torch.from_numpy(DOCUMENT)
         before, start, gain = (torch.tensor(each, dtype=x.dtype) for each in (old, reference, gains[DOCUMENT]))
         values = losses.clipped_gain(x, before, gain, low, high) + beta * losses.k3(x, start)
-        return losses.mean_over(values, at, 4, over, longest=8)
+        weights = losses.token_weights(torch.bincount(at), over, longest=8)
+        return (values * weights[at]).sum()
 
     agree(ours, grpo_formula(over, low, high, beta, old, reference, gains), logprobs)
+
+
+def test_answers_that_are_left_out_count_nothing_and_only_a_mean_over_tokens_leaves_them_out_of_the_whole() -> None:
+    lengths, counts = torch.tensor([2, 4, 4]), torch.tensor([True, True, False])
+    assert losses.token_weights(lengths, "answers", counts_N=counts).tolist() == [1 / 6, 1 / 12, 0]
+    assert losses.token_weights(lengths, "tokens", counts_N=counts).tolist() == [1 / 6, 1 / 6, 0]
+    assert losses.token_weights(lengths, "constant", 8, counts_N=counts).tolist() == [1 / 24, 1 / 24, 0]
+    assert losses.token_weights(lengths, "tokens", counts_N=counts & False).tolist() == [0, 0, 0]
 
 
 def test_tokens_that_left_the_trusted_range_have_no_gradient() -> None:
@@ -219,11 +228,10 @@ def test_sampler_weights_are_bounded_and_without_gradient() -> None:
 def test_documents_without_rows_count_as_zero() -> None:
     values, at = torch.tensor([1.0, 3.0]), torch.tensor([0, 2])
     assert losses.document_sums(values, at, 4).tolist() == [1, 0, 3, 0]
-    assert losses.document_means(values, torch.tensor([1.0, 0.5]), at, 4).tolist() == [1, 0, 3, 0]
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UsageError, match="scale of advantages 'std'"):
         losses.advantages(torch.zeros(1, 2), "std")
     with pytest.raises(UsageError, match="mean over 'words'"):
-        losses.mean_over(torch.zeros(1), torch.zeros(1, dtype=torch.int64), 1, "words")
+        losses.token_weights(torch.ones(1), "words")

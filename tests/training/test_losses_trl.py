@@ -104,7 +104,8 @@ def test_grpo_and_its_variants(over: str, kind: str, low: float, high: float, be
     rows = mask.bool()
     document = torch.arange(P)[:, None].expand(P, T)[rows]
     values = losses.clipped_gain(logprobs[rows], old[rows], gains[document], low, high) + beta * losses.k3(logprobs[rows], reference[rows])
-    same(losses.mean_over(values, document, P, over, longest=T), theirs, logprobs)
+    weights = losses.token_weights(lengths, over, longest=T).to(values.dtype)
+    same((values * weights[document]).sum(), theirs, logprobs)
 
 
 def _grpo_stub(logprobs: Tensor, kind: str, low: float, high: float, beta: float) -> Any:

@@ -93,8 +93,13 @@ class Grpo(InPacks[Problem]):
         if turn == 0 or not self._answers:
             self._gather(number)
             turn = 0
-        total = self.learn(number, self._answers, _size, lambda group: self._measured(group, gap if turn == 0 else None))
         tokens = sum(len(each.sampler) for each in self._answers if each.scale)
+        if not (number or tokens):
+            raise UsageError(
+                f"All {len(self._answers)} answers of the first step were cut at {self.rollouts.max_tokens} tokens, and rollouts.drop_cut "
+                "leaves such out, so nothing is left to learn from. Let answers be longer (--max-tokens), or set rollouts.drop_cut = false."
+            )
+        total = self.learn(number, self._answers, _size, lambda group: self._measured(group, gap if turn == 0 else None))
         figures = {"loss": total["loss"], "tokens": float(tokens), "clipped": total["clipped"] / max(1, tokens), **self._told}
         if self.loss.kl:
             figures["kl"] = total["kl"] / max(1, tokens)
@@ -175,7 +180,8 @@ class Grpo(InPacks[Problem]):
             groups, worth = [spare[0]], [spare[1]]
         self._answers = self._with_old(self._weighed(groups, worth))
         figures = {"reward": sum(rewards_all) / len(rewards_all), "informative": informative / seen, "kept": float(len(self._kept))}
-        self._told = {**figures, **_sizes(drawn_all)}
+        told = {**figures, **_sizes(drawn_all)}
+        self._told = {name: told[name] for name in sorted(told)}  # in the order in which a checkpoint gives them back
 
     def _weighed(self, groups: Sequence[tuple[Problem, list[Drawn]]], worth: Sequence[Sequence[float]]) -> list[Learned]:
         """Answers with their advantages, and with what a token counts so that the sum over all is the mean that is asked for."""
@@ -185,19 +191,13 @@ class Grpo(InPacks[Problem]):
             for (problem, answers), gains in zip(groups, gains_GK, strict=True)
             for answer, gain in zip(answers, gains, strict=True)
         ]
-        is_left_out = [self.rollouts.drop_cut and answer.is_cut for _, answer, _ in flat]
-        tokens = sum(len(answer.tokens) for (_, answer, _), out in zip(flat, is_left_out, strict=True) if not out)
-        made = []
-        for (prompt, answer, gain), out in zip(flat, is_left_out, strict=True):
-            match self.loss.over:
-                case "answers":
-                    scale = 1 / (len(flat) * len(answer.tokens))
-                case "tokens":
-                    scale = 1 / max(1, tokens)
-                case _:
-                    scale = 1 / (len(flat) * self.rollouts.max_tokens)
-            made.append(Learned(behind_prompt(prompt, answer), gain, 0.0 if out else scale, answer.logprobs))
-        return made
+        lengths = torch.tensor([len(answer.tokens) for _, answer, _ in flat])
+        counts = torch.tensor([not (self.rollouts.drop_cut and answer.is_cut) for _, answer, _ in flat])
+        scales = losses.token_weights(lengths, self.loss.over, self.rollouts.max_tokens, counts).tolist()
+        return [
+            Learned(behind_prompt(prompt, answer), gain, scale, answer.logprobs)
+            for (prompt, answer, gain), scale in zip(flat, scales, strict=True)
+        ]
 
     @torch.no_grad()
     def _with_old(self, answers: list[Learned]) -> list[Learned]:
@@ -239,8 +239,10 @@ class Grpo(InPacks[Problem]):
             with torch.no_grad():
                 differing = gap.add(now_R if is_plain else self.student.logprobs_of(hidden_RD.detach(), batch.targets_R), sampler_R)
         total = (value_R * scale_R).sum()
-        clipped = losses.is_clipped(now_R.detach(), old_R, gain_R, loss.clip_low, loss.clip_high)
-        return total, {"loss": float(total.detach()), "clipped": float(clipped.sum()), "kl": float(kl_R.detach().sum()), **differing}
+        counts_R = scale_R > 0
+        clipped_R = losses.is_clipped(now_R.detach(), old_R, gain_R, loss.clip_low, loss.clip_high)[counts_R]
+        figures = {"loss": float(total.detach()), "clipped": float(clipped_R.sum()), "kl": float(kl_R.detach()[counts_R].sum())}
+        return total, {**figures, **differing}
 
     def _logprobs(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """At the temperature of drawing: logits are a product of the last values, so these can be divided instead."""

@@ -1,11 +1,11 @@
 """Every loss of tuning after pretraining, as a pure function of log-probabilities: paper, formula, code.
 
     rows       [R]  log p(token | what stands before), one for each token of an answer that counts
-    documents  [N]  sums over the rows of one answer (`document_sums`), or their means (`document_means`)
+    documents  [N]  sums over the rows of one answer (`document_sums`)
     pairs      [P]  a chosen and a rejected answer to one prompt
 
-A loss gives one number for each document, pair or row, so that who calls it decides how they are averaged; `mean_over` has the
-ways of the papers. Everything is computed in the type that it is given (float32 in a run, float64 in tests). sigmoid(x) is
+A loss gives one number for each document, pair or row, so that who calls it decides how they are averaged; `token_weights` has
+the ways of the papers. Everything is computed in the type that it is given (float32 in a run, float64 in tests). sigmoid(x) is
 1 / (1 + exp(-x)), π the model that is trained, π_ref the one that it started from, |y| how many tokens of an answer count.
 Divergences from a teacher are in `divergences.py`.
 """
@@ -27,13 +27,6 @@ ADVANTAGE_EPSILON = 1e-4
 def document_sums(values_R: Tensor, document_R: Tensor, num_documents: int) -> Tensor:
     """Rows -> [N]: the sum over the rows of each document; 0 for one without rows."""
     return values_R.new_zeros(num_documents).index_add(0, document_R, values_R)
-
-
-def document_means(values_R: Tensor, weights_R: Tensor, document_R: Tensor, num_documents: int) -> Tensor:
-    """Rows -> [N]: the weighted mean over the rows of each document; 0 for one without rows."""
-    weights_R = weights_R.to(values_R.dtype)
-    sums_N = document_sums(values_R * weights_R, document_R, num_documents)
-    return sums_N / document_sums(weights_R, document_R, num_documents).clamp(min=torch.finfo(values_R.dtype).tiny)
 
 
 def nll(logprobs_R: Tensor, weights_R: Tensor) -> Tensor:
@@ -172,21 +165,24 @@ def sampler_weight(trainer_R: Tensor, sampler_R: Tensor, most: float) -> Tensor:
     return torch.exp(trainer_R - sampler_R).clamp(max=most).detach()
 
 
-def mean_over(values_R: Tensor, document_R: Tensor, num_documents: int, over: str, longest: int = 0) -> Tensor:
-    """One number from a loss per token. `over`:
+def token_weights(lengths_N: Tensor, over: str, longest: int = 0, counts_N: Tensor | None = None) -> Tensor:
+    """What each token of an answer counts, so that the sum over all tokens is the mean that is asked for, whatever is computed
+    together -> [N]. Answers that `counts_N` leaves out count nothing. `over`:
 
     answers   the mean of the means of the answers (GRPO, equation 3): a token of a long answer counts less
-    tokens    the mean over all tokens (DAPO, arXiv 2503.14476, section 3.3)
+    tokens    the mean over all tokens that count (DAPO, arXiv 2503.14476, section 3.3)
     constant  the sum over all tokens divided by answers times `longest` (Dr. GRPO, arXiv 2503.20783): no length is favoured
     """
+    counts_N = torch.ones_like(lengths_N) if counts_N is None else counts_N
+    counts_N, lengths_N = counts_N.to(torch.float64), lengths_N.to(torch.float64)
     match over:
         case "answers":
-            return document_means(values_R, torch.ones_like(values_R), document_R, num_documents).sum() / num_documents
+            return counts_N / (len(lengths_N) * lengths_N.clamp(min=1))
         case "tokens":
-            return values_R.sum() / max(1, values_R.numel())
+            return counts_N / (counts_N * lengths_N).sum().clamp(min=1)
         case "constant":
             assert longest > 0, "the longest answer that may be drawn"
-            return values_R.sum() / (num_documents * longest)
+            return counts_N / (len(lengths_N) * longest)
     raise UsageError(f"There is no mean over {over!r:.40}; there are answers, tokens and constant.")
 
 
