@@ -123,6 +123,14 @@ def test_a_teacher_is_learned_from(way: str, base: Path, tmp_path: Path) -> None
         assert (tmp_path / "run-teacher" / "teacher.json").is_file()
 
 
+@pytest.mark.parametrize("rounded", [["--base", "q4_0"], ["--qat"]])
+def test_answers_are_drawn_from_the_model_that_learns_or_not_at_all(rounded: list[str], base: Path, tmp_path: Path) -> None:
+    data = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": one} for one in "abc"])
+    words = ["tune", "grpo", "--model", str(base), "--data", data, "--out", str(tmp_path / "run"), "--lora", *rounded]
+    found = CliRunner().invoke(main, words)
+    assert found.exit_code == 2 and "as it is stored" in found.output and "herd quantize" in found.output
+
+
 def test_unknown_rewards_are_refused_with_what_was_meant(base: Path) -> None:
     found = CliRunner().invoke(main, ["tune", "grpo", "--model", str(base), "--data", "x", "--reward", "numbr"])
     assert found.exit_code == 2 and "did you mean 'number'" in found.output

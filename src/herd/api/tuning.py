@@ -109,7 +109,15 @@ class Opened:
         return made
 
     def check(self, settings: StudentSettings, draws: bool) -> None:
-        """`UsageError` for what cannot go on from an earlier run's updates. draws: whether answers are drawn on the way."""
+        """`UsageError` for what cannot go on from an earlier run's updates, and for answers of another model than the one that learns.
+        draws: whether answers are drawn on the way."""
+        if draws and (settings.base or settings.qat):
+            name, what = ("qat", "learns rounded to four bits") if settings.qat else ("base", f"stands on {settings.base}")
+            raise UsageError(
+                f"student.{name} is set: answers are drawn from {self.asked} as it is stored, and what learns {what}; their probabilities"
+                " would differ. Bring the model into blocks first (herd quantize), and tune that file.",
+                param=f"student.{name}",
+            )
         if self.earlier is None:
             return
         is_dora = bool(self.earlier.magnitudes) or settings.lora.dora
