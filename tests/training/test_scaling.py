@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cli.running import invoke
 from herd.errors import UsageError
 from herd.training.beginning.scaling import best_weights, fitted_loss, operations_in, shape_for, suggest
 
@@ -67,3 +68,22 @@ def test_time_becomes_operations() -> None:
 def test_a_budget_that_is_none_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         suggest(**arguments)
+
+
+def test_the_command_says_where_the_number_of_weights_is_from() -> None:
+    budget = ("train", "scale", "--operations", "1e18")
+    for more, source in (
+        ((), "fitted loss is lowest; arXiv 2404.10102"),
+        (("--rule", "meta"), "arXiv 2407.21783"),
+        (("--tokens-per-weight", "200"), "as --tokens-per-weight says"),
+    ):
+        lines = invoke(*budget, *more).output.splitlines()
+        assert [line.endswith(source) for line in lines if line.startswith("weights")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(("--speed", "1e9"), "--speed is how fast"), (("--rule", "meta", "--tokens-per-weight", "20"), "give one of them")]
+)
+def test_the_command_refuses_what_would_not_count(more: tuple[str, ...], said: str) -> None:
+    done = invoke("train", "scale", "--operations", "1e18", *more)
+    assert done.exit_code == 2 and said in done.output

@@ -10,6 +10,8 @@ import click
 from herd.cli.options import Examples, offline_option
 from herd.errors import UsageError
 
+SOURCES = {"chinchilla": "fitted loss is lowest; arXiv 2404.10102", "meta": "arXiv 2407.21783"}
+"""Where each rule is from."""
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -26,9 +28,7 @@ UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 @click.option("--operations", type=float, metavar="X", help="The budget, in floating-point operations.")
 @click.option("--time", "time_text", metavar="TIME", help="The budget as a time: 90s, 30min, 8h, 2d.")
 @click.option("--speed", type=float, metavar="X", help="With --time: operations a second.  [default: measured here]")
-@click.option(
-    "--rule", default="chinchilla", show_default=True, metavar="NAME", help="How weights and tokens share it: chinchilla or meta."
-)
+@click.option("--rule", metavar="NAME", help="How weights and tokens share it: chinchilla or meta.  [default: chinchilla]")
 @click.option("--tokens-per-weight", type=float, metavar="X", help="Instead of a rule: so many tokens for each weight.")
 @click.option("--vocabulary", type=int, default=0, metavar="N", help="Tokens of the vocabulary, whose table counts too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -43,22 +43,23 @@ def scale(operations: float | None, time_text: str | None, speed: float | None, 
 
     if (operations is None) == (time_text is None):
         raise UsageError("Give the budget, as --operations or as --time.")
+    if operations is not None and speed is not None:
+        raise UsageError("--speed is how fast a --time is spent; --operations says the budget by itself. Leave one of them out.")
+    per_weight, rule = options["tokens_per_weight"], options["rule"]
+    if per_weight is not None and rule is not None:
+        raise UsageError("--rule and --tokens-per-weight both say how weights and tokens share the budget; give one of them.")
     if operations is None:
         rate = speed if speed is not None else measured_speed()
         operations = operations_in(seconds_of(str(time_text)), rate)
         if not as_json:
             click.echo(f"{rate:.3g} operations a second{'' if speed is not None else ', measured here on products of 1,024 x 1,024'}")
-    found = suggest(operations, rule=options["rule"], tokens_per_weight=options["tokens_per_weight"], vocab_size=options["vocabulary"])
+    found = suggest(operations, rule=rule or "chinchilla", tokens_per_weight=per_weight, vocab_size=options["vocabulary"])
     if as_json:
         print_json(asdict(found))
         return
     rows = [
         ["operations", f"{found.operations:.3g}", "6 x weights x tokens; arXiv 2001.08361"],
-        [
-            "weights",
-            f"{found.weights:,}",
-            "fitted loss is lowest; arXiv 2404.10102" if options["rule"] == "chinchilla" else "arXiv 2407.21783",
-        ],
+        ["weights", f"{found.weights:,}", "as --tokens-per-weight says" if per_weight is not None else SOURCES[rule or "chinchilla"]],
         ["tokens", f"{found.tokens:,}", f"{found.tokens / found.weights:.0f} for each weight"],
         ["a step", f"{found.batch_tokens:,} tokens", "arXiv 2401.02954, at most a hundredth of all"],
         ["steps", f"{found.steps:,}", ""],
