@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_program(program: str, *arguments: str) -> list[tuple[int, str]]:
-    """How each process ended, and what it said on both channels (their last 4,000 characters)."""
+    """How each process of a program's text ended, and what it said on both channels (their last 4,000 characters)."""
+    return _run(["-c", program, *arguments])
+
+
+def run_file(name: str, *arguments: str) -> None:
+    """A program beside this file, whose processes both have to end well."""
+    ended = _run([str(Path(__file__).with_name(name)), *arguments])
+    assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+
+
+def _run(words: list[str]) -> list[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,8 +35,7 @@ def run_program(program: str, *arguments: str) -> list[tuple[int, str]]:
     }
     pipes: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes = [
-        subprocess.Popen([sys.executable, "-c", program, *arguments], env={**os.environ, **names, "RANK": str(rank)}, text=True, **pipes)
-        for rank in range(2)
+        subprocess.Popen([sys.executable, *words], env={**os.environ, **names, "RANK": str(rank)}, text=True, **pipes) for rank in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = [process.communicate(timeout=900)[0] for process in processes]
     return [(process.returncode, text[-4000:]) for process, text in zip(processes, said, strict=True)]

@@ -5,10 +5,6 @@ In float64: AdamW makes a full step of any gradient, however small, so in float3
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,30 +19,14 @@ from herd.training.running.company import ALONE, Alone, shared
 from herd.training.running.runs import State, read_log, state_of
 from herd.training.running.saving import complete
 from training import together
+from training.programs import run_file
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = ("full-adamw-whole", "full-adamw-divided", "full-muon-divided", "lora-adamw-divided", "lora-adamw-whole")
 
 
 def run_two(folder: Path, *cases: str) -> None:
     """Two processes over gloo, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared_names = {
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    program = [sys.executable, str(ROOT / "tests" / "training" / "together.py"), str(folder), *cases]
-    processes = [
-        subprocess.Popen(program, env={**os.environ, **shared_names, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=900)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-3000:] for text in said)
+    run_file("together.py", str(folder), *cases)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from herd.cli.main import main
 from herd.errors import UsageError
 from herd.training.shape import ModelSettings, VisionSettings, config_of
 from herd.training.sources.corpus import read_corpus, write_corpus
+from training.pretraining_together import make_place
 
-TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
 SIZES = ["--width", "32", "--layers", "2", "--sequence", "32", "--batch-tokens", "128", "--steps", "4", "--lr", "0.01"]
 LLAMA4 = ["--architecture", "llama4", "--experts", "2", "--set", "model.chunk=16", "--set", "model.global_every=2"]
 
@@ -23,19 +23,8 @@ LLAMA4 = ["--architecture", "llama4", "--experts", "2", "--set", "model.chunk=16
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, and a tokenizer that was learned from it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     folder = tmp_path_factory.mktemp("pretraining")
-    (folder / "fox.txt").write_text(TEXT * 400)
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    specials = ["<|begin_of_text|>", "<|end_of_text|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=alphabet))
-    (folder / "words").mkdir()
-    made.save(str(folder / "words" / "tokenizer.json"))
-    (folder / "words" / "tokenizer_config.json").write_text('{"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}')
+    make_place(folder)
     return folder
 
 

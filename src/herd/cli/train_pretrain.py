@@ -74,6 +74,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
     """
     from herd.cli.train_progress import printed
     from herd.training.beginning.pretrain_run import pretrain as learn
+    from herd.training.running.company import is_first
     from herd.training.running.runs import saved_settings
     from herd.training.settings.pretrain import PretrainSettings
     from herd.training.settings.reading import read_settings
@@ -87,8 +88,10 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
         settings = saved_settings(out, PretrainSettings)
     else:
         settings = read_settings(PretrainSettings, file, changes, named)
-    keep_memory()
+    keep_memory(learns_all=True)
     end = learn(settings, out, write_model, resume=resume, force=force, told=printed())
+    if not is_first():
+        return
     if not end.is_complete:
         click.echo(f"Stopped; everything is saved. Go on with: herd train pretrain --resume --out {out}")
         return

@@ -21,15 +21,17 @@ from herd.data.reading import data_files, data_hash, find_files, read_records
 from herd.dtypes import BF16, F32
 from herd.errors import FileProblem, UsageError
 from herd.family.finding import find_model
-from herd.models.architecture import Config
+from herd.models.architecture import Config, seeing
 from herd.models.weights import Leaf, Matrix
 from herd.training.beginning.initialising import initial_leaf
 from herd.training.beginning.words import Words, read_words
 from herd.training.recipes.co_distillation import Teacher
 from herd.training.recipes.pretrain import Pretraining
+from herd.training.running.company import Company, by_the_first
 from herd.training.running.facts import gathered
 from herd.training.running.loop import End, Told, silent, train
 from herd.training.running.optim import kinds_of, make_optimiser
+from herd.training.running.parallel import Processes, company, divide, gather
 from herd.training.running.runs import open_run
 from herd.training.settings.pretrain import PretrainSettings, SourceSettings
 from herd.training.shape import config_of
@@ -52,32 +54,48 @@ def pretrain(
     force: bool = False,
     told: Callable[[Told], None] = silent,
 ) -> End:
-    """Runs it in `folder`. When it has come to its end, `folder`/model is written by `write`.
+    """Runs it in `folder`, with the other processes of torchrun if there are any. When it has come to its end, `folder`/model is written by
+    `write`, in the first process.
 
     `UsageError` and `FileProblem` for settings, data and files that cannot be used, before anything is computed.
     """
     if not settings.data:
         raise UsageError("There is no data to learn from: name files or folders by --data, or sources in [[data]].", param="data")
     with ExitStack() as opened:
+        together, device = opened.enter_context(company(settings.device))
         begin = _opened(settings.begin, opened)
         words = read_words(settings.tokenizer or settings.begin)
         cfg = _config(settings, words, begin)
+        _check_divided(settings, cfg, together)
         files = [path for source in settings.data for path in _files(source)]
-        digest = "" if begin is None else begin.digest()
-        run = opened.enter_context(open_run(folder, settings, gathered(files, digest, {"recipe": "pretrain"}), resume=resume, force=force))
+        facts = gathered(files, "" if begin is None else begin.digest(), {"recipe": "pretrain"})
+        run = opened.enter_context(open_run(folder, settings, facts, resume=resume, force=force, company=together))
         torch.manual_seed(settings.loop.seed)
         leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
         kind = EarlyFusion if sees_at_once(cfg) else Student
-        student = kind(cfg, leaf, device=settings.device, dtype=_dtype(settings), seed=settings.loop.seed)
-        mixture = Mixture([_source(source, settings, words, cfg, folder / "tokens") for source in settings.data], settings)
-        recipe = Pretraining(student, mixture, settings, _teacher(settings, words, opened))
+        student = kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed)
+
+        def sources() -> list[Sequences]:
+            return [_source(source, settings, words, cfg, folder / "tokens") for source in settings.data]
+
+        mixture = Mixture(by_the_first(together, sources, "The tokens of the data") or sources(), settings)
+        recipe = Pretraining(student, mixture, settings, _teacher(settings, words, device, opened), together)
+        if isinstance(together, Processes) and settings.loop.divided:
+            divide(student, together)
         optimiser = make_optimiser(settings.optimiser, kinds_of(cfg, student.parameters))
-        end = train(recipe, run, settings.loop, optimiser, told)
-        if end.is_complete and not (folder / "model").exists():
+        end = train(recipe, run, settings.loop, optimiser, told if together.index == 0 else silent, together)
+        gather(student)
+        if together.index == 0 and end.is_complete and not (folder / "model").exists():
             _finish(settings, student)
             beside = None if begin is None or not begin.path.is_dir() else begin.path
             write(folder / "model", student.cfg, student.leaves(BF16 if settings.save_dtype == "bf16" else F32), words, beside)
     return end
+
+
+def _check_divided(settings: PretrainSettings, cfg: Config, together: Company) -> None:
+    """`UsageError` for divided weights of a model that sees: a process whose documents have no picture would have no gradient to share."""
+    if settings.loop.divided and together.count > 1 and seeing(cfg) is not None:
+        raise UsageError("loop.divided is true; the weights of a model that sees are whole in every process. Leave it false.")
 
 
 def _finish(settings: PretrainSettings, student: Student) -> None:
@@ -133,7 +151,7 @@ def _key(source: SourceSettings, words: Words, seed: int) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _teacher(settings: PretrainSettings, words: Words, opened: ExitStack) -> Teacher | None:
+def _teacher(settings: PretrainSettings, words: Words, device: str, opened: ExitStack) -> Teacher | None:
     checkpoint = _opened(settings.teacher.model, opened)
     if checkpoint is None:
         return None
@@ -145,7 +163,7 @@ def _teacher(settings: PretrainSettings, words: Words, opened: ExitStack) -> Tea
             "what it says of its tokens means nothing here. Take the teacher's tokenizer.",
             param="teacher.model",
         )
-    return Teacher(checkpoint.config, checkpoint.leaf, find_device(settings.device), _dtype(settings))
+    return Teacher(checkpoint.config, checkpoint.leaf, find_device(device), _dtype(settings))
 
 
 def _opened(named: str, opened: ExitStack) -> Checkpoint | None:

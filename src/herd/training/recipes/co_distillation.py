@@ -10,7 +10,7 @@ chunk of rows at a time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +55,7 @@ class Teacher:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Blend:
+class Blend(NamedTuple):
     """Sums over rows: the loss (with gradients), and of its parts hard, soft, s and the squared logarithm of the softmax's sum."""
 
     loss: Tensor

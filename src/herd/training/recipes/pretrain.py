@@ -3,7 +3,8 @@
     for each step   sequences of the mix -> packed documents -> hidden rows -> - log p(next token) [+ z-loss] [+ what a teacher says]
                     experts are kept equally busy; stages change the mix, the length and the rotary frequencies
 
-What is averaged over is every token of the step that has something before it.
+What is averaged over is every token of the step that has something before it. Of several processes each computes some documents of every
+part, and counts of experts are those of all, so what a step comes to does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from herd.models.llama4 import Llama4Config
 from herd.models.rope import Rope
-from herd.training.recipes.co_distillation import Teacher, blended, share_at
+from herd.training.recipes.co_distillation import Blend, Teacher, blended, share_at
+from herd.training.running.company import ALONE, Company, shared
 from herd.training.settings.pretrain import PretrainSettings
 from herd.training.sources.mixing import Mixture
 from herd.training.student.balancing import Balance, BalancedOps
@@ -29,16 +31,19 @@ from herd.training.student.model import Student
 class Pretraining:
     """The recipe (`loop.Recipe`)."""
 
-    def __init__(self, student: Student, mixture: Mixture, settings: PretrainSettings, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, student: Student, mixture: Mixture, settings: PretrainSettings, teacher: Teacher | None = None, company: Company = ALONE
+    ) -> None:
         self._student = student
         self._mixture = mixture
         self._settings = settings
         self._teacher = teacher
+        self._company = company
         cfg: Any = student.cfg
         self._rope: Rope = cfg.rope
         num_experts = cfg.num_experts if isinstance(cfg, Llama4Config) else 0
         steps = settings.loop.schedule.steps
-        self._balance = Balance(settings.balancing, student.weights, num_experts, steps, student.device)
+        self._balance = Balance(settings.balancing, student.weights, num_experts, steps, student.device, company.summed)
         if num_experts:
             student.ops = BalancedOps(student.tensors, student.adapters, self._balance)
         if settings.recompute:
@@ -59,15 +64,17 @@ class Pretraining:
         weight = self._balance.loss_weight
         sums: dict[str, float] = {}
         for part in self._parts(documents):
-            batch = batch_of(part, self._student.device)
-            self._balance.loss_weight = weight * batch.num_tokens / tokens
+            (_, mine, counts), *_ = shared(self._company, _apart(part, self._company.count))
+            batch = batch_of(mine, self._student.device)
+            self._balance.of_part(weight, counts, sum(len(document.tokens) for document in part), tokens)
             self._balance.is_learning = self._balance.is_counting = True
             loss, figures = self._loss(batch, number)
             self._balance.is_counting = False
-            (loss / total).backward()  # type: ignore[no-untyped-call]
+            (loss * counts / total).backward()  # type: ignore[no-untyped-call]
             self._balance.is_learning = False
             for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value
+                sums[name] = sums.get(name, 0.0) + value * counts
+        sums = {name: self._company.total(value) for name, value in sums.items()}
         self._balance.loss_weight = weight
         return {"tokens": float(total), **{name: value / total for name, value in sums.items()}, **self._balance.end(number)}
 
@@ -81,10 +88,11 @@ class Pretraining:
         losses, counts = 0.0, 0
         for source in self._mixture.sources:
             loss, count = 0.0, 0
-            for documents in source.held_out(length, self._settings.eval_tokens):
+            for _, documents, share in shared(self._company, list(source.held_out(length, self._settings.eval_tokens))):
                 batch = batch_of(documents, self._student.device)
-                loss -= float(self._student.nll(batch)[1].logprobs_R.double().sum())
-                count += batch.num_targets
+                loss -= float(self._student.nll(batch)[1].logprobs_R.double().sum()) * share
+                count += batch.num_targets * int(share)
+            loss, count = self._company.total(loss), int(self._company.total(count))
             if count:
                 found[f"loss.{source.name}"] = loss / count
                 losses, counts = losses + loss, counts + count
@@ -110,13 +118,17 @@ class Pretraining:
             loss, extras = self._student.nll(batch, z_loss)
             figures = {"loss": -float(extras.logprobs_R.double().sum())}
             return loss, figures | ({"z": float(extras.lse_R.double().square().sum())} if z_loss else {})
+        blend = self._student.within(lambda: self._blend(batch, number))
+        figures = {"loss": float(blend.hard), "soft": float(blend.soft), "soft_share": float(blend.share)}
+        return blend.loss, figures | ({"z": float(blend.z)} if z_loss else {})
+
+    def _blend(self, batch: Batch, number: int) -> Blend:
+        assert self._teacher is not None, "only asked for with one"
         settings = self._settings.teacher
         hidden = self._student.hidden(batch)
         head = self._student.tensors.get(self._student.weights.head)
         share = share_at(settings, number, self._settings.loop.schedule.steps)
-        blend = blended(hidden, head, self._teacher, self._teacher.hidden(batch), batch, share, settings, z_loss)
-        figures = {"loss": float(blend.hard), "soft": float(blend.soft), "soft_share": float(blend.share)}
-        return blend.loss, figures | ({"z": float(blend.z)} if z_loss else {})
+        return blended(hidden, head, self._teacher, self._teacher.hidden(batch), batch, share, settings, self._settings.z_loss)
 
     def _parts(self, documents: Sequence[Document]) -> Iterator[list[Document]]:
         """What is computed at once."""
@@ -140,3 +152,14 @@ class Pretraining:
         rope = self._mixture.stages[index].rope.of(self._rope)
         cfg: Any = self._student.cfg
         self._student.cfg = replace(cfg, rope=rope)
+
+
+def _apart(documents: Sequence[Document], count: int) -> list[list[Document]]:
+    """Documents in at most `count` runs of about equally many tokens, none empty."""
+    whole = sum(len(document.tokens) for document in documents)
+    runs: list[list[Document]] = [[] for _ in range(count)]
+    begin = 0
+    for document in documents:
+        runs[(2 * begin + len(document.tokens)) * count // (2 * whole)].append(document)
+        begin += len(document.tokens)
+    return [run for run in runs if run]

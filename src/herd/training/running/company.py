@@ -6,6 +6,7 @@ figures are *sums* over processes: a recipe divides by what the whole step has, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun has started, or the only one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 class Company(Protocol):
@@ -29,6 +35,10 @@ class Company(Protocol):
 
     def total(self, value: float) -> float:
         """The sum of what all processes give. Every process has to call it at the same place."""
+        ...
+
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sums of what all processes give, place by place, without gradients."""
         ...
 
     def all_agree(self, is_so: bool) -> bool:
@@ -74,6 +84,9 @@ class Alone:
 
     def total(self, value: float) -> float:
         return value
+
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        return values
 
     def all_agree(self, is_so: bool) -> bool:
         return is_so

@@ -34,7 +34,7 @@ from herd.training.student.model import Student
 
 MOMENT_S = 0.2
 """How long a process that has failed gives gloo's worker to let go of what it holds: the others may not be there to settle with."""
-ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits")
+ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits", "within")
 """What a student is asked for: each has to gather the weights that lie outside of layers."""
 
 
@@ -51,6 +51,11 @@ class Processes:
         whole = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(whole)
         return float(whole)
+
+    def summed(self, values: Tensor) -> Tensor:
+        whole = values.clone()
+        dist.all_reduce(whole)
+        return whole
 
     def all_agree(self, is_so: bool) -> bool:
         return self.total(float(is_so)) == self.count

@@ -12,7 +12,7 @@ the loads level, and the model that is saved is the very one that the last steps
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +27,19 @@ from herd.training.student.lora import Adapters, LearningTextOps
 
 
 class Balance:
-    """The biases of all layers with experts, and how many tokens each expert had since the step began."""
+    """The biases of all layers with experts, and how many tokens each expert had since the step began: those of all processes."""
 
-    def __init__(self, settings: BalancingSettings, weights: object, num_experts: int, steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: BalancingSettings,
+        weights: object,
+        num_experts: int,
+        steps: int,
+        device: torch.device,
+        summed: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        self._summed = summed
+        self._counts_here = 1.0
         self._settings = settings
         self._steps = steps
         self._layer_of = _layers_of(weights)
@@ -48,6 +58,21 @@ class Balance:
         self.loss_weight = max(self._settings.loss, self._settings.release_loss if is_releasing else 0.0)
         for counts in self.counts.values():
             counts.zero_()
+
+    def of_part(self, weight: float, counts: float, part_tokens: int, tokens: int) -> None:
+        """Before a part of a step of `tokens` tokens. counts: 0 if another process computes
+        what this one does, else 1."""
+        self.loss_weight = weight * part_tokens / tokens
+        self._counts_here = counts
+
+    def of_all(self, counts_E: Tensor) -> Tensor:
+        """How many tokens of this part went to each expert in all processes, which come by here together."""
+        return self._summed(counts_E * int(self._counts_here)) if self.is_learning else counts_E
+
+    @property
+    def weight_here(self) -> float:
+        """The loss's weight for tokens that this process computes."""
+        return self.loss_weight * self._counts_here
 
     def end(self, step: int) -> dict[str, float]:
         """After it: biases move, as long as they are not being released. Figures of the loads, the mean being 1."""
@@ -100,9 +125,10 @@ class BalancedOps(LearningTextOps):
         chosen_TX = torch.sort(ranked_TE, dim=-1, descending=True, stable=True).indices[:, :num_chosen]
         num_experts = scores_TE.shape[-1]
         counts_E = torch.bincount(chosen_TX.flatten(), minlength=num_experts)
-        self._balance.count(w, counts_E)
+        of_all_E = self._balance.of_all(counts_E)
+        self._balance.count(w, of_all_E)
         if self._balance.is_learning and self._balance.loss_weight:
-            scores_TE = levelled(scores_TE, counts_E, self._balance.loss_weight)
+            scores_TE = levelled(scores_TE, of_all_E, self._balance.weight_here, int(of_all_E.sum()) // num_chosen)
         return self._routed(x_TD, scores_TE, w, chosen_TX, counts_E.tolist())
 
     def _routed(self, x_TD: Tensor, scores_TE: Tensor, w: Experts, chosen_TX: Tensor, counts: list[int]) -> Tensor:
@@ -123,9 +149,10 @@ class BalancedOps(LearningTextOps):
         return y if num_chosen == 1 else y.reshape(tokens, num_chosen, -1).to(self._wide).sum(dim=1).to(self._dtype)
 
 
-def levelled(scores_TE: Tensor, counts_E: Tensor, weight: float) -> Tensor:
-    """The scores themselves; on the way back they also get the gradient of `weight` times the balancing loss of these tokens."""
-    passed: Tensor = _Levelled.apply(scores_TE, counts_E, weight)  # type: ignore[no-untyped-call]
+def levelled(scores_TE: Tensor, counts_E: Tensor, weight: float, tokens: int = 0) -> Tensor:
+    """The scores themselves; on the way back they also get the gradient of `weight` times the balancing loss of these tokens, or of their
+    part of it where it is that of `tokens` tokens."""
+    passed: Tensor = _Levelled.apply(scores_TE, counts_E, weight / (tokens or len(scores_TE)))  # type: ignore[no-untyped-call]
     return passed
 
 
@@ -148,7 +175,7 @@ class _Levelled(torch.autograd.Function):
         scores, counts = context.saved_tensors
         p = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         pull = scores.shape[-1] * counts / counts.sum().clamp(min=1)
-        for_scores = p * (pull - (p * pull).sum(dim=-1, keepdim=True)) * (context.weight / len(scores))
+        for_scores = p * (pull - (p * pull).sum(dim=-1, keepdim=True)) * context.weight
         return gradient + for_scores.to(gradient.dtype), None, None
 
 

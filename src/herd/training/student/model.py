@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from herd.training.student.joined import joined
 from herd.training.student.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, begin, targeted
 
 CHUNK_ROWS = 512
+T = TypeVar("T")
 
 
 class Student:
@@ -149,6 +151,10 @@ class Student:
             return total, Extras(logprobs_R.detach(), torch.full_like(logprobs_R, torch.nan))
         head = self.tensors.get(self._head.matrix)
         return weighted_nll(hidden_RD, head, batch.targets_R, batch.weights_R, z_loss, cap=self._head.cap)
+
+    def within(self, work: Callable[[], T]) -> T:
+        """What `work` gives. In it the weights that lie outside of layers are at hand, where they are divided among processes too."""
+        return work()
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """With LoRA, the model as it was before: the reference that it is compared with."""
