@@ -78,10 +78,20 @@ def test_the_model_that_was_not_used_for_longest_goes_when_there_is_no_room(fold
             pass
         async with pool.use("c") as service:
             assert await answered(service) and loaded(pool) == ["a", "c"]
-        assert not pool.is_ready, "one of those that were wanted from the start is not there"
+        assert pool.is_ready, "it is loaded again when it is asked for; until then others have its memory"
 
     room = _room(folder)
     pooled([hosted(name, folder, room) for name in "abc"], use, ("a", "b"), budget_bytes=2 * room + room // 2)
+
+
+def test_models_of_the_start_do_not_push_each_other_out(folder: Path) -> None:
+    async def use(pool: EnginePool) -> None:
+        assert loaded(pool) == ["a", "b"] and pool.is_ready
+        async with pool.use("c") as service:
+            assert await answered(service) and loaded(pool) == ["b", "c"] and pool.is_ready
+
+    room = _room(folder)
+    pooled([hosted(name, folder, room) for name in "abc"], use, ("a", "b", "c"), budget_bytes=2 * room + room // 2)
 
 
 def test_a_model_in_use_is_never_unloaded(folder: Path) -> None:

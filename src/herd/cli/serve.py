@@ -79,7 +79,9 @@ def model_options(function: Any) -> Any:
 )
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="Web pages that may call this server. Can be repeated.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that this server answers under. Can be repeated.")
-@click.option("--image-host", multiple=True, metavar="NAME", help="A host that pictures may be fetched from. Can be repeated.")
+@click.option(
+    "--image-host", multiple=True, metavar="NAME[:PORT]", help="A host that pictures may be fetched from, *.NAME for all below. Repeatable."
+)
 @click.option("--log-prompts", is_flag=True, default=None, help="Write prompts to the log.")
 @click.option("--quiet", is_flag=True, help="Log problems only, and show no page at the start.")
 @click.option("--settings", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings of the server, as TOML.")

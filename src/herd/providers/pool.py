@@ -65,7 +65,8 @@ class ServedModel(Service, Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Room:
-    """A model's place in the pool. `loading` is shared by all that wait; `is_put_away`: it was unloaded because somebody said so."""
+    """A model's place in the pool. `loading` is shared by all that wait; `is_put_away`: it is not loaded because somebody said so,
+    or others need the memory."""
 
     hosted: Hosted
     created: int
@@ -111,12 +112,17 @@ class EnginePool:
         self._is_closed = False
 
     async def start(self, names: Sequence[str] = ()) -> None:
-        """Loads these models now, one after the other. Raises why one cannot be loaded, and unloads the others."""
+        """Loads these models now, one after the other: the first, and of the others those that need no other's memory. Raises why one
+        cannot be loaded, and unloads the others."""
         self._wanted = tuple(names)
         try:
             for name in names:
+                room, _ = self._find(name)
+                if name != names[0] and self._free_bytes() < room.hosted.num_bytes:
+                    room.is_put_away = True
+                    continue
                 async with self.use(name):
-                    pass
+                    await self._told(room)
         except BaseException:
             await self.aclose()
             raise
@@ -242,12 +248,24 @@ class EnginePool:
         alone = self._budget_bytes - room.hosted.num_bytes
         return replace(options, load={**options.load, "cache_bytes": max(1, left if left > alone // 4 else alone // 2)})
 
+    async def _told(self, room: _Room) -> None:
+        """Waits a moment for the first word about a loaded model's memory, where there is a budget."""
+        for _ in range(20):
+            if self._budget_bytes is None or room.supervisor is None or room.supervisor.gauges.memory_bytes:
+                return
+            await asyncio.sleep(0.05)
+
+    def _free_bytes(self) -> float:
+        """What is left of the budget beside the loaded models."""
+        loaded = [room for room in self._rooms.values() if room.supervisor is not None]
+        return float("inf") if self._budget_bytes is None else self._budget_bytes - sum(map(_num_bytes, loaded))
+
     async def _make_room(self, wanted: _Room) -> None:
         """Unloads what was not used for longest, as much as it takes. `CapacityError`, with nothing unloaded, if that is not enough."""
         if self._budget_bytes is None:
             return
         loaded = [room for room in self._rooms.values() if room.supervisor is not None]
-        free = self._budget_bytes - sum(map(_num_bytes, loaded))
+        free = self._free_bytes()
         leaving: list[_Room] = []
         for room in sorted((room for room in loaded if _is_idle(room)), key=lambda room: room.used_at):
             if free >= wanted.hosted.num_bytes:
@@ -265,6 +283,8 @@ class EnginePool:
                 "free beside the models that are in use. Ask again when they are idle."
             )
         # From here on nobody finds them; one that is asked for meanwhile is loaded anew, after this.
+        for room in leaving:
+            room.is_put_away = True
         for supervisor in [_taken(room) for room in leaving]:
             await supervisor.aclose()
 

@@ -100,7 +100,7 @@ def read_url(url: str) -> Address:
 def check_host(address: Address, hosts: Sequence[str]) -> None:
     """`UsageError` unless the host and port of the address are on the list."""
     if not any(_matches(address, entry.strip().lower()) for entry in hosts):
-        raise UsageError("Pictures are not fetched from this host: it is not on this server's list. Send the picture as a data: URL.")
+        raise UsageError("Pictures are fetched from listed hosts and ports only, and this is none. Send the picture as a data: URL.")
 
 
 async def fetch_picture(url: str, rules: Rules, *, resolve: Resolve | None = None) -> bytes:
