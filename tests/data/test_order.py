@@ -163,6 +163,7 @@ def test_a_source_without_weight_does_not_come() -> None:
         [Stage(None, (0.0, 0.0))],
         [Stage(None, (float("nan"),))],
         [Stage(None, (-1.0, 2.0))],
+        [Stage(None, (1.0, 1e-5))],
     ],
 )
 def test_mixes_that_contradict_themselves_are_refused(stages: list[Stage]) -> None:

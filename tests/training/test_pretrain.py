@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from herd.training.settings.pretrain import (
 )
 from herd.training.sources.corpus import Corpus
 from herd.training.sources.mixing import Mixture, Text
-from herd.training.student.batches import batch_of
+from herd.training.student.batches import Document, batch_of
 from herd.training.student.model import Student
 from tiny import tiny_llama, tiny_llama4
 
@@ -202,7 +203,35 @@ def test_shares_of_sources_are_those_of_the_mix() -> None:
     data = (SourceSettings(name="a", path=(Path("a"),)), SourceSettings(name="b", path=(Path("b"),), weight=3))
     mixture = Mixture([Text(name, corpus(), corpus(), 0, True) for name in "ab"], settings(500, data=data))
     names = [name for step in range(500) for name, _ in mixture.sequences(step)]
-    assert names.count("b") / len(names) == pytest.approx(0.75, abs=0.03)
+    assert names.count("b") / len(names) == pytest.approx(0.75, abs=1 / len(names))
+
+
+def test_a_source_goes_on_after_the_tokens_that_it_has_had_where_lengths_change() -> None:
+    data = tuple(SourceSettings(name=name, path=(Path(name),)) for name in "ab")
+    stages = tuple(StageSettings(steps=3, sequence=length) for length in (LENGTH, 2 * LENGTH, LENGTH))
+    asked: dict[str, list[tuple[int, int]]] = {"a": [], "b": []}
+
+    @dataclass
+    class Listening:
+        name: str
+
+        def learned(self, position: int, length: int) -> list[Document]:
+            asked[self.name].append((position, length))
+            return []
+
+        def held_out(self, length: int, tokens: int) -> Iterator[list[Document]]:
+            return iter(())
+
+    mixture = Mixture([Listening(name) for name in "ab"], settings(9, data=data, stages=stages))
+    for step in range(9):
+        mixture.sequences(step)
+    for places in asked.values():
+        end = 0
+        for position, length in places:
+            assert end <= position * length < end + length
+            end = (position + 1) * length
+    last, again = list(asked["a"]), mixture.sequences(8)
+    assert len(again) == mixture.per_step(stages[2]) and asked["a"][: len(last)] == last
 
 
 def test_a_teacher_that_is_ahead_pulls_and_one_that_is_not_does_not() -> None:

@@ -33,10 +33,6 @@ class Account:
     drops: dict[str, Tally] = field(default_factory=dict)
     notes: dict[str, Tally] = field(default_factory=dict)
 
-    @property
-    def num_dropped(self) -> int:
-        return sum(tally.count for tally in self.drops.values())
-
     def drop(self, reason: str, place: Place, detail: str = "") -> None:
         """A record that is not used."""
         _count(self.drops, reason, place, detail)

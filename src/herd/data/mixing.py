@@ -17,7 +17,8 @@ from herd.data.order import permuted
 from herd.errors import UsageError
 from herd.records import dataclass
 
-_BLOCK = 256
+_BLOCK, _MOST = 256, 1 << 18
+"""Examples of a block, of which the rarest source has two at least, and the most that a block may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class Mixing:
             self._kept = (number, block), self._block(number, block, end)
         source, rank = self._kept[1][offset]
         return source, used[source] + rank
+
+    def before(self, stage: int) -> tuple[int, ...]:
+        """How many of each source come before a stage begins."""
+        return self._stages[stage][1]
 
     def _block(self, number: int, block: int, end: int | None) -> list[tuple[int, int]]:
         """(source, its position in the stage) at each position of a block; the last one of a stage may be shorter."""
@@ -97,5 +102,8 @@ def _check(stages: Sequence[Stage]) -> None:
             )
         if not all(math.isfinite(weight) and weight >= 0 for weight in stage.weights) or not any(stage.weights):
             raise UsageError(f"stage {at} of the mix has the weights {stage.weights}; expected numbers that are not negative, one above 0.")
+        share = min(weight for weight in stage.weights if weight) / math.fsum(stage.weights)
+        if share < 4 / _MOST:
+            raise UsageError(f"stage {at} of the mix gives a source {share:.2g} of all examples; expected {4 / _MOST:.2g} or more, or 0.")
         if (stage.count is None) != (at == len(stages) - 1) or (stage.count is not None and stage.count < 1):
             raise UsageError(f"stage {at} of the mix has {stage.count} examples; every stage but the last has a number, and the last none.")

@@ -68,14 +68,6 @@ def _control(sample: Sample, tokenising: Tokenising) -> str | None:
     return next((tokenizer.special_text(part) for part in parts if not isinstance(part, str)), None)
 
 
-def examples_of(
-    samples: Iterable[Sample], tokenising: Tokenising, account: Account, *, max_tokens: int | None = None, too_long: str = "drop"
-) -> Iterator[Example]:
-    """All examples, one after another, of conversations and texts."""
-    for group in prepared(samples, tokenising, account, max_tokens=max_tokens, too_long=too_long):
-        yield from group
-
-
 def tokenised(sample: Sample, tokenising: Tokenising) -> tuple[Example, ...]:
     """The examples of one sample, whatever it is. `UsageError` for what the chat format refuses."""
     match sample:

@@ -11,7 +11,7 @@ feed-forward without experts, so that a token goes through as many weights in ei
 from __future__ import annotations
 
 import math
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any, TypeVar
 
 from herd.checkpoints.open import open_checkpoint
@@ -264,8 +264,3 @@ def _divisor(number: int, near: float) -> int:
 
 def _first(value: T | None, otherwise: Any) -> Any:
     return otherwise if value is None else value
-
-
-def with_rope(cfg: LlamaConfig | Llama4Config, rope: Rope, context: int) -> LlamaConfig | Llama4Config:
-    """The same model with other rotary frequencies, made for so many tokens."""
-    return replace(cfg, rope=rope, context_length=context)

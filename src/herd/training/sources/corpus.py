@@ -104,11 +104,6 @@ def shuffled(seed: int, name: str, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=_key(seed, name, epoch, count))).permutation(count)
 
 
-def drawn(seed: int, name: str, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) from the key alone; the first ones are the same however many there are."""
-    return np.random.Generator(np.random.Philox(key=_key(seed, name))).random(count)
-
-
 class _Writer:
     """Streams tokens to a file, and the starts of documents to one beside it."""
 

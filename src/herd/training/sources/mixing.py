@@ -1,21 +1,21 @@
 """Where the sequences of each step come from: sources, how often each is drawn from, and which of its sequences is next.
 
-Everything is a function of the seed and the step: for every sequence of the run a number is drawn that chooses its source, and how many
-of that source came before says which of its sequences it is, in an order that is shuffled anew in each epoch.
+Everything is a function of the seed and the step: `data.mixing` says which source a sequence of the run is from, so that each has its
+share in every block of sequences, and how many of that source came before says which of its sequences it is, in an order that is
+shuffled anew in each epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from herd.data.mixing import Mixing, Stage
 from herd.errors import UsageError
 from herd.training.settings.pretrain import PretrainSettings, StageSettings
-from herd.training.sources.corpus import Corpus, documents_of, drawn, shuffled
+from herd.training.sources.corpus import Corpus, documents_of, shuffled
 from herd.training.student.batches import Document
 
 
@@ -57,24 +57,19 @@ class Text:
 
 
 class Mixture:
-    """Which source each sequence of the run is from, and its position there."""
+    """Which source each sequence of the run is from, and its position there: a `Mixing` whose stages are those of the run."""
 
     def __init__(self, sources: Sequence[Sequences], settings: PretrainSettings) -> None:
         self.sources = tuple(sources)
         self.stages = settings.all_stages
         self._batch_tokens = settings.batch_tokens
-        self._firsts: list[tuple[int, int]] = []
-        weights = {source.name: source.weight for source in settings.data}
-        chosen: list[NDArray[np.int64]] = []
-        uniform = drawn(settings.loop.seed, "mix", sum(stage.steps * self.per_step(stage) for stage in self.stages))
-        step = sequence = 0
-        for stage in self.stages:
-            self._firsts.append((step, sequence))
-            count = stage.steps * self.per_step(stage)
-            chosen.append(_chosen(uniform[sequence : sequence + count], self._shares(stage, weights)))
-            step, sequence = step + stage.steps, sequence + count
-        self._source_of = np.concatenate(chosen)
-        self._position_of = self._positions()
+        own = {source.name: source.weight for source in settings.data}
+        counts = [stage.steps * self.per_step(stage) for stage in self.stages]
+        self._firsts = list(accumulate(zip((stage.steps for stage in self.stages), counts, strict=True), _added, initial=(0, 0)))[:-1]
+        weights = [self._weights(stage, own) for stage in self.stages]
+        mixed = [Stage(count, each) for count, each in zip(counts, weights, strict=True)]
+        self._mixing = Mixing([*mixed[:-1], Stage(None, weights[-1])], settings.loop.seed)
+        self._begins = self._places()
 
     def per_step(self, stage: StageSettings) -> int:
         """Sequences of a step."""
@@ -92,31 +87,30 @@ class Mixture:
         begin = first + (step - first_step) * count
         found = []
         for each in range(begin, begin + count):
-            source = self.sources[self._source_of[each]]
-            found.append((source.name, source.learned(int(self._position_of[each]), stage.sequence)))
+            number, position = self._mixing.at(each)
+            source = self.sources[number]
+            found.append((source.name, source.learned(self._begins[index][number] + position, stage.sequence)))
         return found
 
-    def _shares(self, stage: StageSettings, weights: Mapping[str, float]) -> NDArray[np.float64]:
-        found = np.array([stage.mix.get(source.name, weights[source.name]) for source in self.sources], np.float64)
-        if not found.sum():
+    def _weights(self, stage: StageSettings, own: Mapping[str, float]) -> tuple[float, ...]:
+        found = tuple(stage.mix.get(source.name, own[source.name]) for source in self.sources)
+        if not any(found):
             raise UsageError("A stage's mix gives every source the weight 0, so there is nothing to draw from.", param="stages.mix")
-        shares: NDArray[np.float64] = found / found.sum()
-        return shares
+        return found
 
-    def _positions(self) -> NDArray[np.int64]:
-        """How many sequences of the same source came before. Where lengths change, a source goes on after as many tokens."""
-        positions = np.zeros(len(self._source_of), np.int64)
-        begun = np.zeros(len(self.sources), np.int64)
-        for (_, first), stage in zip(self._firsts, self.stages, strict=True):
-            last = first + stage.steps * self.per_step(stage)
-            for index in range(len(self.sources)):
-                here = np.flatnonzero(self._source_of[first:last] == index) + first
-                start = -(-int(begun[index]) // stage.sequence)
-                positions[here] = start + np.arange(len(here))
-                begun[index] = (start + len(here)) * stage.sequence
-        return positions
+    def _places(self) -> list[list[int]]:
+        """For each stage what has to be added to a source's count of sequences so far. Where lengths change, a source goes on after as
+        many tokens as it has had."""
+        found, tokens = [], [0] * len(self.sources)
+        befores = [self._mixing.before(index) for index in range(len(self.stages))]
+        for index, stage in enumerate(self.stages):
+            starts = [-(-had // stage.sequence) for had in tokens]
+            found.append([start - count for start, count in zip(starts, befores[index], strict=True)])
+            for end in befores[index + 1 : index + 2]:
+                places = zip(starts, befores[index], end, strict=True)
+                tokens = [(start + after - before) * stage.sequence for start, before, after in places]
+        return found
 
 
-def _chosen(uniform: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    found = np.searchsorted(np.cumsum(shares), uniform, "right")
-    return np.minimum(found, len(shares) - 1).astype(np.int64)
+def _added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
