@@ -55,6 +55,12 @@ def test_a_device_can_be_described_or_given_more_memory() -> None:
     assert told(*words, "--device", "desktop", "--device-memory", "32GiB")["devices"][0]["devices"] == 1
 
 
+def test_a_known_device_takes_a_price_and_a_power_of_ones_own() -> None:
+    words = ("plan", "llama-3.1-8b", "--quant", "q4", "--device", "rtx-4090", "--price", "$0.30", "--power", "300W")
+    cost = told(*words)["devices"][0]["cost"]
+    assert cost["per_hour"] == [0.3, 0.3] and cost["watts"] == 300
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -65,7 +71,11 @@ def test_a_device_can_be_described_or_given_more_memory() -> None:
         (("plan", "smollm2-135m", "--quant", "q6_k"), "q6_k does not exist for smollm2-135m"),
         (("plan", "llama-3.1-8b", "--device", "h99"), "No device is known as 'h99'"),
         (("plan", "llama-3.1-8b", "--bandwidth", "1TB/s"), "described by all of"),
-        (("plan", "llama-3.1-8b", "--price", "$1"), "belong to a described device"),
+        (("plan", "llama-3.1-8b", "--price", "$1"), "belong to a device"),
+        (("plan", "llama-3.1-8b", "--device", "rtx-4090", "--bandwidth", "1TB/s"), "is known by its bandwidth"),
+        (("plan", "train", "llama-3.1-8b", "--tokens", "1M", "--device", "this-machine", "--device-memory", "1TB"), "is measured"),
+        (("plan", "train", "llama-3.1-8b", "--tokens", "1M", "--device", "h100", "--compute", "1PFLOPS"), "is known by its bandwidth"),
+        (("plan", "train", "llama-3.1-8b", "--tokens", "1M", "--method", "full", "--rank", "8"), "--rank is of LoRA"),
         (("plan", "llama-3.1-8b", "--users", "ten"), "--users is 'ten'"),
         (("plan", "train", "llama-3.1-8b", "--tokens", "10M", "--method", "rlhf"), "must be one of full"),
         (("plan", "train", "llama-3.1-8b", "--tokens", "10M", "--device", "desktop"), "--device-memory"),
@@ -111,6 +121,8 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one["format"] == "q4_0" and one["devices"][0]["expected"]["alone_tokens_per_s"] == pytest.approx(0.9 * 40e9 / 0.78e9, rel=0.15)
     plain = told("plan", "this-machine", "--model", "llama-3.2-1b-instruct", "--quant", "bf16")
     assert plain["cache_format"] == "f32" and asked[-1] == ("bf16", "float32")
+    for other in ("bfloat16", "16-bit", "16"):
+        assert told("plan", "this-machine", "--model", "llama-3.2-1b-instruct", "--quant", other)["cache_format"] == "f32"
     first = [each["devices"][0]["expected"]["first_token_s"] for each in (one, plain)]
     attention, products = 16 * 4 * 2048 * 1024**2 / 2 / 1e11, 2 * 0.973e9 * 1024
     assert first == [pytest.approx(attention + products / rate, rel=0.01) for rate in (4e11, 1e11)]
@@ -123,6 +135,9 @@ def test_training_is_planned() -> None:
     found = told("plan", "train", "llama-3.1-8b", "--method", "qlora", "--tokens", "10M", "--device", "rtx-4090")
     assert found["plans"][0]["layouts"][0]["devices"] == 1
     assert "operations a token" in invoke("plan", "train", "llama-3.1-8b", "--tokens", "10M").output
+    described = ("--device-memory", "16GB", "--bandwidth", "500GB/s", "--compute", "80TFLOPS")
+    (alone,) = told("plan", "train", "llama-3.2-1b", "--tokens", "10M", *described)["plans"]
+    assert alone["device"] == "described" and alone["layouts"][0]["devices"] == 1
 
 
 def test_a_ruling_is_printed_with_clauses_and_says_what_it_is_not() -> None:

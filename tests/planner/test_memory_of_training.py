@@ -30,7 +30,8 @@ STEP = Path(__file__).with_name("real_step.py")
 
 @dataclass(frozen=True)
 class Real:
-    """A step: of each of its packs the lengths of the documents. `keep`: whether a frozen base is kept as it is multiplied."""
+    """A step: of each of its packs the lengths of the documents. `keep`: whether a frozen base is kept as it is multiplied. `width`: that
+    of SmolLM2-135M, of Llama 3.2 1B, or the one between them."""
 
     method: str
     packs: tuple[tuple[int, ...], ...]
@@ -39,15 +40,26 @@ class Real:
     recompute: bool = False
     keep: bool = False
     rank: int = 16
+    width: int = 576
 
     def __str__(self) -> str:
         packs = " + ".join("x".join(str(length) for length in pack) for pack in self.packs)
-        how = [f"{self.layers} layers, {self.vocabulary} tokens known", *(["recomputed"] if self.recompute else [])]
+        how = [
+            f"width {self.width}",
+            f"{self.layers} layers",
+            f"{self.vocabulary} tokens known",
+            *(["recomputed"] if self.recompute else []),
+        ]
         return f"{self.method} of {packs}, {', '.join([*how, *(['decoded once'] if self.keep else [])])}"
 
     @property
+    def release(self) -> str:
+        return "smollm2-135m" if self.width == 576 else "llama-3.2-1b"
+
+    @property
     def changes(self) -> dict[str, int]:
-        return {"num_layers": self.layers, "vocab_size": self.vocabulary}
+        between = {"width": 1024, "num_heads": 16, "num_kv_heads": 4, "ffn_width": 4096} if self.width == 1024 else {}
+        return {"num_layers": self.layers, "vocab_size": self.vocabulary, **between}
 
 
 RUNS = [
@@ -57,9 +69,18 @@ RUNS = [
     Real("full", ((256,),), layers=2, vocabulary=49152),
     Real("lora", ((512,),)),
     Real("lora", ((1024,),), recompute=True),
+    Real("lora", ((512,),), layers=24, recompute=True),
     Real("lora", ((256,),), layers=2, vocabulary=49152),
     Real("qlora", ((1024,),)),
     Real("qlora", ((512,),), layers=4, keep=True),
+    Real("full", ((512,),), layers=4, width=1024),
+    Real("lora", ((512,),), layers=6, width=1024),
+    Real("qlora", ((512,),), layers=6, recompute=True, width=1024),
+    Real("full", ((256,),), layers=2, width=2048),
+    Real("full", ((512,),), layers=2, recompute=True, width=2048),
+    Real("lora", ((512,),), layers=2, width=2048),
+    Real("lora", ((1024,),), layers=3, recompute=True, width=2048),
+    Real("qlora", ((512,),), layers=2, width=2048),
 ]
 
 
@@ -69,12 +90,12 @@ def predicted(real: Real) -> int:
         rank=0 if real.method == "full" else real.rank, blocks=real.method == "qlora", tokens=tokens, packs=len(real.packs),
         recompute=real.recompute, keep_bytes=AMPLE if real.keep else 0,
     )  # fmt: skip
-    return taken(dataclasses.replace(find(RELEASE).config(), **real.changes), learning).total
+    return taken(dataclasses.replace(find(real.release).config(), **real.changes), learning).total
 
 
 def measured(real: Real) -> int:
     job: dict[str, Any] = {
-        "release": RELEASE, "changes": real.changes, "method": real.method, "rank": real.rank, "recompute": real.recompute,
+        "release": real.release, "changes": real.changes, "method": real.method, "rank": real.rank, "recompute": real.recompute,
         "stored": "q4_0" if real.method == "qlora" else "f32", "keep": AMPLE if real.keep else 0, "packs": real.packs,
     }  # fmt: skip
     path = os.pathsep.join(sys.path)

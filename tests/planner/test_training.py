@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from herd.errors import UsageError
 from herd.family.catalogue import find
-from herd.planner.devices import find_device
+from herd.models.sizes import count_parameters
+from herd.planner import student
+from herd.planner.devices import changed, find_device
+from herd.planner.memory import PAGE_TOKENS, STEP_OUTPUTS, STEP_TOKENS
 from herd.planner.training import COMPUTE_SHARE, Run, check_run, operations_per_token, parts, reckon_run, step_memory
 
 H100 = find_device("h100")
@@ -83,9 +88,34 @@ def test_a_batch_limits_how_many_devices_take_part() -> None:
     assert [each.devices for each in plan.layouts if "each" not in each.how.partition("(FSDP)")[2]] == [1, 2]
 
 
-def test_what_fits_on_no_number_of_devices_says_so() -> None:
+def test_what_fits_on_no_number_of_devices_says_what_is_needed() -> None:
+    """All of it where devices cannot share, and what is left on each where they can."""
     run = Run(method="full", tokens=1, sequence_tokens=2048)
-    assert reckon_run(find("llama-3.1-405b").config(), run, find_device("m4-pro")).why_not
+    alone = reckon_run(find("llama-3.1-8b").config(), run, changed(find_device("desktop"), memory="16GB"))
+    assert re.fullmatch(r"\d{3}\.\d GB are needed, and 1[34]\.\d GB of its memory can be used", alone.why_not)
+    crowd = Run(method="full", tokens=1, sequence_tokens=131072, sequences=512, checkpointing=False)
+    assert "on each device, however many share the rest" in reckon_run(find("llama-3.1-405b").config(), crowd, H100).why_not
+
+
+def test_the_sums_know_what_the_trainer_and_the_engine_do() -> None:
+    """Numbers that stand in two places, as the planner may not import what computes."""
+    pytest.importorskip("torch")
+    from herd.api import tuning
+    from herd.backends import base
+    from herd.training.student import allocation, cross_entropy
+
+    assert (student.CHUNK_BYTES, student.MIN_CHUNK_ROWS) == (cross_entropy.CHUNK_BYTES, cross_entropy.MIN_CHUNK_ROWS)
+    assert (student.KEPT_SHARE, student.ALONE_BYTES) == (tuning.KEPT_SHARE, allocation.ALONE_BYTES)
+    options = base.BackendOptions()
+    assert (base.PAGE_TOKENS, options.max_step_tokens, options.max_step_outputs) == (PAGE_TOKENS, STEP_TOKENS, STEP_OUTPUTS)
+
+
+def test_the_encoder_of_pictures_is_among_the_weights_that_are_learned() -> None:
+    """It is float32 as all others; where the data shows no pictures it has no gradients."""
+    config = find("llama-3.2-11b-vision").config()
+    learning = student.Learning(rank=0, blocks=False, tokens=512, packs=2, recompute=True, keep_bytes=0)
+    found = student.taken(config, learning)
+    assert found.weights == 4 * count_parameters(config) and found.gradients < found.weights
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,29 @@ def test_a_head_that_does_more_than_a_matrix_and_a_cap_is_left_to_the_model() ->
 def test_memory_stays_only_where_glibc_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not allocation.keep_memory() and not allocation.give_back()
+
+
+def test_where_all_is_learned_large_pieces_are_mapped_alone_if_the_kernel_has_huge_pages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else all stays in the heap: single pages would cost more time than the memory is worth."""
+    told: list[tuple[int, int]] = []
+
+    class Glibc:
+        def mallopt(self, name: int, value: int) -> int:
+            told.append((name, value))
+            return 1
+
+    monkeypatch.setattr(allocation, "_glibc", Glibc)
+    monkeypatch.setattr(allocation, "HUGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    for said, alone in (("always [madvise] never", True), ("always madvise [never]", False), (None, False)):
+        (tmp_path / "enabled").unlink(missing_ok=True)
+        if said is not None:
+            (tmp_path / "enabled").write_text(said)
+        told.clear()
+        assert allocation.keep_memory(learns_all=True)
+        assert ((allocation.M_MMAP_THRESHOLD, allocation.ALONE_BYTES) in told) is alone
+        assert ((allocation.M_MMAP_MAX, 0) in told) is not alone
+    told.clear()
+    assert allocation.keep_memory() and (allocation.M_MMAP_MAX, 0) in told

@@ -9,9 +9,11 @@ import click
 
 from herd.cli.options import Examples, offline_option
 from herd.cli.plan_options import device_options, devices_asked, load_options, question_asked, release_asked
+from herd.errors import UsageError
 
 if TYPE_CHECKING:
     from herd.family.release import Release
+    from herd.planner.devices import Device
 
 
 HERE = "this-machine"
@@ -136,16 +138,14 @@ def this_machine(model: str | None, threads: int | None, as_json: bool, **option
 @click.option("--sequence", default="2048", show_default=True, metavar="N", help="Length of a sequence in tokens.")
 @click.option("--sequences", type=int, default=1, show_default=True, metavar="N", help="Sequences in one device's memory at once.")
 @click.option("--batch", metavar="N", help="Tokens of one step over all devices; limits how many can take part.")
-@click.option("--rank", type=int, default=16, show_default=True, metavar="N", help="Of LoRA.")
+@click.option("--rank", type=int, metavar="N", help="Of LoRA.  [default: 16]")
 @click.option("--no-checkpointing", is_flag=True, help="Keep all activations instead of computing them again.")
 @click.option(
     "--device",
     "device_names",
     multiple=True,
-    default=("h100-sxm",),
-    show_default=True,
     metavar="NAME",
-    help="The device; this-machine is measured.",
+    help="The device; this-machine is measured.  [default: h100-sxm]",
 )
 @click.option("--device-memory", metavar="SIZE", help="Describe a device: its memory, such as 24GiB.")
 @click.option("--bandwidth", metavar="RATE", help="Describe a device: bytes per second, such as 1TB/s.")
@@ -158,23 +158,20 @@ def train(model: str, as_json: bool, **options: Any) -> None:
 
     release = release_asked(model)
     config = release.config()
+    method = options["method"].lower()
+    if options["rank"] is not None and method in ("full", "pretrain"):
+        raise UsageError(f"--rank is of LoRA, and --method {method} learns all weights. Leave it out, or take --method lora.")
     run = training.Run(
-        method=options["method"].lower(),
+        method=method,
         tokens=units.count(options["tokens"], "--tokens"),
         sequence_tokens=units.count(options["sequence"], "--sequence"),
         sequences=options["sequences"],
         batch_tokens=units.count(options["batch"], "--batch") if options["batch"] else None,
-        rank=options["rank"],
+        rank=16 if options["rank"] is None else options["rank"],
         checkpointing=not options["no_checkpointing"],
     )
     training.check_run(run, config, release.name)
-    here = [name for name in options["device_names"] if name == HERE]
-    named = tuple(name for name in options["device_names"] if name != HERE)
-    devices = devices_asked(options | {"power": None, "price": None, "device_names": named}) if named or not here else []
-    if here:
-        from herd.cli.plan_here import measure
-
-        devices.append(measure(None))
+    devices = _devices_for_training(options)
     found = [(training.reckon_run(config, run, device), device) for device in devices]
     if as_json:
         from herd.cli.output import print_json
@@ -186,6 +183,24 @@ def train(model: str, as_json: bool, **options: Any) -> None:
 
     for each, device in found:
         print_training(each, release, device)
+
+
+def _devices_for_training(options: dict[str, Any]) -> list[Device]:
+    """The devices that are named or described, and this machine, measured."""
+    names = options["device_names"]
+    given = [name for name in ("device_memory", "bandwidth", "compute") if options[name]]
+    others = tuple(name for name in names if name != HERE)
+    if len(others) < len(names) and given:
+        raise UsageError(f"--device {HERE} is measured; leave out --{given[0].replace('_', '-')}.")
+    if not names and not given:
+        others = ("h100-sxm",)
+    described = options | {"power": None, "price": None, "device_names": others}
+    found = devices_asked(described) if others or given else []
+    if len(others) < len(names):
+        from herd.cli.plan_here import measure
+
+        found.append(measure(None))
+    return found
 
 
 def _tell_unknown(release: Release, as_json: bool) -> None:

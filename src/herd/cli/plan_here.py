@@ -79,11 +79,11 @@ def formats_of(releases: Iterable[Release], quant: str) -> tuple[str, ...]:
 def as_herd_runs(options: dict[str, Any]) -> dict[str, Any]:
     """What nobody asked for is as herd's engine does it on a processor: all keys and values kept, in float16 where block formats meet
     int8 activations, else float32; the shares of the machine's limits are herd's."""
+    from herd.planner.formats import is_plain
     from herd.planner.speed import HERE
 
     quant = options["quant"] or "q4_0"
-    is_plain = quant.lower() in ("f32", "f16", "bf16", "fp16", "fp32", "16", "32")
-    return options | {"quant": quant, "cache": options["cache"] or ("f32" if is_plain else "f16"), "keep_all": True, "shares": HERE}
+    return options | {"quant": quant, "cache": options["cache"] or ("f32" if is_plain(quant) else "f16"), "keep_all": True, "shares": HERE}
 
 
 def tell_one(plan: Plan, device: Device, as_json: bool) -> None:

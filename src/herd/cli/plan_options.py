@@ -33,7 +33,7 @@ device_options = _add(
         click.option("--device-memory", metavar="SIZE", help="Describe a device: its memory, such as 24GiB."),
         click.option("--bandwidth", metavar="RATE", help="Describe a device: bytes per second, such as 1TB/s."),
         click.option("--compute", metavar="RATE", help="Describe a device: dense 16-bit operations, such as 165TFLOPS."),
-        click.option("--power", metavar="WATTS", help="Describe a device: what it draws, such as 450W."),
+        click.option("--power", metavar="WATTS", help="What one device draws, such as 450W."),
         click.option("--price", metavar="DOLLARS", help="What one device costs an hour, such as $2.40."),
     ]
 )
@@ -69,23 +69,25 @@ def release_asked(name: str | None, option: str | None = None) -> Release:
 
 def devices_asked(options: dict[str, Any]) -> list[Device]:
     """The devices that are named or described; all that are known without either."""
-    import dataclasses
-
-    from herd.planner import units
-    from herd.planner.devices import described, devices, find_device
+    from herd.planner.devices import changed, described, devices, find_device
 
     named = [find_device(name) for name in options["device_names"]]
-    if named and options["device_memory"] and not (options["bandwidth"] or options["compute"]):
-        memory = units.num_bytes(options["device_memory"], "--device-memory")
-        return [dataclasses.replace(device, memory=memory) for device in named]
-    given = [options["device_memory"], options["bandwidth"], options["compute"]]
-    if any(given):
-        if not all(given):
+    memory, bandwidth, compute = options["device_memory"], options["bandwidth"], options["compute"]
+    own = {"power": options["power"], "price": options["price"]}
+    if named and (bandwidth or compute):
+        raise UsageError(
+            f"{named[0].title} is known by its bandwidth and operations. Name a device with --device, and perhaps --device-memory, --power "
+            "and --price of your own; or describe one by --device-memory, --bandwidth and --compute."
+        )
+    if named:
+        return [changed(device, memory=memory, **own) for device in named]
+    if memory or bandwidth or compute:
+        if not (memory and bandwidth and compute):
             raise UsageError("A device is described by all of --device-memory, --bandwidth and --compute: 24GiB, 1TB/s and 165TFLOPS.")
-        return [described(*given, power=options["power"], price=options["price"])]
-    if options["power"] or options["price"]:
-        raise UsageError("--power and --price belong to a described device: give --device-memory, --bandwidth and --compute too.")
-    return named or list(devices().values())
+        return [described(memory, bandwidth, compute, **own)]
+    if any(own.values()):
+        raise UsageError("--power and --price belong to a device: name one with --device, or describe one.")
+    return list(devices().values())
 
 
 def question_asked(release: Release, options: dict[str, Any], devices: list[Device], power_price: str | None) -> Question:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from functools import cache
 from typing import Any
 
@@ -88,20 +88,30 @@ def find_device(name: str) -> Device:
 
 def described(memory: str, bandwidth: str, compute: str, *, power: str | None = None, price: str | None = None) -> Device:
     """A device that is in no file, by what the sums need: memory, bandwidth and dense 16-bit operations per second."""
-    dollars = None if price is None else units.dollars(price, "--price")
-    prices = () if dollars is None else (Price(seller="as given", low=dollars, high=dollars, source=_given()),)
-    return Device(
+    device = Device(
         name="described",
         title="the device described",
         kind="gpu",
-        memory=_positive(units.num_bytes(memory, "--device-memory"), "--device-memory"),
         bandwidth=_positive(units.bytes_per_s(bandwidth, "--bandwidth"), "--bandwidth"),
         peaks={"bf16": _positive(units.operations_per_s(compute, "--compute"), "--compute")},
-        power=None if power is None else units.watts(power, "--power"),
         most=8,
-        prices=prices,
-        sources={"memory": _given(), "bandwidth": _given(), "bf16": _given()},
+        sources={"bandwidth": _given(), "bf16": _given()},
     )
+    return changed(device, memory=memory, power=power, price=price)
+
+
+def changed(device: Device, *, memory: str | None = None, power: str | None = None, price: str | None = None) -> Device:
+    """The device with what is given in the place of what is known of it."""
+    changes: dict[str, Any] = {}
+    if memory is not None:
+        changes["memory"] = _positive(units.num_bytes(memory, "--device-memory"), "--device-memory")
+    if power is not None:
+        changes["power"] = units.watts(power, "--power")
+    sources = {**device.sources, **dict.fromkeys(changes, _given())}
+    if price is not None:
+        dollars = units.dollars(price, "--price")
+        changes["prices"] = (Price(seller="as given", low=dollars, high=dollars, source=_given()),)
+    return replace(device, **changes, sources=sources)
 
 
 def _given() -> Source:

@@ -51,6 +51,18 @@ class Format:
         return packed(self.chosen(spec))
 
 
+def is_plain(name: str) -> bool:
+    """Whether a format, by any of its spellings, stores every weight as a number of its own, as far as a name tells."""
+    dtype = BY_NAME.get(_spelt(name))
+    return dtype is not None and not dtype.is_block
+
+
+def _spelt(name: str) -> str:
+    """A format's own name, of the spellings that people use."""
+    wanted = name.strip().lower().replace("-", "_").removesuffix("bits").removesuffix("_").strip()
+    return _WORDS.get(wanted.replace("_", "") if wanted.replace("_", "") in _WORDS else wanted, wanted)
+
+
 def names() -> tuple[str, ...]:
     """All names of formats, the widest first; `herd plan --quant` takes these and common other spellings."""
     return ("f32", "bf16", "f16", "fp8", *(name for name, dtype in BY_NAME.items() if dtype.is_block), *_MIXED, "int4")
@@ -58,8 +70,7 @@ def names() -> tuple[str, ...]:
 
 def format_named(name: str, release: Release, config: Config) -> Format:
     """The format that a user means, for this model. `UsageError` for an unknown one, and for one that cannot be for this model."""
-    wanted = name.strip().lower().replace("-", "_").removesuffix("bits").removesuffix("_").strip()
-    wanted = _WORDS.get(wanted.replace("_", "") if wanted.replace("_", "") in _WORDS else wanted, wanted)
+    wanted = _spelt(name)
     if wanted in _MIXED:
         return _mixed(wanted, release, config)
     if wanted == "fp8":

@@ -21,11 +21,16 @@ CHUNK_BYTES, MIN_CHUNK_ROWS = 48 << 20, 16
 PROGRAM_BYTES = 256_000_000
 """Of a process with torch before a model is there. Recomputing layers loads 75 MB more of torch. Measured with torch 2.13."""
 RECOMPUTING_BYTES = 75_000_000
-HEAP_LAYERS, HEAP_LAYERS_JOINED, HEAP_TABLES = 8, 5, 2
-"""By how much the heap outgrows what is alive: the activations of so many layers (fewer where products are joined), and so many tables
-where the table is learned. The process keeps what it frees (`training/student/allocation.py`), and glibc finds no room for an aligned
-piece where one of the same size has been. Fitted to eight steps of 256 to 1024 tokens with glibc 2.36, all of width 576; joined to one
-of them. Too much for LoRA of a width of 2048 (docs/how-to/plan.md)."""
+HEAP_SHARE, HEAP_SHARE_ALL, HEAP_SHARE_TWICE = 0.75, 0.9, 0.95
+"""How much of everything that the layers make lies in holes of the heap; where all weights are learned (pieces then begin at huge pages);
+and where layers beside a frozen base are made twice. A layer gives back much of what it makes while it goes, and the process keeps that
+(`training/student/allocation.py`); but before version 2.38 glibc finds no room for an aligned piece where one of the same size has been,
+so that the next layer takes new memory: the heap grows with the number of layers, even where they are recomputed. Seen: 0.6 to 1.1, in
+steps of widths 576 and 2048 with 2 to 24 layers and glibc 2.36; from one process to the next by a tenth of the whole."""
+ALONE_BYTES = 16 << 20
+"""Gradients from this size on are mapped alone; smaller ones come to lie in holes of the heap, in half of what there is."""
+PRODUCTS_BYTES = 27_000_000
+"""What products keep for their rearranged factors: measured with two threads, of any larger size the same."""
 KEPT_SHARE = 4
 """A frozen base may be kept as it is multiplied in so large a part of the memory that is free: one in four (`api/tuning.py`)."""
 
@@ -45,7 +50,8 @@ class Learning:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Bytes at the moment of a step that takes most. `gradients`: those that are there then; `heap`: freed and not given back."""
+    """Bytes at the moment of a step that takes most. `gradients`: those that are there then; `heap`: freed and not found again,
+    and what products keep."""
 
     weights: int
     gradients: int
@@ -60,34 +66,31 @@ class Taken:
 
 def taken(config: Config, learning: Learning) -> Taken:
     """What a step takes besides the program, as the larger of two moments: the way back begins, with all activations there; or it ends,
-    with all gradients."""
-    specs = [spec for spec in architecture_of(config).tensors(config) if part_of(spec) != "vision"]
+    with all gradients. With all weights learned the encoder of pictures is among them, without gradients where the data shows none."""
+    everything = list(architecture_of(config).tensors(config))
+    specs = [spec for spec in everything if part_of(spec) != "vision"]
+    learns_all = learning.rank == 0
     matrices = [spec for spec in specs if spec.kind is Kind.MATRIX and spec.name.startswith(("layers.", "crossing."))]
     adapters = sum(learning.rank * sum(spec.shape) for spec in matrices)
-    count = sum(spec.count for spec in specs)
-    table = max(spec.count for spec in specs if spec.kind in (Kind.EMBEDDING, Kind.HEAD))
-    learns_all = learning.rank == 0
-    trained = count if learns_all else adapters
-    weights = WIDE * count if learns_all else _frozen_bytes(specs, learning) + WIDE * adapters
+    trained = sum(spec.count for spec in specs) if learns_all else adapters
+    weights = WIDE * sum(spec.count for spec in everything) if learns_all else _frozen_bytes(specs, learning) + WIDE * adapters
+    table = WIDE * max(spec.count for spec in specs if spec.kind in (Kind.EMBEDDING, Kind.HEAD)) if learns_all else 0
     forward, within = activation_bytes(config, learning)
-    learned_table = WIDE * table if learns_all else 0
-    piece = logits_bytes(config, learning.tokens)
-    heap = _heap_bytes(config, learning) + HEAP_TABLES * learned_table
-    begins = forward + learned_table + max(2 * piece, within, learned_table)
-    ends = learned_table
-    gradients = WIDE * trained
+    begins = forward + table + max(2 * logits_bytes(config, learning.tokens), within, table)
+    gradients, optimizer, holes = WIDE * trained, 2 * WIDE * trained, _holes(config, learning)
     earlier = gradients if learning.packs > 1 else 0
-    optimizer = 2 * WIDE * trained
-    at_end = heap - min(heap, gradients) // 2  # gradients came to lie in some of what was freed: in half of it, as measured
-    if begins + earlier + heap >= ends + gradients + at_end:
-        return Taken(weights, earlier, optimizer, begins, heap)
-    return Taken(weights, gradients, optimizer, ends, at_end)
+    small = sum(WIDE * spec.count for spec in specs if WIDE * spec.count < ALONE_BYTES) if learns_all else gradients
+    left = holes - min(holes, small) // 2
+    if begins + earlier + holes >= table + gradients + left:
+        return Taken(weights, earlier, optimizer, begins, holes + PRODUCTS_BYTES)
+    return Taken(weights, gradients, optimizer, table, left + PRODUCTS_BYTES)
 
 
-def _heap_bytes(config: Config, learning: Learning) -> int:
-    """Freed pieces of activations."""
-    layers = HEAP_LAYERS_JOINED if _is_joined(learning) else HEAP_LAYERS
-    return layers * WIDE * learning.tokens * max(4 * config.width + each.inside for each in layer_widths(config))
+def _holes(config: Config, learning: Learning) -> int:
+    """What is freed and not found again."""
+    made = WIDE * learning.tokens * sum(4 * config.width + each.inside for each in layer_widths(config))
+    share = HEAP_SHARE_ALL if learning.rank == 0 else HEAP_SHARE_TWICE if learning.recompute else HEAP_SHARE
+    return int(share * made)
 
 
 def _is_joined(learning: Learning) -> bool:

@@ -25,13 +25,15 @@ METHODS = ("full", "lora", "qlora", "pretrain")
 COMPUTE_SHARE = 0.40
 LOGITS_CHUNK = 512
 ADAM_BYTES = 12
-PROCESSOR_SHARE = 0.55
+PROCESSOR_SHARE = 0.48
 PROCESSOR_ASSUMED = (
-    f"a step computes at {PROCESSOR_SHARE:.0%} of the measured float32 peak, which is what benchmarks/tuning.py found",
+    f"a step computes at {PROCESSOR_SHARE:.0%} of the measured float32 peak; benchmarks/tuning.py found 44 to 52 %",
     "weights, gradients, both moments and activations are float32, as herd trains on processors without products in bfloat16",
     "a frozen base stays as it is multiplied where a quarter of the free memory holds it",
     "all parts are of the moment that takes most: gradients of one pack come while its activations go, those of earlier packs stay",
-    f"the process keeps what it frees, and its heap outgrows what is alive by the activations of {student.HEAP_LAYERS} layers (fitted)",
+    f"the process keeps what it frees: with glibc before 2.38 its heap outgrows what is alive by {student.HEAP_SHARE:.0%} of what the "
+    f"layers make, by {student.HEAP_SHARE_ALL:.0%} where all weights are learned, by {student.HEAP_SHARE_TWICE:.0%} where layers beside "
+    "a frozen base are made twice",
 )
 ASSUMED = (
     f"a step computes at {COMPUTE_SHARE:.0%} of the dense 16-bit peak; Meta reports 38 to 43 % for Llama 3.1 405B on up to 16,384 H100",
@@ -131,8 +133,17 @@ def reckon_run(config: Config, run: Run, device: Device) -> TrainingPlan:
     memory = processor_memory(config, run, device.memory or 0) if device.kind == "cpu" else step_memory(config, run)
     per_token = operations_per_token(config, run)
     layouts = tuple(_layouts(config, run, memory, per_token, device))
-    why_not = "" if layouts else f"{memory.on_each(2**14, 8, 16) / 1e9:,.0f} GB are needed on each device, however many share the rest"
+    why_not = "" if layouts else _why_not(memory, device, config, run)
     return TrainingPlan(run, count_parameters(config), trained, memory, per_token, per_token * run.tokens, layouts, why_not)
+
+
+def _why_not(memory: StepMemory, device: Device, config: Config, run: Run) -> str:
+    """Why no number of these devices holds it."""
+    if device.most == 1:
+        return (
+            f"{memory.total / 1e9:,.1f} GB are needed, and {max(0, _usable(config, run, device)) / 1e9:,.1f} GB of its memory can be used"
+        )
+    return f"{memory.on_each(2**14, 8, 16) / 1e9:,.1f} GB are needed on each device, however many share the rest"
 
 
 def _is_adapter(run: Run) -> bool:
@@ -216,13 +227,18 @@ def operations_per_token(config: Config, run: Run) -> float:
     return total
 
 
-def _layouts(config: Config, run: Run, memory: StepMemory, per_token: float, device: Device) -> Iterator[Sharing]:
-    """Numbers of devices over which the run fits, with everything sharded; a single one first. At most so many that each has a
-    sequence of the batch."""
+def _usable(config: Config, run: Run, device: Device) -> int:
+    """Bytes of a device that a step may take."""
     if device.memory is None:
         raise UsageError(f"How much memory {device.title} has is what was built in; describe it with --device-memory.")
     program = student.program_bytes(run.checkpointing) if device.kind == "cpu" else runtime_bytes(config, device.kind)
-    usable = int(device.memory * USABLE_SHARE[device.kind]) - program
+    return int(device.memory * USABLE_SHARE[device.kind]) - program
+
+
+def _layouts(config: Config, run: Run, memory: StepMemory, per_token: float, device: Device) -> Iterator[Sharing]:
+    """Numbers of devices over which the run fits, with everything sharded; a single one first. At most so many that each has a
+    sequence of the batch."""
+    usable = _usable(config, run, device)
     peak, share = device.peak("bf16", "fp32"), PROCESSOR_SHARE if device.kind == "cpu" else COMPUTE_SHARE
     groups = None if run.batch_tokens is None else run.batch_tokens // (run.sequences * run.sequence_tokens)
     for devices in (2**power for power in range(15)):
