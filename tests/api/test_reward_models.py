@@ -140,5 +140,5 @@ def test_reward_models_that_read_otherwise_are_refused_by_name(base: Path, promp
     refused = grpo(third, prompts, judge, tmp_path / "run")
     assert refused.exit_code == 2 and "its chat format is chatml, and that of third is jinja" in refused.output
     refused = grpo(base, prompts, judge, tmp_path / "run", "--max-tokens", 4000)
-    assert refused.exit_code == 2 and "the reward model reads" in refused.output
+    assert refused.exit_code == 2 and "was trained for" in refused.output
     assert not (tmp_path / "run").exists(), "refused before anything was begun"

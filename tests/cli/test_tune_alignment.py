@@ -107,6 +107,19 @@ def test_the_best_answers_are_written_down(base: Path, tmp_path: Path) -> None:
     assert told["prompts"] == 3 and told["kept"] == len(records) <= 3
     for record in records:
         assert [message["role"] for message in record["messages"]] == ["user", "assistant"] and record["reward"] == 1
+    found = CliRunner().invoke(main, ["tune", "reject", "--model", str(base), "--data", data, "--out", str(out)])
+    assert found.exit_code == 2 and "is there already" in found.output and len(out.read_text().splitlines()) == len(records)
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    with herd.load(base, context=64) as model:
+        context = model.config.context_length
+    data = lines(tmp_path / "prompts.jsonl", [{"prompt": "a", "answer": "x"}, {"prompt": "a" * (context - 40), "answer": "x"}])
+    common = ("reject", "--model", base, "--data", data, "--answers", 1)
+    told = run(*common, "--max-tokens", 60, "--out", tmp_path / "made.jsonl")
+    assert told["prompts"] == 1 and "longer than the limit" in json.dumps(told["data"])
+    found = CliRunner().invoke(main, ["tune", *map(str, common), "--max-tokens", str(context), "--out", str(tmp_path / "none.jsonl")])
+    assert found.exit_code == 2 and f"max_tokens is {context:,}" in found.output
 
 
 @pytest.mark.parametrize("way", ["--stored", "--on-policy"])

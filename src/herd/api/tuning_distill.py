@@ -11,7 +11,7 @@ from herd.api.loading import load, run_behind
 from herd.api.sessions import weights_digest
 from herd.api.tuning import Opened
 from herd.api.tuning_data import parted, read
-from herd.api.tuning_grpo import engine_of, problems_of
+from herd.api.tuning_grpo import engine_of, problems_of, room_for
 from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted, over_examples
 from herd.checkpoints.open import open_checkpoint
 from herd.data.account import Account
@@ -119,7 +119,7 @@ def _stored(settings: DistillSettings, folder: Path, opened: Opened, together: C
 
 def _on_policy(settings: DistillSettings, opened: Opened, together: Company) -> Lesson:
     account = Account()
-    prompts = [each.prompt for each in problems_of(opened, settings.data, account, opened.cfg.context_length)]
+    prompts = [each.prompt for each in problems_of(opened, settings.data, account, room_for(opened, settings.max_tokens))]
     learned, held_out = parted(prompts, settings)
     settled = settings.resolved(len(learned), len(held_out))
     longest = max(len(prompt.tokens) for prompt in prompts) + settled.max_tokens

@@ -17,6 +17,7 @@ from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted
 from herd.data.account import Account
 from herd.data.samples import Sample, Task
 from herd.engine.engine import Engine
+from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.files import atomic_write
 from herd.training.recipes.grpo import Grpo, Problem
@@ -39,7 +40,8 @@ def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) ->
     def lesson(opened: Opened, together: Company) -> Lesson:
         account = Account()
         models = RewardModels(settings.rewards, opened, judging, conduct.progress)
-        problems = problems_of(opened, settings.data, account, settings.max_prompt, settings.rewards)
+        room = room_for(opened, settings.rollouts.max_tokens, "rollouts.max_tokens")
+        problems = problems_of(opened, settings.data, account, min(settings.max_prompt, room), settings.rewards)
         learned, held_out = parted(problems, settings)
         settled = settings.resolved(len(learned), len(held_out))
         rollouts = settled.rollouts
@@ -87,11 +89,14 @@ class Gathered:
 def reject(settings: RejectionSettings, path: Path, *, progress: Progress = silent) -> Gathered:
     """Draws several answers to each prompt and writes the best of each to a JSONL file of conversations; without rewards every answer
     is written (data of a teacher's)."""
+    if path.exists():
+        raise UsageError(f"{path} is there already; choose another file for the answers.", param="out")
     with ExitStack() as opening:
         opened = opening.enter_context(open_tuned(settings.model, chat_format=settings.chat_format, progress=progress))
         account = Account()
         models = RewardModels(settings.rewards, opened, opening, progress)
-        problems = problems_of(opened, settings.data, account, settings.max_prompt, settings.rewards)
+        room = room_for(opened, settings.max_tokens)
+        problems = problems_of(opened, settings.data, account, min(settings.max_prompt, room), settings.rewards)
         longest = max(len(each.prompt.tokens) for each in problems) + settings.max_tokens
         models.check(problems, longest)
         rewards = Rewards(settings.rewards, models.judges(StudentSettings(), PACK)) if settings.rewards else None
@@ -116,6 +121,18 @@ def problems_of(
         document = opened.document(example)
         found.append(Problem(task, Prompt(document.tokens, document.pictures)))
     return found
+
+
+def room_for(opened: Opened, max_tokens: int, name: str = "max_tokens") -> int:
+    """How long a prompt may be that an answer of `max_tokens` follows. `UsageError` if there is no room for any."""
+    room = opened.cfg.context_length - max_tokens
+    if room < 1:
+        raise UsageError(
+            f"{name} is {max_tokens:,}, and {opened.found.name} was trained for {opened.cfg.context_length:,} tokens, prompt and answer"
+            " together; expected less.",
+            param=name,
+        )
+    return room
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE
 from herd.errors import FileProblem, UsageError
 from herd.files.json import read_json
 from herd.records import dataclass
@@ -20,7 +21,7 @@ TAIL_BYTES = 1 << 16
 @dataclass(frozen=True, slots=True)
 class Overview:
     """A run at a glance. `step` steps are done of `steps`; `figures` are the last that were logged, by name; `why` it failed, if it did.
-    `result`: the folders in it that hold what was learned."""
+    `result`: the folder or file in it that holds what was learned."""
 
     folder: Path
     recipe: str
@@ -51,7 +52,7 @@ def overview(folder: Path) -> Overview:
         figures=figures,
         checkpoints=tuple(sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*[0-9]"))),
         why=str(ended.get("why", "")),
-        result=tuple(name for name in ("adapter", "model") if (folder / name).is_dir()),
+        result=tuple(name for name in (ADAPTER, MODEL, MODEL_FILE) if (folder / name).exists()),
     )
 
 

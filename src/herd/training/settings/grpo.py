@@ -31,7 +31,8 @@ class PolicyLoss:
     clip_low      how far below 1 the ratio of new to old probability still counts
     clip_high     how far above 1; DAPO took 0.28
     kl            weight of the distance from the model as it was (k3); 0: none, and no reference is computed
-    sampler_most  most that a token may count more because the engine's probability was lower than the trainer's; 0: not corrected
+    sampler_most  most that a token may count more because the engine's probability was lower than the trainer's; 0: not corrected, and
+                  neither where rollouts.temperature is not 1, as the engine's probabilities are those of temperature 1
     """
 
     scale: str = "group"
