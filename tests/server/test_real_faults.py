@@ -20,6 +20,7 @@ from conformance.running import cpu_is_built
 from herd.convert import write_adapter
 from herd.models.architecture import architecture_of
 from herd.models.weights import Kind, Update
+from herd.server.keys import create
 from server.openai.real import engines_behind, write_model
 from server.raw import until
 from tiny import dense_f32
@@ -92,6 +93,35 @@ def test_an_adapter_survives_its_engine_whose_end_is_in_the_log(folder: Path, ca
         assert after.logprobs == before.logprobs and after.text == before.text
     lines = [record.getMessage() for record in caplog.records]
     assert any(f"process {first} " in line and "died" in line and "starts in" in line for line in lines), lines
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the engine's process as Linux shows it")
+def test_an_engine_that_is_killed_ends_its_stream_with_an_error_and_is_back(folder: Path) -> None:
+    with serving(folder) as client:
+        ready = str(client.base_url).replace("/v1/", "/ready")
+        stream = client.completions.create(**LONG, stream=True)
+        next(iter(stream))
+        (first,) = engines()
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="stopped while it answered") as told:
+            list(stream)
+        assert told.value.code == "overloaded"
+        assert until(lambda: httpx.get(ready).status_code == 200 and engines() not in ([], [first]), 30)
+        assert client.completions.create(model="three", prompt="Once", max_tokens=2).usage.completion_tokens == 2  # type: ignore[union-attr]
+
+
+def test_one_key_finds_nothing_of_what_anothers_prompt_cost(folder: Path, tmp_path: Path) -> None:
+    file, texts = tmp_path / "keys.json", []
+    for name in ("alice", "bob"):
+        texts.append(create(file, name)[0])
+    found = []
+    with engines_behind(folder / "m", {"three": "llama3.1"}, keys=file, data_folder=folder / "kept") as url:
+        for text in (texts[0], texts[0], texts[1], texts[1]):
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=text, max_retries=0, timeout=60) as client:
+                answer = client.completions.create(model="three", prompt="A beginning of many. " * 20, max_tokens=2, user="alice")
+                assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+                found.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert found[0] == found[2] == 0 and found[1] == found[3] and found[1] is not None and found[1] > 300
 
 
 def test_what_one_server_computed_the_next_one_reads_with_the_same_bits(folder: Path, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def stories(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`herd serve` of a model of 260,000 parameters, as a process; it has printed that it is ready."""
     words = command("serve", f"tiny={STORIES}", "--port", "0", "--backend", "reference", "--context", "64", "--parallel", "2")
     words += ["--cache-folder", str(tmp_path / "cache")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    bare = environment(LC_ALL="C")  # a locale without UTF-8, and nothing to read from
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bare)
     try:
         yield process
     finally:

@@ -28,8 +28,8 @@ PROGRAM = Path(__file__).with_name("serving_process.py")
 class Process:
     """A server in a process; `url` once it is ready."""
 
-    def __init__(self, grace_s: float) -> None:
-        words = [sys.executable, str(PROGRAM), "0", str(grace_s)]
+    def __init__(self, grace_s: float, *before: str) -> None:
+        words = [*before, sys.executable, str(PROGRAM), "0", str(grace_s)]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().split()[0])
@@ -76,7 +76,7 @@ class Asking(threading.Thread):
             self.problem = repr(problem)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_running_answers_finish_while_new_ones_are_refused(start: Callable[[float], Process], number: int) -> None:
     server = start(10)
     asking = Asking(server.url)
@@ -90,6 +90,18 @@ def test_running_answers_finish_while_new_ones_are_refused(start: Callable[[floa
     asking.join(5)
     assert asking.text.count('"b"') == 5 and asking.text.endswith("data: [DONE]\n\n") and not asking.problem
     assert (code, out, err) == (0, "left\n", "")
+
+
+def test_a_terminal_that_is_closed_ends_no_server_under_nohup() -> None:
+    server = Process(5.0, "nohup")
+    try:
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end(10)[0] == 0
+    finally:
+        server.close()
 
 
 def test_what_outlasts_the_grace_is_told_that_it_ends(start: Callable[[float], Process]) -> None:

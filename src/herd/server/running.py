@@ -1,7 +1,7 @@
 """Running the server: a socket, a loop, and how it ends.
 
-The first SIGTERM or SIGINT lets running answers finish (for `grace_s` seconds), while everything new is answered 503; the second ends
-at once.
+The first SIGTERM, SIGINT or SIGHUP (the terminal is closed; not under nohup) lets running answers finish (for `grace_s` seconds), while
+everything new is answered 503; the second ends at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEND_BYTES = 128 << 10
 """What the system may hold for a client that does not read; more would be memory that nobody counts."""
 SPARE_FILES = 256
 """Files that are open besides connections: models, logs, the database."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -161,7 +161,9 @@ async def _serve(front: Front, listener: socket.socket, house: House, starting: 
 def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterator[None]:
     """What happens at a signal while the block runs."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    if before.get(getattr(signal, "SIGHUP", None)) is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
     try:
         yield

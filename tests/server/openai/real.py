@@ -46,10 +46,12 @@ def write_model(folder: Path) -> Path:
 
 
 @contextmanager
-def engines_behind(folder: Path, formats: Mapping[str, str], load: Mapping[str, Any] | None = None, **settings: Any) -> Iterator[str]:
+def engines_behind(
+    folder: Path, formats: Mapping[str, str], load: Mapping[str, Any] | None = None, keys: Path | None = None, **settings: Any
+) -> Iterator[str]:
     """The address of a server with a model for each name, all from one folder, each with its own chat format. They are loaded when they are
-    asked for, with `load` besides."""
-    chosen = Settings(**{"port": 0, "grace_s": 0.2, **settings})
+    asked for, with `load` besides. keys: the file of those that are needed."""
+    chosen = Settings(**{"port": 0, "grace_s": 0.2, "need_key": keys is not None, **settings})
     listener = listen(chosen)
     fronts: list[Front] = []
     made = threading.Event()
@@ -59,7 +61,7 @@ def engines_behind(folder: Path, formats: Mapping[str, str], load: Mapping[str, 
 
     async def serve() -> None:
         pool = EnginePool(hosted)
-        house = make_house(pool, chosen, Keys(None))
+        house = make_house(pool, chosen, Keys(keys))
         try:
             await pool.start([hosted[0].name])
             fronts.append(Front(house, build(house)))
