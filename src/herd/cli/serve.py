@@ -201,11 +201,15 @@ def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, A
 
 
 def _terms_of(at: Found) -> Terms | None:
-    """The licence of a model, whatever it is called here."""
+    """The licence of a model, whatever it is called here; of what was learned, that of the texts beside it, else of the model that it was
+    learned from."""
+    from herd.api.loading import run_behind
     from herd.convert.notices import licence_at
     from herd.providers.base import Terms
 
-    licence = licence_at(at.path, at.release)
+    base, adapter = run_behind(at, None)
+    beside = None if adapter is None else licence_at(Path(adapter))
+    licence = beside or licence_at(base.path, base.release)
     return None if licence is None else Terms(licence=licence.title, badge=licence.badge, notice=licence.notice_line())
 
 

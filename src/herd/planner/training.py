@@ -239,7 +239,7 @@ def _layouts(config: Config, run: Run, memory: StepMemory, per_token: float, dev
     """Numbers of devices over which the run fits, with everything sharded; a single one first. At most so many that each has a
     sequence of the batch."""
     usable = _usable(config, run, device)
-    peak, share = device.peak("bf16", "fp32"), PROCESSOR_SHARE if device.kind == "cpu" else COMPUTE_SHARE
+    peak, share = (device.peak("fp32"), PROCESSOR_SHARE) if device.kind == "cpu" else (device.peak("bf16", "fp32"), COMPUTE_SHARE)
     groups = None if run.batch_tokens is None else run.batch_tokens // (run.sequences * run.sequence_tokens)
     for devices in (2**power for power in range(15)):
         if devices > 1 and device.most == 1:
