@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +18,7 @@ from herd.providers.base import ChatRequest, Failed, Finished, Text, TokenLogpro
 from herd.sampling.stop import StopReason
 from herd.text.messages import Image, Role
 from server.fake_pool import FakePool, FakeService, Refuse, words
+from server.raw import connection, until
 from server.test_fetching import PICTURE, send, site
 
 if TYPE_CHECKING:
@@ -214,6 +218,26 @@ def test_addresses_of_pictures_are_fetched_from_hosts_that_are_allowed(serve: Ca
         assert sorted(path for path, _ in web.asked) == ["/a.png", "/b"], "each once"
         problem = refusal(connect(server), messages=[{"role": "user", "content": [picture(web.url()), picture(web.url("/gone"))]}])
         assert problem.param == "messages.0.content.1.image_url" and "could not be fetched" in problem.message
+
+
+def test_a_client_that_leaves_while_its_picture_is_fetched_leaves_nothing(serve: Callable[..., Running]) -> None:
+    goes_on = threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        assert goes_on.wait(30)
+        send()(handler)
+
+    with site(slow=slow) as web:
+        server = serve(FakePool(FakeService(facts_given={"sees_pictures": True})), image_host=(f"127.0.0.1:{web.port}",))
+        content = [{"type": "image_url", "image_url": {"url": web.url("/slow")}}]
+        with connection(server.port) as made:
+            body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": content}]}).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            made.sendall(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            assert until(lambda: bool(web.asked)) and server.house.admission.running == 1
+        assert until(lambda: server.house.admission.running == 0 and not server.front.connections)
+        goes_on.set()
+    assert server.pool.only.asked == [] and server.house.admission.body_bytes == 0
 
 
 @pytest.mark.parametrize(
