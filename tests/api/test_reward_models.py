@@ -121,6 +121,10 @@ def test_prompts_need_nothing_to_check_by_where_a_model_judges(base: Path, judge
     assert found.exit_code == 0, found.output
     found = grpo(base, bare, "number", tmp_path / "other", "--steps", 1)
     assert found.exit_code == 2 and "what its answers are checked by" in found.output
+    other = lines(tmp_path / "tests.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "a", "tests": "b"}])
+    found = grpo(base, other, "number", tmp_path / "other", "--steps", 1)
+    assert found.exit_code == 2 and "tests.jsonl:2: the task has no 'answer'" in found.output
+    assert not (tmp_path / "other").exists(), "refused before the run is begun"
 
 
 def test_reward_models_that_read_otherwise_are_refused_by_name(base: Path, prompts: str, judge: Path, tmp_path: Path) -> None:

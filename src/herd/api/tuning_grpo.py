@@ -26,7 +26,7 @@ from herd.training.running.company import Company
 from herd.training.settings.grpo import GrpoSettings
 from herd.training.settings.rejection import RejectionSettings
 from herd.training.settings.student import StudentSettings
-from herd.training.signals.rewards import CHECKED, Rewards, RewardSettings
+from herd.training.signals.rewards import CHECKED, Rewards, RewardSettings, check_of
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.model import Student
 
@@ -113,11 +113,11 @@ def reject(settings: RejectionSettings, path: Path, *, progress: Progress = sile
 def problems_of(
     opened: Opened, data: Sequence[str], account: Account, longest: int, rewards: Sequence[RewardSettings] = ()
 ) -> list[Problem]:
-    """Prompts of all records as the model reads them. `UsageError` for records without anything to check answers by, if a reward does."""
-    is_checked = any(each.kind in CHECKED for each in rewards)
+    """Prompts of all records as the model reads them. `UsageError` for records without what the rewards check answers by."""
+    needed = sorted({CHECKED[each.kind] for each in rewards if each.kind in CHECKED})
     expected = "expected a prompt and what its answers are checked by (answer, tests or schema)."
     found = []
-    for task, (example,) in read(opened, data, account, lambda each: _task(each, is_checked), expected, max_tokens=longest):
+    for task, (example,) in read(opened, data, account, lambda each: _task(each, needed), expected, max_tokens=longest):
         document = opened.document(example)
         found.append(Problem(task, Prompt(document.tokens, document.pictures)))
     return found
@@ -142,11 +142,14 @@ def engine_of(opened: Opened, backend: str, context: int, parallel: int) -> Iter
         yield model.engine
 
 
-def _task(sample: Sample, is_checked: bool) -> Task | None:
+def _task(sample: Sample, needed: Sequence[str]) -> Task | None:
+    """needed: what rewards check by."""
     if isinstance(sample, Task):
+        for name in needed:
+            check_of(sample, name)
         return sample
     prompt = getattr(sample, "prompt", None) or getattr(sample, "messages", ())[:-1]
-    return None if is_checked or not prompt else Task(sample.place, tuple(prompt))
+    return None if needed or not prompt else Task(sample.place, tuple(prompt))
 
 
 def _record(chosen: Chosen) -> dict[str, Any]:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from herd.training.student.batches import Document
 
 Kind = Literal["number", "text", "tests", "schema", "length", "pattern", "function", "model"]
-CHECKED = ("number", "text", "tests", "schema")
-"""Kinds that need something in the record to check by."""
+CHECKED: Mapping[Kind, str] = MappingProxyType({"number": "answer", "text": "answer", "tests": "tests", "schema": "schema"})
+"""Kinds that need something in the record to check by, and its name there."""
 _NUMBER = re.compile(
     r"(?=[-+\u2212]?\.?\d)[-+\u2212]?(?:\d{1,3}(?:[,\u202f\u00a0'](?=\d{3})\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?"
 )
@@ -128,13 +128,13 @@ def reward_of(settings: RewardSettings) -> Reward:
     pattern = _pattern(settings.pattern) if settings.pattern else None
     match settings.kind:
         case "number":
-            return lambda task, answer: float(same_number(final_answer(answer.text), str(_check(task, "answer"))))
+            return lambda task, answer: float(same_number(final_answer(answer.text), str(check_of(task, "answer"))))
         case "text":
-            return lambda task, answer: float(_same_text(_chosen(answer.text, pattern), str(_check(task, "answer"))))
+            return lambda task, answer: float(_same_text(_chosen(answer.text, pattern), str(check_of(task, "answer"))))
         case "tests":
-            return lambda task, answer: float(passes_tests(answer.text, str(_check(task, "tests")), settings.seconds, settings.required))
+            return lambda task, answer: float(passes_tests(answer.text, str(check_of(task, "tests")), settings.seconds, settings.required))
         case "schema":
-            return lambda task, answer: float(fits_schema(answer.text, _check(task, "schema")))
+            return lambda task, answer: float(fits_schema(answer.text, check_of(task, "schema")))
         case "length":
             return lambda task, answer: length_reward(_count(answer, settings.unit), settings.least, settings.most)
         case "pattern":
@@ -239,7 +239,8 @@ def _braced(text: str) -> str:
     return text
 
 
-def _check(task: Task, name: str) -> Any:
+def check_of(task: Task, name: str) -> Any:
+    """What the record has to check by. `UsageError` if it is not there."""
     checks: Mapping[str, Any] = task.checks
     if name not in checks:
         raise UsageError(f"{task.place}: the task has no {name!r} to check answers by; it has {', '.join(checks) or 'nothing'}.")
