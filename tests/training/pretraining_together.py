@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from herd.models.weights import Matrix
 from herd.training.beginning import pretrain_run
 from herd.training.running.loop import Told
+from herd.training.settings.parallel import ParallelSettings
 from herd.training.settings.pretrain import PretrainSettings
 from herd.training.settings.reading import read_settings
 
@@ -76,6 +78,9 @@ def work(place: Path, folder: Path, case: str) -> None:
     torch.set_num_threads(1)
     pretrain_run._dtype = lambda settings: torch.float64  # type: ignore[assignment]
     settings = settings_of(place, name, is_divided=weights == "divided")
+    if weights.startswith("shared") and "WORLD_SIZE" in os.environ:
+        parallel = {"shared tensor": (2, 1), "shared expert": (1, 2), "shared": (2, 2)}[weights]
+        settings = replace(settings, parallel=ParallelSettings(tensor=parallel[0], expert=parallel[1]))
     pretrain_run.pretrain(settings, folder, write, resume=(folder / "config.toml").exists(), told=told)
 
 

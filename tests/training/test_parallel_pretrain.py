@@ -24,8 +24,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def together(place: Path, folder: Path, case: str) -> None:
-    run_file("pretraining_together.py", str(place), str(folder), case)
+def together(place: Path, folder: Path, case: str, count: int = 2) -> None:
+    run_file("pretraining_together.py", str(place), str(folder), case, count=count)
 
 
 def same(one: Path, two: Path) -> None:

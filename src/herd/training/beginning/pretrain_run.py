@@ -21,6 +21,7 @@ from herd.data.reading import data_files, data_hash, find_files, read_records
 from herd.dtypes import BF16, F32
 from herd.errors import FileProblem, UsageError
 from herd.family.finding import find_model
+from herd.files import replacing
 from herd.models.architecture import Config, seeing
 from herd.models.weights import Leaf, Matrix
 from herd.training.beginning.initialising import initial_leaf
@@ -42,7 +43,8 @@ from herd.training.student.early_fusion import EarlyFusion, sees_at_once
 from herd.training.student.model import Student
 
 Write = Callable[[Path, Config, Mapping[str, Matrix], Words, Path | None], None]
-"""Writes a folder that can be loaded: its path, the architecture, all weights, the tokenizer, the folder of the model it began with."""
+"""Writes a folder that can be loaded: its path, the architecture, all weights, the tokenizer, the file or folder of the model that it began
+with."""
 
 
 def pretrain(
@@ -55,14 +57,14 @@ def pretrain(
     told: Callable[[Told], None] = silent,
 ) -> End:
     """Runs it in `folder`, with the other processes of torchrun if there are any. When it has come to its end, `folder`/model is written by
-    `write`, in the first process.
+    `write`, in the first process, in place of what an earlier end has left there.
 
     `UsageError` and `FileProblem` for settings, data and files that cannot be used, before anything is computed.
     """
     if not settings.data:
         raise UsageError("There is no data to learn from: name files or folders by --data, or sources in [[data]].", param="data")
     with ExitStack() as opened:
-        together, device = opened.enter_context(company(settings.device))
+        together, device = opened.enter_context(company(settings.device, parallel=settings.parallel))
         begin = _opened(settings.begin, opened)
         words = read_words(settings.tokenizer or settings.begin)
         cfg = _config(settings, words, begin)
@@ -73,7 +75,8 @@ def pretrain(
         torch.manual_seed(settings.loop.seed)
         leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
         kind = EarlyFusion if sees_at_once(cfg) else Student
-        student = kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed)
+        sharing = together.sharing if isinstance(together, Processes) else None
+        student = kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed, sharing=sharing)
 
         def sources() -> list[Sequences]:
             return [_source(source, settings, words, cfg, folder / "tokens") for source in settings.data]
@@ -85,10 +88,11 @@ def pretrain(
         optimiser = make_optimiser(settings.optimiser, kinds_of(cfg, student.parameters))
         end = train(recipe, run, settings.loop, optimiser, told if together.index == 0 else silent, together)
         gather(student)
-        if together.index == 0 and end.is_complete and not (folder / "model").exists():
+        if together.index == 0 and end.is_complete:
             _finish(settings, student)
-            beside = None if begin is None or not begin.path.is_dir() else begin.path
-            write(folder / "model", student.cfg, student.leaves(BF16 if settings.save_dtype == "bf16" else F32), words, beside)
+            with run.finishing(settings.loop.steps), replacing(folder) as new:
+                leaves = student.leaves(BF16 if settings.save_dtype == "bf16" else F32)
+                write(new / "model", student.cfg, leaves, words, None if begin is None else begin.path)
     return end
 
 

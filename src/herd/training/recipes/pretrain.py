@@ -45,7 +45,7 @@ class Pretraining:
         steps = settings.loop.schedule.steps
         self._balance = Balance(settings.balancing, student.weights, num_experts, steps, student.device, company.summed)
         if num_experts:
-            student.ops = BalancedOps(student.tensors, student.adapters, self._balance)
+            student.ops = BalancedOps(student.tensors, student.adapters, self._balance, student.sharing)
         if settings.recompute:
             student.run = recomputed
         self._stage = -1
@@ -64,7 +64,7 @@ class Pretraining:
         weight = self._balance.loss_weight
         sums: dict[str, float] = {}
         for part in self._parts(documents):
-            (_, mine, counts), *_ = shared(self._company, _apart(part, self._company.count))
+            (_, mine, counts), *_ = shared(self._company, _apart(part, self._company.parts))
             batch = batch_of(mine, self._student.device)
             self._balance.of_part(weight, counts, sum(len(document.tokens) for document in part), tokens)
             self._balance.is_learning = self._balance.is_counting = True

@@ -25,7 +25,8 @@ def is_first() -> bool:
 
 
 class Company(Protocol):
-    """`index` of this process among `count`."""
+    """`index` of this process among `count`. They share a step's work in `parts`, of which this process does number `part`: as many as
+    processes, or fewer where some of them hold one model together and do the same part."""
 
     @property
     def index(self) -> int: ...
@@ -33,12 +34,18 @@ class Company(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def part(self) -> int: ...
+
+    @property
+    def parts(self) -> int: ...
+
     def total(self, value: float) -> float:
-        """The sum of what all processes give. Every process has to call it at the same place."""
+        """The sum of what is given for each part. Every process has to call it at the same place."""
         ...
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
-        """The sums of what all processes give, place by place, without gradients."""
+        """The sums of what is given for each part, place by place, without gradients."""
         ...
 
     def all_agree(self, is_so: bool) -> bool:
@@ -46,7 +53,7 @@ class Company(Protocol):
         ...
 
     def exchanged(self, value: Any) -> list[Any]:
-        """What all processes give, in their order: what JSON can say, tuples as lists. Every process has to call it at the same place.
+        """What is given for each part, in their order: what JSON can say, tuples as lists. Every process has to call it at the same place.
         When JSON cannot say what one of them has, that one raises what `json.dumps` does, and the others `UsageError`."""
         ...
 
@@ -81,6 +88,14 @@ class Alone:
 
     index: int = 0
     count: int = 1
+
+    @property
+    def part(self) -> int:
+        return self.index
+
+    @property
+    def parts(self) -> int:
+        return self.count
 
     def total(self, value: float) -> float:
         return value
@@ -121,20 +136,20 @@ ALONE = Alone()
 def shared(company: Company, items: Sequence[T]) -> Iterator[tuple[int, T, float]]:
     """This process's part of a step's items: (place among all, item, what it counts).
 
-    Every process gets equally many, as what is computed together has to be called equally often: where they do not divide, an item that
+    Every part gets equally many, as what is computed together has to be called equally often: where they do not divide, an item that
     is another's is computed as well and counts 0. Alone, this is all of them with 1.
     """
-    rounds = -(-len(items) // company.count)
+    rounds = -(-len(items) // company.parts)
     for number in range(rounds):
-        place = number * company.count + company.index
+        place = number * company.parts + company.part
         yield (place, items[place], 1.0) if place < len(items) else (place, items[place % len(items)], 0.0)
 
 
 def apart(company: Company, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[Any]]) -> list[Any]:
     """What `work` makes of all items, in their order: each process works on its part and has the others' results, which JSON has to be able
     to say (tuples may come back as lists). For what nobody has to wait for inside; alone, this is `work(items)`."""
-    parts = company.exchanged(work(items[company.index :: company.count]))
-    return [parts[place % company.count][place // company.count] for place in range(len(items))]
+    found = company.exchanged(work(items[company.part :: company.parts]))
+    return [found[place % company.parts][place // company.parts] for place in range(len(items))]
 
 
 def by_the_first(company: Company, work: Callable[[], T], what: str) -> T | None:

@@ -291,8 +291,9 @@ class _Loop:
             self._say(f"{problem} Going on from step {saved.step}.")
         mine = saved.values["loop"]
         self._run.cut(mine["metrics_bytes"], saved.values["measured"]["timings_bytes"])
-        _check_same(self._parameters, parts["weights"], saved.folder)
-        for name, value in self._company.placed(parts["weights"], self._parameters).items():
+        weights = self._company.placed(parts["weights"], self._parameters)
+        _check_same(self._parameters, weights, saved.folder)
+        for name, value in weights.items():
             with torch.no_grad():
                 self._parameters[name].copy_(value)
         self._optimiser.restore(self._company.placed(parts["optimiser"], self._parameters))

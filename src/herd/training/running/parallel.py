@@ -30,10 +30,13 @@ from herd.models.weights import Dense
 from herd.training.running import gradients, leaving
 from herd.training.running.company import ALONE, Company, by_the_first
 from herd.training.running.waiting import BEATS, Beats, First
+from herd.training.settings.parallel import ParallelSettings
 from herd.training.student.model import Student
+from herd.training.student.sharing import Sharing
 
 MOMENT_S = 0.2
 """How long a process that has failed gives gloo's worker to let go of what it holds: the others may not be there to settle with."""
+WHOLE = ParallelSettings()
 ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits", "within")
 """What a student is asked for: each has to gather the weights that lie outside of layers."""
 
@@ -41,24 +44,34 @@ ENTRIES = ("nll", "logprobs", "logprobs_of", "hidden", "head", "logits", "within
 class Processes:
     """The processes of torchrun, one model for all of them."""
 
-    def __init__(self, device: torch.device, store: Any, beats: Beats) -> None:
+    def __init__(self, device: torch.device, store: Any, beats: Beats, parallel: ParallelSettings) -> None:
         self.index, self.count = dist.get_rank(), dist.get_world_size()
+        self.part, self.parts = self.index // parallel.model, self.count // parallel.model
         self._first = First(store, self.index == 0, beats)
         self.device = device
-        self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,), mesh_dim_names=("data",))
+        self.sharing: Sharing | None = None
+        if parallel.model == 1:
+            self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,), mesh_dim_names=("data",))
+        else:
+            both = init_device_mesh(device.type, (self.parts, parallel.model), mesh_dim_names=("data", "model"))
+            self.mesh, self._held = both["data"], both["model"].get_group()
+            self.sharing = Sharing(parallel, self.index % parallel.model, parallel.model, self._total_of_model, self._gathered_of_model)
+        self._data = self.mesh.get_group()
 
     def total(self, value: float) -> float:
         whole = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(whole)
+        dist.all_reduce(whole, group=self._data)
         return float(whole)
 
     def summed(self, values: Tensor) -> Tensor:
         whole = values.clone()
-        dist.all_reduce(whole)
+        dist.all_reduce(whole, group=self._data)
         return whole
 
     def all_agree(self, is_so: bool) -> bool:
-        return self.total(float(is_so)) == self.count
+        number = torch.tensor(int(is_so), device=self.device)
+        dist.all_reduce(number)
+        return int(number) == self.count
 
     def exchanged(self, value: Any) -> list[Any]:
         # As text: torch's own exchange of objects would run pickles.
@@ -68,9 +81,9 @@ class Processes:
             text = json.dumps(value).encode()
         except Exception as raised:  # the others have to hear of it, whatever it is
             problem = raised
-        sizes = torch.zeros(self.count, dtype=torch.int64, device=self.device)
-        sizes[self.index] = len(text)
-        dist.all_reduce(sizes)
+        sizes = torch.zeros(self.parts, dtype=torch.int64, device=self.device)
+        sizes[self.part] = len(text)
+        dist.all_reduce(sizes, group=self._data)
         lengths = sizes.tolist()
         if problem is not None:
             raise problem
@@ -82,7 +95,7 @@ class Processes:
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, group=self._data)
         return [json.loads(part[:length].cpu().numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
 
     def first_is_done(self, is_so: bool) -> None:
@@ -101,28 +114,57 @@ class Processes:
             return
         # A weight that no process used keeps having no gradient, as it would with one.
         used = torch.tensor([each.grad is not None for each in whole], dtype=torch.int32, device=self.device)
-        dist.all_reduce(used)
+        dist.all_reduce(used, group=self._data)
         for each, count in zip(whole, used.tolist(), strict=True):
             if count:
                 if each.grad is None:
                     each.grad = torch.zeros_like(each)
-                dist.all_reduce(each.grad)
+                dist.all_reduce(each.grad, group=self._data)
 
     def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
+        if self.sharing is not None:
+            return self._norm_of_parts(parameters, self.sharing)
         divided = {name: each for name, each in parameters.items() if isinstance(each, DTensor)}
         squares = sum(float(_local(each.grad).double().square().sum()) for each in divided.values() if each.grad is not None)
         whole = gradients.norm({name: each for name, each in parameters.items() if name not in divided})
         return float((self.total(squares) + whole**2) ** 0.5)
 
+    def _norm_of_parts(self, parameters: Mapping[str, torch.nn.Parameter], sharing: Sharing) -> float:
+        mine = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, each in parameters.items():
+            if each.grad is not None and sharing.axis(name) is not None:
+                mine += each.grad.double().square().sum()
+        whole = gradients.norm({name: each for name, each in parameters.items() if sharing.axis(name) is None})
+        return float((float(sharing.total(mine)) + whole**2) ** 0.5)
+
     def kept(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.sharing is not None:
+            whole = {name: self.sharing.whole(name, each) for name, each in tensors.items()}
+            return whole if self.index == 0 else {}
         return {name: _local(each) for name, each in tensors.items() if self.index == 0 or isinstance(each, DTensor)}
 
     def placed(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> Mapping[str, Tensor]:
+        if self.sharing is not None:
+            return {name: self.sharing.part(name, value) for name, value in tensors.items()}
         found = {}
         for name, value in tensors.items():
             like: Any = parameters.get(name, parameters.get(name.rpartition(".")[0]))
             found[name] = self._rows(value, like) if isinstance(like, DTensor) and like.shape == value.shape else value
         return found
+
+    def _total_of_model(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor, group=self._held)
+        return tensor
+
+    def _gathered_of_model(self, tensor: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self._held))]
+        dist.all_gather(found, tensor, group=self._held)
+        return found
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """All groups that talk, the one of all processes first."""
+        return (None,) if self.sharing is None else (None, self._data, self._held)
 
     def _rows(self, value: Tensor, like: DTensor) -> DTensor:
         """This process's rows of a whole tensor, as torch divides them: in equal pieces, the last ones shorter or empty."""
@@ -132,9 +174,15 @@ class Processes:
 
 
 @contextmanager
-def company(device: str = "cpu", beats: Beats = BEATS) -> Iterator[tuple[Company, str]]:
-    """The processes that torchrun has started, and the device of this one; alone if it has not. Each GPU takes one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def company(device: str = "cpu", beats: Beats = BEATS, parallel: ParallelSettings = WHOLE) -> Iterator[tuple[Company, str]]:
+    """The processes that torchrun has started, and the device of this one; alone if it has not. Each GPU takes one process. `UsageError`
+    when they are no multiple of those that hold a model together."""
+    if (number := int(os.environ.get("WORLD_SIZE", "1"))) % parallel.model:
+        raise UsageError(
+            f"[parallel] asks for {parallel.model} processes that hold one model together, and there are {number}: start a multiple of "
+            "them with torchrun --nproc-per-node."
+        )
+    if number == 1:
         yield ALONE, device
         return
     if device.startswith("cuda"):
@@ -143,13 +191,13 @@ def company(device: str = "cpu", beats: Beats = BEATS) -> Iterator[tuple[Company
     is_gpu = device.startswith("cuda")
     store, index, count = next(iter(rendezvous("env://")))
     dist.init_process_group("nccl" if is_gpu else leaving.register(), store=store, rank=index, world_size=count)
-    processes = Processes(torch.device(device), store, beats)
+    processes = Processes(torch.device(device), store, beats, parallel)
     is_settled = is_gpu
     try:
         yield processes, device
         by_the_first(processes, lambda: None, "the end of the run")
         if not is_gpu:
-            leaving.settled()
+            leaving.settled(processes.groups)
             is_settled = True
         dist.barrier()  # nobody leaves while another still talks to it
     finally:
@@ -231,6 +279,10 @@ def _gather_while_used(student: Student, root: _Part, parts: Mapping[str, _Part]
 
 def gather(student: Student) -> None:
     """Makes all weights whole again in every process: before they are written or used elsewhere. Every process has to call it."""
+    if student.sharing is not None:
+        student.cfg = student.sharing.whole_config(student.cfg)
+        for name, parameter in list(student.parameters.items()):
+            student.parameters[name] = torch.nn.Parameter(student.sharing.whole(name, parameter))
     for name, parameter in list(student.parameters.items()):
         if isinstance(parameter, DTensor):
             whole = torch.nn.Parameter(parameter.full_tensor().detach().clone())

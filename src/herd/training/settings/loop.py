@@ -55,5 +55,5 @@ class LoopSettings:
         return self.schedule.steps
 
 
-HARMLESS = ("divided", "save_every", "save_minutes", "keep_last", "keep_best", "best", "tensorboard", "max_bad_steps")
-"""Settings of the loop that a resumed run may change freely: nothing that is learned depends on them."""
+HARMLESS = ("divided", "tensor", "expert", "save_every", "save_minutes", "keep_last", "keep_best", "best", "tensorboard", "max_bad_steps")
+"""Settings of the loop and of [parallel] that a resumed run may change freely: nothing that is learned depends on them."""

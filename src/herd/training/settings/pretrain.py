@@ -13,6 +13,7 @@ from herd.records import dataclass
 from herd.training.settings.initial import InitialSettings
 from herd.training.settings.loop import LoopSettings
 from herd.training.settings.optimiser import OptimiserSettings
+from herd.training.settings.parallel import ParallelSettings
 from herd.training.settings.reading import need, need_least, need_positive
 from herd.training.shape import ModelSettings
 
@@ -168,6 +169,7 @@ class PretrainSettings:
     optimiser     AdamW or Muon
     balancing     of experts
     teacher       co-distillation
+    parallel      processes that hold one model together
     loop          steps, learning rate, seed, checkpoints
     """
 
@@ -190,10 +192,13 @@ class PretrainSettings:
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     balancing: BalancingSettings = field(default_factory=BalancingSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
         need_least(self, 2, "sequence")
+        if self.parallel.model > 1:
+            _check_parallel(self)
         longest = max(stage.sequence for stage in self.all_stages)
         need(self.batch_tokens >= longest, "batch_tokens", self.batch_tokens, f"at least a sequence, {longest}")
         need(self.micro_tokens == 0 or self.micro_tokens >= longest, "micro_tokens", self.micro_tokens, f"0, or at least {longest}")
@@ -223,3 +228,11 @@ class PretrainSettings:
     def context(self) -> int:
         """The longest sequence of the run."""
         return max(stage.sequence for stage in self.all_stages)
+
+
+def _check_parallel(settings: PretrainSettings) -> None:
+    """`UsageError` for what does not go together with a model that several processes hold."""
+    if settings.loop.divided:
+        raise UsageError("loop.divided is true, and [parallel] divides the model already. Leave one of them.", param="loop.divided")
+    if settings.optimiser.name != "adamw":
+        raise UsageError("Muon looks at whole matrices; with [parallel] take optimiser.name=adamw.", param="optimiser.name")

@@ -24,6 +24,7 @@ from herd.models.llama4 import Llama4Weights, MixtureWeights
 from herd.models.ops import Experts
 from herd.training.settings.pretrain import BalancingSettings
 from herd.training.student.lora import Adapters, LearningTextOps
+from herd.training.student.sharing import Sharing
 
 
 class Balance:
@@ -114,9 +115,9 @@ class Balance:
 class BalancedOps(LearningTextOps):
     """The operations of a student, with experts in level numbers."""
 
-    def __init__(self, tensors: Tensors, adapters: Adapters, balance: Balance) -> None:
+    def __init__(self, tensors: Tensors, adapters: Adapters, balance: Balance, sharing: Sharing | None = None) -> None:
         super().__init__(tensors)
-        self.adapters = adapters
+        self.adapters, self.sharing = adapters, sharing
         self._balance = balance
 
     def experts(self, x_TD: Tensor, scores_TE: Tensor, w: Experts, num_chosen: int) -> Tensor:
@@ -132,7 +133,11 @@ class BalancedOps(LearningTextOps):
         return self._routed(x_TD, scores_TE, w, chosen_TX, counts_E.tolist())
 
     def _routed(self, x_TD: Tensor, scores_TE: Tensor, w: Experts, chosen_TX: Tensor, counts: list[int]) -> Tensor:
-        """Tokens sorted by expert, each expert's in one piece, and back."""
+        """Tokens sorted by expert, each expert's in one piece, and back. Of experts that other processes run, nothing comes from here."""
+        shared = self.sharing if self.sharing is not None and self.sharing.settings.expert > 1 else None
+        here = range(len(counts)) if shared is None else shared.experts(len(counts))
+        if shared is not None:
+            x_TD, scores_TE = shared.copied(x_TD, scores_TE)
         tokens, num_chosen = chosen_TX.shape
         order = torch.argsort(chosen_TX.flatten(), stable=True)
         rows = order.div(num_chosen, rounding_mode="floor")
@@ -141,12 +146,15 @@ class BalancedOps(LearningTextOps):
         )
         made = []
         for expert, piece in enumerate(torch.split(x, counts)):
-            if len(piece):
-                gate, up, down = (self._tensors.expert(leaf, expert) for leaf in (w.gate, w.up, w.down))
+            if expert not in here:
+                made.append(piece * 0)  # so that every process has the same way back
+            elif len(piece):
+                gate, up, down = (self._tensors.expert(leaf, expert - here.start) for leaf in (w.gate, w.up, w.down))
                 made.append(self.silu_gate(piece @ gate.T, piece @ up.T) @ down.T)
         back = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=order.device))
         y = torch.cat(made).index_select(0, back)
-        return y if num_chosen == 1 else y.reshape(tokens, num_chosen, -1).to(self._wide).sum(dim=1).to(self._dtype)
+        y = y if num_chosen == 1 else y.reshape(tokens, num_chosen, -1).to(self._wide).sum(dim=1).to(self._dtype)
+        return y if shared is None else shared.summed(y)
 
 
 def levelled(scores_TE: Tensor, counts_E: Tensor, weight: float, tokens: int = 0) -> Tensor:

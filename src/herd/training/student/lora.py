@@ -29,6 +29,7 @@ from herd.training.keyed import generator
 from herd.training.settings.lora import Lora
 from herd.training.student.four_bits import rounded_tokens
 from herd.training.student.fused import FusedOps
+from herd.training.student.sharing import Sharing
 
 
 def targeted(specs: Iterable[TensorSpec], targets: tuple[str, ...]) -> list[TensorSpec]:
@@ -160,7 +161,14 @@ class LearningOps(CommonOps):
 
 
 class LearningTextOps(LearningOps, FusedOps):
-    """`Ops` of a student."""
+    """`Ops` of a student. `sharing`: with whom it holds the model."""
+
+    sharing: Sharing | None = None
+
+    def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:
+        if self.sharing is None:
+            return super().linear(x, w, bias)
+        return self.sharing.linear(super().linear, x, w, bias, lambda y: y if bias is None else y + self._tensors.get(bias))
 
 
 class LearningPictureOps(LearningOps, TorchPictureOps):

@@ -26,7 +26,7 @@ from herd.dtypes import BF16, F32, DType
 from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of, classifying, seeing
 from herd.models.ops import PictureStep, Step, as_it_stands
-from herd.models.weights import Adapted, Blocks, Dense, Leaf, Matrix, TensorSpec, Update
+from herd.models.weights import Adapted, Blocks, Dense, Leaf, Matrix, Update
 from herd.training.settings.lora import Lora
 from herd.training.student.attention import Packed
 from herd.training.student.batches import Batch
@@ -36,6 +36,7 @@ from herd.training.student.four_bits import stored as four_bits_of
 from herd.training.student.heads import head_of
 from herd.training.student.joined import joined
 from herd.training.student.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, begin, targeted
+from herd.training.student.sharing import Sharing
 
 CHUNK_ROWS = 512
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Student:
 
     `keep_bytes`: a frozen base is kept as it is multiplied as far as that reaches: decoded, and matrices of one input as one
     (`joined.py`). Else blocks are decoded twice in each step. `four_bits`: learn for blocks of four bits (`four_bits.py`).
+    `sharing`: only this process's part of the model, all of whose weights are learned (`sharing.py`).
     """
 
     def __init__(
@@ -63,10 +65,14 @@ class Student:
         seed: int = 0,
         keep_bytes: int = 0,
         four_bits: bool = False,
+        sharing: Sharing | None = None,
     ) -> None:
         if classifying(cfg) is not None:
             raise UsageError("This model is a classifier of whole texts; language models are trained here.")
-        self.cfg = cfg
+        if sharing is not None:
+            sharing.check(cfg)
+            cfg, leaf = sharing.config(cfg), sharing.leaf(leaf)
+        self.cfg, self.sharing = cfg, sharing
         self.device = find_device(device) if isinstance(device, str) else device
         self.dtype = dtype
         self.lora = lora
@@ -84,6 +90,10 @@ class Student:
         self._head = head_of(self.model, self.weights, cfg)
         self.ops, self._picture_ops = LearningTextOps(self.tensors), LearningPictureOps(self.tensors)
         self.ops.adapters = self._picture_ops.adapters = self.adapters
+        if sharing is not None:
+            assert lora is None, "all weights are learned"
+            sharing.bind(self._leaves)
+            self.ops.sharing = sharing
         if lora is not None and lora.dora:
             self._learn_magnitudes()
         elif lora is not None and not lora.dropout and not four_bits:
@@ -231,7 +241,7 @@ class Student:
             if isinstance(stored, Adapted):
                 raise UsageError(f"{name} carries an adapter; merge it first, or go on with LoRA.")
             parameter = torch.nn.Parameter(self.wide(stored).clone())
-            leaves[name] = bound = self._bound(spec, parameter)
+            leaves[name] = bound = self._bound(parameter)
             if self.adapters.four_bits and is_rounded(spec):
                 self.tensors.round(bound)
                 self.adapters.rounded.add(id(bound))
@@ -265,8 +275,8 @@ class Student:
             learned.magnitude = torch.nn.Parameter(self.ops.row_lengths(learned))
             self.parameters |= learned.parameters
 
-    def _bound(self, spec: TensorSpec, parameter: torch.nn.Parameter) -> Dense:
-        leaf = Dense(F32, spec.shape, None)
+    def _bound(self, parameter: torch.nn.Parameter) -> Dense:
+        leaf = Dense(F32, tuple(parameter.shape), None)
         self.tensors.bind(leaf, parameter)
         return leaf
 

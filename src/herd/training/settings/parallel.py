@@ -1,0 +1,33 @@
+"""How many processes hold one model together."""
+
+from __future__ import annotations
+
+from herd.errors import UsageError
+from herd.records import dataclass
+from herd.training.settings.reading import need_least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelSettings:
+    """Processes that hold one model together; those beyond share the documents of a step. A resumed run may have others.
+
+    tensor  how many divide the heads of attention and the columns of feed-forwards; 1: each has all
+    expert  how many divide the experts of a Llama 4; 1: each has all. Where tensor is more than 1 too, both are the same number
+    """
+
+    tensor: int = 1
+    expert: int = 1
+
+    def __post_init__(self) -> None:
+        need_least(self, 1, "tensor", "expert")
+        if 1 not in (self.tensor, self.expert) and self.tensor != self.expert:
+            raise UsageError(
+                f"parallel.tensor is {self.tensor} and parallel.expert {self.expert}; the same processes divide both, so give one number, "
+                "or leave one at 1.",
+                param="parallel.expert",
+            )
+
+    @property
+    def model(self) -> int:
+        """Processes that hold one model."""
+        return max(self.tensor, self.expert)

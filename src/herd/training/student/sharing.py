@@ -1,0 +1,176 @@
+"""One model held by several processes: each has some heads, some columns of the feed-forwards, and some experts.
+
+    column   q, k, v, gate, up       rows of the matrix are divided: each process makes its own heads or columns of the whole input
+    row      out, down               columns are divided: each multiplies what it made itself, and the products are summed
+    experts                          each process runs its own, and what all make is summed
+
+Everything else (embedding, norms, router, head) is whole in each process, which computes the same of it as the others. In a block of
+attention or a feed-forward there is one sum on the way there, of what comes out, and one on the way back, of the gradient of what went in.
+Sums are plain operations between processes that autograd is told of here, not DTensor's: docs/decisions/0024-parts-of-a-model.md.
+Sources: arXiv 1909.08053 (columns and rows), arXiv 2006.16668 (experts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.errors import UsageError
+from herd.models.architecture import Config, seeing
+from herd.models.llama import LlamaConfig
+from herd.models.llama4 import Llama4Config
+from herd.models.weights import Adapted, Dense, Leaf, Matrix, Vector
+from herd.training.settings.parallel import ParallelSettings
+
+TENSOR: Mapping[str, int] = {
+    **dict.fromkeys(("q", "k", "v", "gate", "up", "q_bias", "k_bias", "v_bias", "gate_bias", "up_bias"), 0),
+    **dict.fromkeys(("out", "down"), 1),
+}
+"""Which side of a layer's weight is divided, by the last part of its name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharing:
+    """This process's part, `index` of `count`. total: the sum of a tensor over the processes of the model, written over it. gathered: what
+    each of them has, in their order. axes: which side of a leaf is divided, by the leaf's identity."""
+
+    settings: ParallelSettings
+    index: int
+    count: int
+    total: Callable[[Tensor], Tensor]
+    gathered: Callable[[Tensor], list[Tensor]]
+    axes: dict[int, int] = field(default_factory=dict)
+
+    def axis(self, name: str) -> int | None:
+        """Which side of the weight of this name, or of a moment of it ("NAME.first"), is divided; None: it is whole."""
+        pieces = name.split(".")
+        if pieces[0] != "layers":
+            return None
+        if "experts" in pieces:
+            return 0 if self.settings.expert > 1 else None
+        is_of_block = "attention" in pieces or "ffn" in pieces
+        last = next((piece for piece in reversed(pieces) if piece in TENSOR), "")
+        return TENSOR[last] if self.settings.tensor > 1 and is_of_block and last else None
+
+    def check(self, cfg: Config) -> None:
+        """`UsageError` by name for what cannot be divided so."""
+        if not isinstance(cfg, LlamaConfig | Llama4Config) or seeing(cfg) is not None:
+            raise UsageError("parallel: one model is divided among processes for Llamas of text, with experts or without; this is another.")
+        counts: dict[str, int] = {}
+        if self.settings.tensor > 1:
+            counts = {"heads": cfg.num_heads, "kv heads": cfg.num_kv_heads, "columns of its feed-forward": cfg.ffn_width}
+            if isinstance(cfg, Llama4Config):
+                counts["columns of its shared expert"] = cfg.expert_width
+        for what, number in counts.items():
+            if number % self.count:
+                text = f"parallel.tensor is {self.count}; the model's {number} {what} do not divide by it."
+                raise UsageError(text, param="parallel.tensor")
+        if self.settings.expert > 1:
+            number = cfg.num_experts if isinstance(cfg, Llama4Config) else 0
+            if not number or number % self.count:
+                text = f"parallel.expert is {self.count}; the model's {number} experts do not divide by it."
+                raise UsageError(text, param="parallel.expert")
+
+    def config(self, cfg: Any) -> Any:
+        """The architecture as the functions of a model see it here: with this process's heads."""
+        if self.settings.tensor == 1:
+            return cfg
+        return replace(cfg, num_heads=cfg.num_heads // self.count, num_kv_heads=cfg.num_kv_heads // self.count)
+
+    def whole_config(self, cfg: Any) -> Any:
+        """The other way round."""
+        if self.settings.tensor == 1:
+            return cfg
+        return replace(cfg, num_heads=cfg.num_heads * self.count, num_kv_heads=cfg.num_kv_heads * self.count)
+
+    def leaf(self, whole: Leaf) -> Leaf:
+        """This process's part of each weight."""
+
+        def part(name: str) -> Matrix:
+            stored, axis = whole(name), self.axis(name)
+            if axis is None:
+                return stored
+            if not isinstance(stored, Dense):
+                raise UsageError(f"parallel: {name} is stored in blocks; weights that are divided among processes are plain.")
+            item = stored.dtype.row_bytes(1)
+            values = np.asarray(stored.data).reshape(*stored.shape, item)
+            mine = np.ascontiguousarray(np.split(values, self.count, axis=axis)[self.index])
+            shape = mine.shape[:-1]
+            return Dense(stored.dtype, shape, mine.reshape(1 if len(shape) < 2 else -1, shape[-1] * item))
+
+        return part
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This process's part of a weight, or of a moment of it."""
+        axis = self.axis(name)
+        return whole if axis is None or whole.dim() == 0 else whole.chunk(self.count, dim=axis)[self.index]
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """The weight, or the moment of it, that this is this process's part of. Every process of the model has to ask."""
+        axis = self.axis(name)
+        return part if axis is None or part.dim() == 0 else torch.cat(self.gathered(part.detach().contiguous()), dim=axis)
+
+    def bind(self, leaves: Mapping[str, Matrix]) -> None:
+        """Remembers which leaves are divided, for `linear`."""
+        for name, leaf in leaves.items():
+            if (axis := self.axis(name)) is not None:
+                self.axes[id(leaf)] = axis
+
+    def linear(self, make: Callable[..., Tensor], x: Tensor, w: Matrix, bias: Vector | None, add: Callable[[Tensor], Tensor]) -> Tensor:
+        """x W^T, by `make`, of a matrix that may be divided. `add` adds the bias to a finished sum."""
+        assert not isinstance(w, Adapted), "all weights are learned"
+        axis = self.axes.get(id(w))
+        if axis == 0:
+            return make(self.copied(x)[0], w, bias)
+        if axis == 1:
+            y = self.summed(make(x, w))
+            return y if bias is None else add(y)
+        return make(x, w, bias)
+
+    def copied(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same tensors; their gradients are summed over the model's processes."""
+        found: tuple[Tensor, ...] = _Copied.apply(self, *tensors)  # type: ignore[no-untyped-call]
+        return found
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the model's processes; each has the whole gradient already."""
+        found: Tensor = _Summed.apply(self, x)  # type: ignore[no-untyped-call]
+        return found
+
+    def all_of(self, x: Tensor) -> Tensor:
+        """The sum, in 32 bits or more, as a tensor of its own."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return self.total(x.detach().to(wide, copy=True).contiguous()).to(x.dtype)
+
+    def experts(self, number: int) -> range:
+        """Which of a layer's experts this process runs."""
+        if self.settings.expert == 1:
+            return range(number)
+        each = number // self.count
+        return range(self.index * each, (self.index + 1) * each)
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, sharing: Sharing, *tensors: Tensor) -> tuple[Tensor, ...]:
+        context.sharing = sharing
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> tuple[Any, ...]:
+        return None, *(context.sharing.all_of(each) for each in gradients)
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, sharing: Sharing, x: Tensor) -> Tensor:
+        return sharing.all_of(x)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> tuple[None, Tensor]:
+        return None, gradients[0]

@@ -1,0 +1,108 @@
+"""A model that several processes hold together, by heads, columns and experts, learns what one process's model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
+import torch
+from torch import Tensor
+
+from herd.errors import UsageError
+from herd.models.architecture import architecture_of
+from herd.training.running.parallel import company
+from herd.training.running.runs import State, read_log, state_of
+from herd.training.settings.optimiser import OptimiserSettings
+from herd.training.settings.parallel import ParallelSettings
+from herd.training.settings.pretrain import PretrainSettings
+from herd.training.student.model import Student
+from herd.training.student.sharing import Sharing
+from tiny import random_leaves, tiny_llama, tiny_llama4
+from training.pretraining_together import make_place, work
+from training.test_parallel_pretrain import same, together
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretraining")
+    make_place(folder)
+    return folder
+
+
+def nothing(tensor: Tensor) -> Tensor:
+    raise AssertionError("nobody to talk to")
+
+
+def sharing(index: int = 0, count: int = 2, *, tensor: int = 2, expert: int = 1, total: Callable[[Tensor], Tensor] = nothing) -> Sharing:
+    return Sharing(ParallelSettings(tensor=tensor, expert=expert), index, count, total, lambda tensor: [tensor])
+
+
+def test_two_processes_that_hold_heads_columns_and_experts_come_to_what_one_comes_to(place: Path, tmp_path: Path) -> None:
+    together(place, tmp_path / "two", "experts-shared")
+    work(place, tmp_path / "one", "experts-whole")
+    same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow  # each case starts processes
+@pytest.mark.parametrize(
+    ("case", "count"), [("dense-shared tensor", 2), ("experts-shared expert", 2), ("recomputed-shared", 2), ("taught-shared tensor", 4)]
+)
+def test_processes_that_hold_a_part_of_a_model_come_to_what_one_comes_to(place: Path, tmp_path: Path, case: str, count: int) -> None:
+    if case.startswith("taught"):
+        from herd.cli.train_pretrain import write_model
+        from herd.training.beginning.pretrain_run import pretrain
+        from training.pretraining_together import settings_of
+
+        pretrain(settings_of(place, "dense"), place / "teacher", write_model)
+    together(place, tmp_path / "many", case, count)
+    work(place, tmp_path / "one", case)
+    same(tmp_path / "one", tmp_path / "many")
+
+
+@pytest.mark.slow  # a pair of processes
+def test_one_process_goes_on_with_what_two_that_shared_a_model_have_saved(place: Path, tmp_path: Path) -> None:
+    together(place, tmp_path / "handed", "experts-shared-stop")
+    assert state_of(tmp_path / "handed") is State.STOPPED and len(list(read_log(tmp_path / "handed" / "metrics.jsonl"))) == 5
+    work(place, tmp_path / "handed", "experts-whole")
+    work(place, tmp_path / "one", "experts-whole")
+    same(tmp_path / "one", tmp_path / "handed")
+
+
+def test_parts_of_all_weights_make_up_the_model_again() -> None:
+    cfg = tiny_llama4()
+    leaves = random_leaves(cfg)
+    for spec in architecture_of(cfg).tensors(cfg):
+        parts = [Student(cfg, leaves.__getitem__, sharing=sharing(index, expert=2)).parameters[spec.name] for index in range(2)]
+        axis = sharing(expert=2).axis(spec.name)
+        whole = Student(cfg, leaves.__getitem__).parameters[spec.name]
+        assert torch.equal(parts[0] if axis is None else torch.cat([*parts], dim=axis), whole), spec.name
+
+
+def test_what_does_not_divide_is_refused_by_name() -> None:
+    dense, mixed = tiny_llama(), tiny_llama4()
+    for count, cfg, given, said in (
+        (3, dense, {"tensor": 3}, "heads do not divide"),
+        (64, mixed, {"expert": 64, "tensor": 1}, "experts do not divide"),
+        (2, dense, {"expert": 2, "tensor": 1}, "0 experts do not divide"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            sharing(0, count, **given).check(cfg)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="give one number"):
+        ParallelSettings(tensor=2, expert=4)
+    with pytest.raises(UsageError, match="there are 1"), company(parallel=ParallelSettings(tensor=2)):
+        pass
+    with pytest.raises(UsageError, match="Muon"):
+        PretrainSettings(parallel=ParallelSettings(tensor=2), optimiser=OptimiserSettings(name="muon"))
+
+
+def test_weights_in_blocks_are_not_divided() -> None:
+    from herd.dtypes import Q8_0
+    from herd.models.weights import Blocks
+
+    stored = Blocks(Q8_0, (8, 32), np.zeros((8, 34), np.uint8))
+    with pytest.raises(UsageError, match="stored in blocks"):
+        sharing().leaf(lambda name: stored)("layers.0.ffn.gate")
