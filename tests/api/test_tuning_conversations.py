@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import herd
+from cli import chat_model
 from herd.checkpoints.checkpoint import TokenizerSource
 from herd.cli.main import main
 from herd.convert.trained import write_trained
@@ -204,3 +205,17 @@ def test_pictures_are_learned_from_data_urls_and_from_files(pictures: tuple[obje
             content = [Image.new("RGB", (40, 30), colour), "Which?"]
             events = loaded.chat([{"role": "user", "content": content}], temperature=0.0, max_tokens=8)
             assert loaded.collect([], events).text == colour
+
+
+@pytest.mark.parametrize("method", ["--lora", "--full"])
+def test_a_run_remembers_the_chat_format_that_it_was_told_to_teach(method: str, tmp_path: Path) -> None:
+    bare = chat_model.write(tmp_path / "bare")
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "chat_template"}))
+    record = {"messages": [asked("a"), {"role": "assistant", "content": "b"}]}
+    few = ("--data", lines(tmp_path / "a.jsonl", [record] * 4), method, "--steps", 1, *SMALL)
+    tune("sft", "--model", bare, "--out", tmp_path / "run", "--chat-format", "chatml", *few)
+    with herd.load(tmp_path / "run", context=64) as model:
+        assert model.chat_format is not None and model.chat_format.name == "chatml"
+    again = tune("sft", "--model", tmp_path / "run", "--out", tmp_path / "again", *few)
+    assert again["end"] == "finished", "what goes on from it reads conversations as it does"

@@ -99,9 +99,12 @@ def load(
         cache_disk_bytes=cache_disk_bytes,
     )
     from herd.checkpoints.open import open_checkpoint
+    from herd.checkpoints.trained import format_taught
     from herd.family.finding import find_model
 
-    found, adapter = run_behind(find_model(model, progress=progress), adapter, progress)
+    named = find_model(model, progress=progress)
+    found, adapter = run_behind(named, adapter, progress)
+    choices = replace(choices, chat_format=choices.chat_format or format_taught(named.path))
     checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
     try:
         with _no_collector():

@@ -17,9 +17,7 @@ from herd.models.architecture import num_embeddings
 from herd.text.messages import Message, Role
 from herd.training.recipes.grpo import Problem
 from herd.training.recipes.reward_model import FILE, RewardModel, read_head
-from herd.training.running.runs import saved_settings
 from herd.training.settings.lora import Lora
-from herd.training.settings.reward_model import RewardModelSettings
 from herd.training.settings.student import StudentSettings
 from herd.training.signals.rewards import Asked, Judge, RewardSettings
 
@@ -69,8 +67,7 @@ class RewardModels:
 def _open(folder: Path, device: str | None, progress: Progress) -> AbstractContextManager[Opened]:
     if not (folder / FILE).is_file():
         raise FileProblem(f"{folder}: is no finished run of herd tune reward: there is no {FILE} in it.")
-    chat_format = saved_settings(folder, RewardModelSettings).chat_format
-    return open_tuned(folder, chat_format=chat_format, device=device, progress=progress)
+    return open_tuned(folder, device=device, progress=progress)
 
 
 def _judge(folder: Path, opened: Opened, frozen: StudentSettings, pack: int) -> Judge:

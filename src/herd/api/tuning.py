@@ -24,7 +24,7 @@ from herd.checkpoints.adapter import WEIGHTS, Adapter, open_adapter
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.merging import stacked
 from herd.checkpoints.open import open_checkpoint
-from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE, trained_in
+from herd.checkpoints.trained import ADAPTER, MODEL, MODEL_FILE, format_taught, trained_in
 from herd.convert import write_adapter
 from herd.convert.notices import write_notices
 from herd.convert.replaced import write_replaced
@@ -167,7 +167,7 @@ def open_tuned(
         if classifying(checkpoint.config) is not None:
             raise UsageError(f"{found.name} is a classifier of whole texts; language models are tuned here.")
         asked = str(Path(model).resolve()) if Path(model).exists() and found.release is None else os.fspath(model)
-        words = words_of(found, checkpoint, chat_format)
+        words = words_of(found, checkpoint, chat_format or format_taught(named.path))
         earlier = None if adapter is None else open_adapter(Path(adapter), checkpoint.config)
         run = trained_in(named.path)
         base = asked if earlier is None or run is None else run.model

@@ -6,15 +6,18 @@ NAME/model/      a whole model; model.gguf if it was learned for four bits
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from herd.errors import FileProblem
 from herd.files import read_json
+from herd.files.text import read_text
 from herd.records import dataclass
 
 CONFIG = "adapter_config.json"
 ADAPTER, MODEL, MODEL_FILE = "adapter", "model", "model.gguf"
 RUN_FILES = ("config.toml", "facts.json")
+CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,17 @@ def trained_in(folder: Path) -> Trained | None:
             f"{folder}: is a run of training that has not come to its end, so there is no model in it yet. Go on with --resume."
         )
     return None
+
+
+def format_taught(folder: Path) -> str | None:
+    """The chat format that a run was told to teach (--chat-format), where its model has none of its own. None for all other folders."""
+    if not all((folder / name).is_file() for name in RUN_FILES):
+        return None
+    try:
+        found = tomllib.loads(read_text(folder / RUN_FILES[0], CONFIG_BYTES)).get("chat_format")
+    except (ValueError, RecursionError) as problem:
+        raise FileProblem(f"{folder / RUN_FILES[0]}: is not TOML: {problem}") from problem
+    return found if isinstance(found, str) else None
 
 
 def adapter_in(folder: Path) -> Path | None:
