@@ -63,6 +63,7 @@ LAW = {
         4, f"{BASE} models images family checkpoints text data sampling engine backends.base backends.torch", "numpy torch safetensors"
     ),
     # level 5: who answers
+    "providers.jobs": part(5, BASE),
     "providers.base": part(5, f"{BASE} text images sampling", "numpy"),
     "providers.answering": part(5, f"{BASE} text images sampling providers.base engine", "numpy"),
     "providers.constraining": part(5, f"{BASE} text sampling providers.base"),
@@ -109,7 +110,7 @@ LAW = {
     "evals": part(6, f"{BASE} providers.base text", "numpy"),
     "server": part(
         6,
-        f"{BASE} providers.base text images sampling.params sampling.constraint sampling.stop family planner",
+        f"{BASE} providers.base providers.jobs text images sampling.params sampling.constraint sampling.stop family planner",
         "starlette pydantic pydantic_core uvicorn uvloop httptools h11 prometheus_client python_multipart anyio numpy",
     ),
     # level 7 and 8: applications

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from herd.cli.serve_jobs import TuneJobs
-from herd.providers.base import JobOrder
+from herd.providers.jobs import JobOrder
 from server.fake_pool import FakePool
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from herd.providers.base import JobOrder
+    from herd.providers.jobs import JobOrder
 
 
 @final

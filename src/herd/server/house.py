@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import field
 from typing import TYPE_CHECKING
 
-from herd.providers.base import Caller, Jobs, Pool, Service
+from herd.providers.base import Caller, Pool, Service
+from herd.providers.jobs import Jobs
 from herd.records import dataclass
 from herd.server.admission import Admission
 from herd.server.callers import Visit

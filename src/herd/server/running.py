@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import uvicorn
 
 from herd.errors import UsageError
-from herd.providers.base import Jobs, Pool
+from herd.providers.base import Pool
+from herd.providers.jobs import Jobs
 from herd.server.app import build
 from herd.server.front import LimitedProtocol
 from herd.server.house import House, make_house

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herd.errors import HerdError, UsageError
-from herd.providers.base import JobOrder
+from herd.providers.jobs import JobOrder
 from herd.server.errors import ApiError, api_error
 from herd.server.openai.files import content
 from herd.server.openai.kept import FILE, KeptWork
