@@ -18,6 +18,7 @@ from herd.checkpoints.trained import trained_in
 from herd.convert import convert
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.training.running.loop import Told
+from herd.training.running.overview import overview
 from herd.training.settings.reading import read_settings
 from herd.training.settings.sft import SftSettings
 
@@ -191,6 +192,8 @@ def test_what_an_earlier_end_left_stays_until_the_new_one_is_whole(
     with monkeypatch.context() as failing, pytest.raises(CapacityError):
         failing.setattr("herd.api.tuning.write_notices", full)
         tune_sft(settings, tuned.folder, Conduct(resume=True, force=True))
+    failed = overview(tuned.folder)
+    assert failed.state.can_resume and failed.why == "CapacityError: The disk is full."
     assert weights.read_bytes() == earlier and not list(tuned.folder.glob(".*.part"))
     (tuned.folder / ".run.1-a.part" / "adapter").mkdir(parents=True)
     tune_sft(settings, tuned.folder, Conduct(resume=True, force=True))

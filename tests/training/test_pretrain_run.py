@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_what_was_pretrained_is_the_same_model_for_herd_transformers_and_gguf(pl
 
     out = tmp_path / "run"
     said = run(*given(place), *more, "--out", str(out))
-    assert "step 4/4" in said and "The model is in" in said
+    assert "step 4 of 4" in said and "The model is in" in said
     opened = open_checkpoint(out / "model")
     ids = list(range(5, 25))
     batch = batch_of([Document((*ids, 1), (0.0, *[1.0] * len(ids)))])
@@ -118,7 +119,34 @@ def test_a_trained_model_gets_experts_by_a_command_and_goes_on_learning(place: P
         "--batch-tokens",
         "64",
     ]
-    assert "step 2/2" in run(*more, "--out", str(tmp_path / "grown"))
+    assert "step 2 of 2" in run(*more, "--out", str(tmp_path / "grown"))
+
+
+def test_what_begins_with_a_file_carries_its_licence_and_what_begins_with_nothing_misses_none(place: Path, tmp_path: Path) -> None:
+    from herd.convert import convert
+
+    assert "licence" not in run(*given(place), "--out", str(tmp_path / "dense"))
+    (tmp_path / "dense/model/LICENSE.txt").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    (tmp_path / "files").mkdir()
+    file = tmp_path / "files" / "words.gguf"
+    convert(tmp_path / "dense/model", file, to="gguf")
+    begun = run("--begin", str(file), "--data", str(place / "fox.txt"), *SIZES[4:], "--out", str(tmp_path / "more"))
+    assert "no licence file" not in begun
+    done = CliRunner().invoke(main, ["train", "upcycle", str(file), str(tmp_path / "experts"), "--experts", "2"], standalone_mode=False)
+    assert done.exception is None and "no licence file" not in done.output
+    for folder in (tmp_path / "more/model", tmp_path / "experts"):
+        assert (folder / "LICENSE.txt").read_text().startswith("LLAMA 3.2")
+        assert "Llama 3.2 is licensed" in (folder / "NOTICE").read_text()
+
+
+def test_a_run_that_goes_on_after_its_end_leaves_the_newer_model(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(*given(place), "--out", str(out))
+    earlier = (out / "model" / "model.safetensors").read_bytes()
+    run(*given(place), "--steps", "6", "--resume", "--force", "--out", str(out))
+    newer = (out / "model" / "model.safetensors").read_bytes()
+    assert newer != earlier and not list(out.glob(".*.part"))
+    assert json.loads((out / "end.json").read_text()) == {"state": "finished", "step": 6, "why": ""}
 
 
 def test_without_data_or_tokenizer_a_run_is_refused_and_leaves_nothing(place: Path, tmp_path: Path) -> None:

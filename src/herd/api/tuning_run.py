@@ -151,8 +151,9 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         tuned = Tuned(folder, end, lesson.account, curves=write_svg(folder), held_out=_measured(folder))
         if not end.is_complete:
             return tuned
-        written, notes = finish(folder, opened, student)
-        lesson.beside(recipe, folder)
+        with run.finishing(settings.loop.steps):
+            written, notes = finish(folder, opened, student)
+            lesson.beside(recipe, folder)
         return replace(tuned, model=written, notes=notes)
 
 

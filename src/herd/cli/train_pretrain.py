@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import click
 
 from herd.cli.options import Examples, offline_option
 from herd.cli.tune_options import run_options
-from herd.errors import UsageError
 
 if TYPE_CHECKING:
     from herd.models.architecture import Config
@@ -72,7 +72,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
 
     All settings, with what they mean: docs/reference/training.md. A run that was stopped goes on exactly where it was with --resume.
     """
-    from herd.cli.train_progress import printed
+    from herd.cli.watching import watching
     from herd.training.beginning.pretrain_run import pretrain as learn
     from herd.training.running.company import is_first
     from herd.training.running.runs import saved_settings
@@ -89,19 +89,27 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
     else:
         settings = read_settings(PretrainSettings, file, changes, named)
     keep_memory(learns_all=True)
-    end = learn(settings, out, write_model, resume=resume, force=force, told=printed())
+    notes: list[str] = []
+    with watching(out.name) as told:
+        end = learn(settings, out, partial(write_model, notes=notes), resume=resume, force=force, told=told)
     if not is_first():
         return
     if not end.is_complete:
         click.echo(f"Stopped; everything is saved. Go on with: herd train pretrain --resume --out {out}")
         return
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(f'The model is in {out / "model"}. Try it: herd run {out / "model"} "Once upon a time"')
 
 
-def write_model(folder: Path, cfg: Config, leaves: Mapping[str, Matrix], words: Words, beside: Path | None) -> None:
-    """The trained model as a folder that can be loaded. `UsageError` if its name is taken."""
+def write_model(
+    folder: Path, cfg: Config, leaves: Mapping[str, Matrix], words: Words, beside: Path | None, notes: list[str] | None = None
+) -> None:
+    """The trained model as a folder that can be loaded, with the licence texts of the one that it began with. `notes` get what a person
+    should know of it. `UsageError` if its name is taken."""
     from herd.convert.trained import write_trained
 
-    if folder.exists():
-        raise UsageError(f"{folder} exists already; nothing is overwritten.")
-    write_trained(folder, cfg, leaves, tokenizer=words.source, chat_template=words.chat_template, stop_ids=words.stop_ids, beside=beside)
+    files = {"tokenizer": words.source, "chat_template": words.chat_template, "stop_ids": words.stop_ids, "beside": beside}
+    made = write_trained(folder, cfg, leaves, **files)  # type: ignore[arg-type]
+    if notes is not None:
+        notes += made.notes

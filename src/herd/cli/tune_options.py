@@ -1,11 +1,8 @@
-"""What the commands of `herd tune` share: options, what is seen of a run while it goes on, and what is said at its end."""
+"""What the commands of `herd tune` share: options, and what is said at a run's end."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,13 +14,10 @@ from herd.errors import UsageError
 if TYPE_CHECKING:
     from herd.api.tuning_run import Conduct, Tuned
     from herd.data.account import Account
-    from herd.training.running.loop import Told
     from herd.training.settings.tuning import TuningSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="TuningSettings")
-PLAIN_LINE_S = 10.0
-"""Seconds between two lines where no terminal shows a bar."""
 SHORT = 300
 """Letters of an answer that are shown."""
 
@@ -145,6 +139,7 @@ def carry_out(command: str, tune: Callable[[S, Path, Conduct], Tuned], settings:
     """Runs a recipe under the eyes of whoever typed the command, and says what came of it."""
     from herd.api.tuning_run import Conduct
     from herd.cli.output import fetching
+    from herd.cli.watching import watching
 
     with fetching() as progress, watching(folder.name) as told:
         tuned = tune(settings, folder, Conduct(options["resume"], options["force"], told, _begun, progress))
@@ -192,74 +187,3 @@ def _short(text: str) -> str:
     """On one line."""
     flat = " ".join(text.split())
     return flat if len(flat) <= SHORT else flat[:SHORT] + " ..."
-
-
-@contextmanager
-def watching(name: str) -> Iterator[Callable[[Told], None]]:
-    """Shows how far a run is: a line that moves in a terminal, else a line now and then."""
-    from herd.cli.output import is_terminal
-
-    if not is_terminal(sys.stderr):
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(name, total=None, told="")
-
-        def told(news: Told) -> None:
-            if news.note:
-                bars.console.print(news.note, markup=False, highlight=False)
-            if news.is_evaluation:
-                bars.console.print(f"step {news.step}: held out {figures_line(news)}", markup=False, highlight=False)
-            elif news.figures:
-                bars.update(task, total=news.steps, completed=news.step, told=status_line(news))
-
-        yield told
-
-
-class _Lines:
-    """For logs: a line at the first step, every ten seconds, and at the last."""
-
-    def __init__(self) -> None:
-        self._last = -PLAIN_LINE_S
-
-    def __call__(self, news: Told) -> None:
-        if news.note:
-            click.echo(news.note, err=True)
-        if news.is_evaluation:
-            click.echo(f"step {news.step}: held out {figures_line(news)}", err=True)
-        elif news.figures and (news.step == news.steps or time.monotonic() - self._last >= PLAIN_LINE_S):
-            self._last = time.monotonic()
-            click.echo(f"step {news.step} of {news.steps}: {status_line(news)}", err=True)
-
-
-def figures_line(news: Told) -> str:
-    """All figures of an evaluation."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in news.figures.items())
-
-
-def status_line(news: Told) -> str:
-    """Loss, speed, time left and memory of a step."""
-    from herd.cli.output import size
-
-    parts = [f"loss {news.figures['loss']:.4f}"] if "loss" in news.figures else []
-    parts += [f"{name} {news.figures[name]:.3g}" for name in ("reward", "accuracy") if name in news.figures]
-    parts.append(f"{news.tokens_per_s:,.0f} tokens/s")
-    if news.left_s is not None:
-        parts.append(f"{time_of(news.left_s)} left")
-    return "  ".join([*parts, size(news.peak_bytes)])
-
-
-def time_of(seconds: float) -> str:
-    """Seconds as people read them: 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

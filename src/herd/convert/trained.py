@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from herd.checkpoints.checkpoint import About, Checkpoint, TokenizerSource
@@ -14,6 +15,7 @@ from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.models.architecture import Config, architecture_of
 from herd.models.weights import Adapted, Matrix
+from herd.planner.notices import UNKNOWN
 
 
 def write_trained(
@@ -31,7 +33,8 @@ def write_trained(
     """A new folder with config, weights and tokenizer.
 
     leaves     all weights of `cfg`, by name
-    beside     the model that training began with, a folder or a file: its licence and notices are carried along, and tokenizer files
+    beside     the model that training began with, a folder or a file: its licence and notices are carried along, and tokenizer files;
+               None: it began with nothing, and no licence is missed
     dtype      plain numbers of matrices; None: as `leaves` have them
 
     `UsageError` if the folder exists, for weights that carry adapters and for what the layout cannot hold; `CapacityError` for the disk.
@@ -54,4 +57,5 @@ def write_trained(
         about=About(facts={}, tokenizer=tokenizer, chat_template=chat_template, stop_ids=tuple(stop_ids)),
         architecture=type(cfg).__module__.rpartition(".")[2],
     )
-    return to_huggingface(checkpoint, Shaping(dtype), destination, progress)
+    report = to_huggingface(checkpoint, Shaping(dtype), destination, progress)
+    return report if beside is not None else replace(report, notes=tuple(note for note in report.notes if note != UNKNOWN))

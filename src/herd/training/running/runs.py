@@ -141,6 +141,17 @@ class Run:
         if self.is_first:
             write_json(self.folder / END, {"state": state.value, "step": step, "why": why})
 
+    @contextmanager
+    def finishing(self, step: int) -> Iterator[None]:
+        """While what was learned is written the run has not come to its end: where that fails or the process dies, it can go on."""
+        (self.folder / END).unlink(missing_ok=True)
+        try:
+            yield
+        except Exception as error:
+            self.end(State.FAILED, step, f"{type(error).__name__}: {error}")
+            raise
+        self.end(State.FINISHED, step)
+
     def close(self) -> None:
         for log in self._logs or ():
             log.close()
