@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from herd.cli.output import is_terminal, print_json, size
+from herd.cli.output import is_terminal, print_json
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ def _as_data(found: Sequence[Release], scores: Sequence[Comparison]) -> dict[str
 
 
 # A title, the key of the fact, and the value as people read it.
+def _size(num_bytes: float) -> str:
+    from herd.planner.units import size
+
+    return size(num_bytes)
+
+
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("family", "title", str),
     ("kind", "kind", str),
@@ -103,10 +109,10 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("knowledge until", "knowledge_cutoff", str),
     ("trained on", "pretraining_tokens", lambda value: f"{value / 1e12:g} T tokens"),
     ("GPU hours of pretraining", "gpu_hours", "{:,}".format),
-    ("weights at 16 bits", "bytes_at_16_bits", size),
-    ("weights at 8 bits", "bytes_at_8_bits", size),
-    ("weights at 4 bits", "bytes_at_4_bits", size),
-    ("cache per token, 16 bits", "cache_bytes_per_token", lambda value: size(value) if value else "none"),
+    ("weights at 16 bits", "bytes_at_16_bits", _size),
+    ("weights at 8 bits", "bytes_at_8_bits", _size),
+    ("weights at 4 bits", "bytes_at_4_bits", _size),
+    ("cache per token, 16 bits", "cache_bytes_per_token", lambda value: _size(value) if value else "none"),
 )
 
 

@@ -46,7 +46,8 @@ def convert(source: str, destination: Path, to: str, dtype: str | None, quant: s
 
 def print_report(report: Report, as_json: bool) -> None:
     """What was written, for people or programs."""
-    from herd.cli.output import print_json, size
+    from herd.cli.output import print_json
+    from herd.planner.units import size
 
     if as_json:
         values: dict[str, Any] = {"path": str(report.path), "layout": report.layout, "tensors": report.num_tensors}

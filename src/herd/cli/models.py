@@ -167,7 +167,7 @@ def _of_files(found: Installed | None) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from herd.cli.output import size
+    from herd.planner.units import size
 
     parameters = row["parameters"]
     count = "" if parameters is None else f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
@@ -190,9 +190,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
 @offline_option
 def remove(name: str, yes: bool) -> None:
     """Delete a model from the models folder. Files elsewhere are never touched."""
-    from herd.cli.output import is_terminal, size
+    from herd.cli.output import is_terminal
     from herd.family import store
     from herd.files import models_folder
+    from herd.planner.units import size
 
     found = store.locate(name) or store.locate(name.lower())
     if found is None:

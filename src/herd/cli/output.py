@@ -46,15 +46,6 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def size(num_bytes: float) -> str:
-    """Bytes as people read them: 98.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
 @contextmanager
 def fetching() -> Iterator[Progress]:
     """A progress callback for downloads that draws one bar after another."""

@@ -80,7 +80,8 @@ def _check(options: dict[str, Any]) -> None:
 def _print(made: Quantised, rows: list[Quality], as_json: bool) -> None:
     from dataclasses import asdict
 
-    from herd.cli.output import print_json, print_table, size
+    from herd.cli.output import print_json, print_table
+    from herd.planner.units import size
 
     if as_json:
         values: dict[str, Any] = {"path": str(made.path), "tensors": made.num_tensors, "bytes": made.num_bytes, "bits": made.bits}
@@ -97,7 +98,7 @@ def _print(made: Quantised, rows: list[Quality], as_json: bool) -> None:
 
 
 def _cells(row: Quality) -> list[str]:
-    from herd.cli.output import size
+    from herd.planner.units import size
 
     kl = "" if row.kl is None else f"{row.kl:.5f} ± {row.kl_error:.5f}"
     same = "" if row.agreement is None else f"{row.agreement:.2%}"

@@ -18,8 +18,8 @@ def start_page(house: House, url: str, model: str) -> str:
 
 
 def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
-    from herd.cli.output import size
     from herd.engine.page_files import LIMIT_BYTES
+    from herd.planner.units import size
     from herd.server.page.routes import badges
 
     settings = house.settings
