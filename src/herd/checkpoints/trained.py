@@ -66,4 +66,6 @@ def _base_of(adapter: Path) -> str:
     base = read_json(adapter / CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise FileProblem(f"{adapter / CONFIG}: does not say which model it belongs to. Load that model with adapter={str(adapter)!r}.")
-    return base
+    beside = adapter.parent / Path(base).name
+    # A model that the run itself wrote moves with its folder.
+    return str(beside) if Path(base).is_absolute() and not Path(base).exists() and beside.is_file() else base
