@@ -51,7 +51,7 @@ def test_what_was_pretrained_is_the_same_model_for_herd_transformers_and_gguf(pl
 
     out = tmp_path / "run"
     said = run(*given(place), *more, "--out", str(out))
-    assert "step 4 of 4" in said and "The model is in" in said
+    assert "step 4 of 4" in said and "\nloss" in said and "The model is in" in said
     opened = open_checkpoint(out / "model")
     ids = list(range(5, 25))
     batch = batch_of([Document((*ids, 1), (0.0, *[1.0] * len(ids)))])

@@ -72,7 +72,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
 
     All settings, with what they mean: docs/reference/training.md. A run that was stopped goes on exactly where it was with --resume.
     """
-    from herd.cli.watching import watching
+    from herd.cli.watching import show_curve, watching
     from herd.training.beginning.pretrain_run import pretrain as learn
     from herd.training.running.company import is_first
     from herd.training.running.runs import saved_settings
@@ -97,6 +97,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
     if not end.is_complete:
         click.echo(f"Stopped; everything is saved. Go on with: herd train pretrain --resume --out {out}")
         return
+    show_curve(out)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f'The model is in {out / "model"}. Try it: herd run {out / "model"} "Once upon a time"')

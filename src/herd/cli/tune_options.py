@@ -158,7 +158,7 @@ def _begun(settings: Any, account: Account, parameters: int) -> None:
 def _show(tuned: Tuned, command: str, as_json: bool) -> None:
     """What the run came to: held-out figures and answers before and after, and where it is."""
     from herd.cli.output import print_json
-    from herd.training.running.curves import in_dots, panels, series_of
+    from herd.cli.watching import show_curve
 
     if as_json:
         answers = [{"prompt": each.prompt, "wanted": each.wanted, "before": each.before, "after": each.after} for each in tuned.answers]
@@ -166,8 +166,7 @@ def _show(tuned: Tuned, command: str, as_json: bool) -> None:
         told = {"run": str(tuned.folder), "end": tuned.end.value, "model": model, "data": tuned.account.as_json()}
         print_json({**told, "held_out": dict(tuned.held_out), "answers": answers, "notes": list(tuned.notes)})
         return
-    for name, steps, held_out in panels(series_of(tuned.folder))[:1]:
-        click.echo(in_dots(name, steps, held_out))
+    show_curve(tuned.folder)
     for name, value in tuned.held_out.items():
         if (before := tuned.held_out.get(f"before_{name}")) is not None:
             click.echo(f"held out {name}: {before:.4g} before, {value:.4g} after")

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -48,6 +49,14 @@ def watching(name: str) -> Iterator[Callable[[Told], None]]:
                 bars.update(task, total=news.steps, completed=news.step, told=status_line(news))
 
         yield told
+
+
+def show_curve(folder: Path) -> None:
+    """The loss of a run, drawn."""
+    from herd.training.running.curves import in_dots, panels, series_of
+
+    for name, steps, held_out in panels(series_of(folder))[:1]:
+        click.echo(in_dots(name, steps, held_out))
 
 
 class _Lines:
