@@ -77,10 +77,10 @@ def work(place: Path, folder: Path, case: str) -> None:
 
     torch.set_num_threads(1)
     pretrain_run._dtype = lambda settings: torch.float64  # type: ignore[assignment]
-    settings = settings_of(place, name, is_divided=weights == "divided")
-    if weights.startswith("shared") and "WORLD_SIZE" in os.environ:
-        parallel = {"shared tensor": (2, 1), "shared expert": (1, 2), "shared": (2, 2)}[weights]
-        settings = replace(settings, parallel=ParallelSettings(tensor=parallel[0], expert=parallel[1]))
+    settings = settings_of(place, name, is_divided=weights.startswith("divided"))
+    if weights not in ("whole", "divided") and "WORLD_SIZE" in os.environ:
+        tensor, expert, context = {"tensor": (2, 1, 1), "expert": (1, 2, 1), "": (2, 2, 1), "context": (1, 1, 2)}[weights.partition(" ")[2]]
+        settings = replace(settings, parallel=ParallelSettings(tensor=tensor, expert=expert, context=context))
     pretrain_run.pretrain(settings, folder, write, resume=(folder / "config.toml").exists(), told=told)
 
 

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from herd.errors import UsageError
 from herd.models.architecture import architecture_of
+from herd.models.ops import Chunks, Sliding, Window
 from herd.training.running.parallel import company
-from herd.training.running.runs import State, read_log, state_of
+from herd.training.running.runs import State, _is_harmless, read_log, state_of
 from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.parallel import ParallelSettings
-from herd.training.settings.pretrain import PretrainSettings
+from herd.training.settings.pretrain import PretrainSettings, TeacherSettings
+from herd.training.student.attention import Packed
+from herd.training.student.batches import Document, batch_of
 from herd.training.student.model import Student
 from herd.training.student.sharing import Sharing
+from herd.training.student.spread import Context, Spread, _Attended
 from tiny import random_leaves, tiny_llama, tiny_llama4
 from training.pretraining_together import make_place, work
 from training.test_parallel_pretrain import same, together
@@ -49,7 +53,15 @@ def test_two_processes_that_hold_heads_columns_and_experts_come_to_what_one_come
 
 @pytest.mark.slow  # each case starts processes
 @pytest.mark.parametrize(
-    ("case", "count"), [("dense-shared tensor", 2), ("experts-shared expert", 2), ("recomputed-shared", 2), ("taught-shared tensor", 4)]
+    ("case", "count"),
+    [
+        ("dense-shared tensor", 2),
+        ("experts-shared expert", 2),
+        ("recomputed-shared", 2),
+        ("taught-shared tensor", 4),
+        ("recomputed-divided context", 2),
+        ("experts-shared context", 4),
+    ],
 )
 def test_processes_that_hold_a_part_of_a_model_come_to_what_one_comes_to(place: Path, tmp_path: Path, case: str, count: int) -> None:
     if case.startswith("taught"):
@@ -82,6 +94,39 @@ def test_parts_of_all_weights_make_up_the_model_again() -> None:
         assert torch.equal(parts[0] if axis is None else torch.cat([*parts], dim=axis), whole), spec.name
 
 
+@pytest.mark.parametrize("window", [None, Chunks(100), Sliding(90)], ids=["all", "chunks", "sliding"])
+def test_attention_of_stretches_is_that_of_whole_documents(window: Window | None) -> None:
+    torch.manual_seed(3)
+    lengths, (q, k, v, dy) = (5, 300, 7), [torch.randn(312, heads, 8, dtype=torch.float64) for heads in (4, 2, 2, 4)]
+    whole = [x.clone().requires_grad_() for x in (q, k, v)]
+    wanted = Packed(lengths).attend(*whole, 0.3, window)
+    wanted.backward(dy)  # type: ignore[no-untyped-call]
+    summed = [torch.zeros_like(x) for x in (q, k, v)]
+    for first, last in ((0, 3), (3, 170), (170, 312)):
+        mine, keys, values = (x.clone().requires_grad_() for x in (q[first:last], k, v))
+        spread = Spread(lengths, first, last, Context(0, 3, nothing))
+        y = _Attended.apply(mine, keys, values, spread, 0.3, window)  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(y, wanted[first:last])
+        y.backward(dy[first:last])
+        for total, each in zip(summed[1:], (keys, values), strict=True):
+            total += each.grad
+        summed[0][first:last] = mine.grad
+    for total, each in zip(summed, whole, strict=True):
+        torch.testing.assert_close(total, each.grad)
+
+
+def test_a_batch_is_taken_apart_without_losing_a_prediction() -> None:
+    random = np.random.default_rng(1)
+    documents = [Document((1,) * length, (0.0, *random.choice([0.0, 1.0], length - 1).tolist())) for length in (4, 9, 2, 6)]
+    whole = batch_of(documents)
+    parts = [Context(index, 3, nothing).stretch(whole) for index in range(3)]
+    for name in ("tokens_T", "positions_T", "targets_R", "weights_R", "document_R"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert torch.equal(torch.cat([part.rows_R + part.only[0] for part in parts if part.only]), whole.rows_R)
+    with pytest.raises(UsageError, match="too few"):
+        Context(0, 30, nothing).stretch(whole)
+
+
 def test_what_does_not_divide_is_refused_by_name() -> None:
     dense, mixed = tiny_llama(), tiny_llama4()
     for count, cfg, given, said in (
@@ -95,6 +140,10 @@ def test_what_does_not_divide_is_refused_by_name() -> None:
         ParallelSettings(tensor=2, expert=4)
     with pytest.raises(UsageError, match="there are 1"), company(parallel=ParallelSettings(tensor=2)):
         pass
+    with pytest.raises(UsageError, match=r"parallel\.context is 2, and"):
+        ParallelSettings(tensor=2, context=2)
+    with pytest.raises(UsageError, match="A teacher reads whole documents"):
+        PretrainSettings(parallel=ParallelSettings(context=2), teacher=TeacherSettings(model="another"))
     with pytest.raises(UsageError, match="Muon"):
         PretrainSettings(parallel=ParallelSettings(tensor=2), optimiser=OptimiserSettings(name="muon"))
 
@@ -106,3 +155,8 @@ def test_weights_in_blocks_are_not_divided() -> None:
     stored = Blocks(Q8_0, (8, 32), np.zeros((8, 34), np.uint8))
     with pytest.raises(UsageError, match="stored in blocks"):
         sharing().leaf(lambda name: stored)("layers.0.ffn.gate")
+
+
+def test_a_resumed_run_may_have_other_processes_but_no_other_model() -> None:
+    assert _is_harmless("parallel.context: 1 then, 2 now") and _is_harmless("loop.divided: false then, true now")
+    assert not _is_harmless("model.context: 512 then, 1024 now") and not _is_harmless("loop.seed: 0 then, 1 now")

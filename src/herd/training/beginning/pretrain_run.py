@@ -75,8 +75,9 @@ def pretrain(
         torch.manual_seed(settings.loop.seed)
         leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
         kind = EarlyFusion if sees_at_once(cfg) else Student
-        sharing = together.sharing if isinstance(together, Processes) else None
-        student = kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed, sharing=sharing)
+        sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
+        _check_context(settings, cfg)
+        student = kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed, sharing=sharing, context=context)
 
         def sources() -> list[Sequences]:
             return [_source(source, settings, words, cfg, folder / "tokens") for source in settings.data]
@@ -94,6 +95,12 @@ def pretrain(
                 leaves = student.leaves(BF16 if settings.save_dtype == "bf16" else F32)
                 write(new / "model", student.cfg, leaves, words, None if begin is None else begin.path)
     return end
+
+
+def _check_context(settings: PretrainSettings, cfg: Config) -> None:
+    """`UsageError` for documents with pictures in several processes."""
+    if settings.parallel.context > 1 and seeing(cfg) is not None:
+        raise UsageError("parallel.context takes documents of text apart; leave it at 1 for a model that sees.", param="parallel.context")
 
 
 def _check_divided(settings: PretrainSettings, cfg: Config, together: Company) -> None:

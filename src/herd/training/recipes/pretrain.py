@@ -23,7 +23,7 @@ from herd.training.running.company import ALONE, Company, shared
 from herd.training.settings.pretrain import PretrainSettings
 from herd.training.sources.mixing import Mixture
 from herd.training.student.balancing import Balance, BalancedOps
-from herd.training.student.batches import Batch, Document, batch_of
+from herd.training.student.batches import Batch, Document
 from herd.training.student.checkpointing import recomputed
 from herd.training.student.model import Student
 
@@ -65,7 +65,7 @@ class Pretraining:
         sums: dict[str, float] = {}
         for part in self._parts(documents):
             (_, mine, counts), *_ = shared(self._company, _apart(part, self._company.parts))
-            batch = batch_of(mine, self._student.device)
+            batch = self._student.batch_of(mine)
             self._balance.of_part(weight, counts, sum(len(document.tokens) for document in part), tokens)
             self._balance.is_learning = self._balance.is_counting = True
             loss, figures = self._loss(batch, number)
@@ -89,7 +89,7 @@ class Pretraining:
         for source in self._mixture.sources:
             loss, count = 0.0, 0
             for _, documents, share in shared(self._company, list(source.held_out(length, self._settings.eval_tokens))):
-                batch = batch_of(documents, self._student.device)
+                batch = self._student.batch_of(documents)
                 loss -= float(self._student.nll(batch)[1].logprobs_R.double().sum()) * share
                 count += batch.num_targets * int(share)
             loss, count = self._company.total(loss), int(self._company.total(count))

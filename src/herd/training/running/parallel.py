@@ -33,6 +33,7 @@ from herd.training.running.waiting import BEATS, Beats, First
 from herd.training.settings.parallel import ParallelSettings
 from herd.training.student.model import Student
 from herd.training.student.sharing import Sharing
+from herd.training.student.spread import Context
 
 MOMENT_S = 0.2
 """How long a process that has failed gives gloo's worker to let go of what it holds: the others may not be there to settle with."""
@@ -46,16 +47,22 @@ class Processes:
 
     def __init__(self, device: torch.device, store: Any, beats: Beats, parallel: ParallelSettings) -> None:
         self.index, self.count = dist.get_rank(), dist.get_world_size()
-        self.part, self.parts = self.index // parallel.model, self.count // parallel.model
+        self.part, self.parts = self.index // parallel.together, self.count // parallel.together
         self._first = First(store, self.index == 0, beats)
         self.device = device
         self.sharing: Sharing | None = None
-        if parallel.model == 1:
-            self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,), mesh_dim_names=("data",))
-        else:
-            both = init_device_mesh(device.type, (self.parts, parallel.model), mesh_dim_names=("data", "model"))
-            self.mesh, self._held = both["data"], both["model"].get_group()
-            self.sharing = Sharing(parallel, self.index % parallel.model, parallel.model, self._total_of_model, self._gathered_of_model)
+        self.context: Context | None = None
+        self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,), mesh_dim_names=("data",))
+        place = self.index % parallel.together
+        if parallel.together > 1:
+            both = init_device_mesh(device.type, (self.parts, parallel.together), mesh_dim_names=("parts", "together"))
+            self._together = both["together"].get_group()
+        if parallel.context > 1:
+            # Weights are whole, and gradients of stretches are parts of a sum like those of documents.
+            self.context = Context(place, parallel.context, self._total_together)
+        elif parallel.model > 1:
+            self.mesh = both["parts"]
+            self.sharing = Sharing(parallel, place, parallel.model, self._total_together, self._gathered_together)
         self._data = self.mesh.get_group()
 
     def total(self, value: float) -> float:
@@ -81,8 +88,8 @@ class Processes:
             text = json.dumps(value).encode()
         except Exception as raised:  # the others have to hear of it, whatever it is
             problem = raised
-        sizes = torch.zeros(self.parts, dtype=torch.int64, device=self.device)
-        sizes[self.part] = len(text)
+        sizes = torch.zeros(self.mesh.size(), dtype=torch.int64, device=self.device)
+        sizes[self.mesh.get_local_rank()] = len(text)
         dist.all_reduce(sizes, group=self._data)
         lengths = sizes.tolist()
         if problem is not None:
@@ -96,7 +103,8 @@ class Processes:
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded, group=self._data)
-        return [json.loads(part[:length].cpu().numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
+        found = [json.loads(part[:length].cpu().numpy().tobytes()) for part, length in zip(parts, lengths, strict=True)]
+        return found[:: len(found) // self.parts]  # one for each part
 
     def first_is_done(self, is_so: bool) -> None:
         self._first.is_done(is_so)
@@ -152,19 +160,21 @@ class Processes:
             found[name] = self._rows(value, like) if isinstance(like, DTensor) and like.shape == value.shape else value
         return found
 
-    def _total_of_model(self, tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor, group=self._held)
+    def _total_together(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor, group=self._together)
         return tensor
 
-    def _gathered_of_model(self, tensor: Tensor) -> list[Tensor]:
-        found = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self._held))]
-        dist.all_gather(found, tensor, group=self._held)
+    def _gathered_together(self, tensor: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self._together))]
+        dist.all_gather(found, tensor, group=self._together)
         return found
 
     @property
     def groups(self) -> tuple[Any, ...]:
         """All groups that talk, the one of all processes first."""
-        return (None,) if self.sharing is None else (None, self._data, self._held)
+        if self.sharing is None and self.context is None:
+            return (None,)
+        return None, self._data, self._together
 
     def _rows(self, value: Tensor, like: DTensor) -> DTensor:
         """This process's rows of a whole tensor, as torch divides them: in equal pieces, the last ones shorter or empty."""
@@ -177,9 +187,9 @@ class Processes:
 def company(device: str = "cpu", beats: Beats = BEATS, parallel: ParallelSettings = WHOLE) -> Iterator[tuple[Company, str]]:
     """The processes that torchrun has started, and the device of this one; alone if it has not. Each GPU takes one process. `UsageError`
     when they are no multiple of those that hold a model together."""
-    if (number := int(os.environ.get("WORLD_SIZE", "1"))) % parallel.model:
+    if (number := int(os.environ.get("WORLD_SIZE", "1"))) % parallel.together:
         raise UsageError(
-            f"[parallel] asks for {parallel.model} processes that hold one model together, and there are {number}: start a multiple of "
+            f"[parallel] asks for {parallel.together} processes that work together, and there are {number}: start a multiple of "
             "them with torchrun --nproc-per-node."
         )
     if number == 1:

@@ -326,7 +326,8 @@ def _changed_data(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _is_harmless(line: str) -> bool:
-    return line.partition(":")[0].rpartition(".")[2] in HARMLESS
+    name = line.partition(":")[0]
+    return any(f".{name}".endswith(f".{each}") for each in HARMLESS)
 
 
 def _clean(folder: Path) -> None:

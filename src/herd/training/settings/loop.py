@@ -55,5 +55,6 @@ class LoopSettings:
         return self.schedule.steps
 
 
-HARMLESS = ("divided", "tensor", "expert", "save_every", "save_minutes", "keep_last", "keep_best", "best", "tensorboard", "max_bad_steps")
-"""Settings of the loop and of [parallel] that a resumed run may change freely: nothing that is learned depends on them."""
+PARALLEL = ("parallel.tensor", "parallel.expert", "parallel.context")
+HARMLESS = ("divided", *PARALLEL, "save_every", "save_minutes", "keep_last", "keep_best", "best", "tensorboard", "max_bad_steps")
+"""Ends of the names of settings that a resumed run may change freely: nothing that is learned depends on them."""

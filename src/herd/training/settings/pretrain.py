@@ -199,6 +199,8 @@ class PretrainSettings:
         need_least(self, 2, "sequence")
         if self.parallel.model > 1:
             _check_parallel(self)
+        if self.parallel.context > 1 and self.teacher.model:
+            raise UsageError("A teacher reads whole documents; with parallel.context leave teacher.model out.", param="teacher.model")
         longest = max(stage.sequence for stage in self.all_stages)
         need(self.batch_tokens >= longest, "batch_tokens", self.batch_tokens, f"at least a sequence, {longest}")
         need(self.micro_tokens == 0 or self.micro_tokens >= longest, "micro_tokens", self.micro_tokens, f"0, or at least {longest}")

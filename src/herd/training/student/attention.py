@@ -64,7 +64,7 @@ class _Blocked(torch.autograd.Function):
         y_TNH = torch.empty_like(q_TNH)
         for group in groups(lengths):
             q, k, v = (_together(x, group) for x in (q_TNH, k_TKH, v_TKH))
-            y_TNH[group.rows()] = _attend(q, k, v, scale, window).to(y_TNH.dtype)
+            y_TNH[group.rows()] = attended(q, k, v, scale, window).to(y_TNH.dtype)
         return y_TNH
 
     @staticmethod
@@ -74,7 +74,7 @@ class _Blocked(torch.autograd.Function):
         for_qkv = [torch.empty_like(x) for x in (q_TNH, k_TKH, v_TKH)]
         for group in groups(lengths):
             q, k, v, dy = (_together(x, group) for x in (q_TNH, k_TKH, v_TKH, gradients[0]))
-            found = _attend_backward(q, k, v, dy, scale, window)
+            found = attended_backward(q, k, v, dy, scale, window)
             for whole, part in zip(for_qkv, found, strict=True):
                 whole[group.rows()] = part.to(whole.dtype)
         return for_qkv[0], for_qkv[1], for_qkv[2], None, None, None
@@ -112,21 +112,22 @@ def _together(x_TNH: Tensor, group: Group) -> Tensor:
     return x_TNH[group.rows()].to(wide).reshape(len(group.starts), group.length, *x_TNH.shape[1:])
 
 
-def _attend(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, scale: float, window: Window | None) -> Tensor:
-    """-> [B L, N, H]."""
+def attended(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, scale: float, window: Window | None, first: int = 0) -> Tensor:
+    """-> [B L, N, H]. Queries are those of tokens `first` and after; keys and values begin with token 0."""
     batch, length, heads, _ = q_BLNH.shape
     kv_heads = k_BLKH.shape[2]
     k, v = _by_head(k_BLKH), _by_head(v_BLKH)
     y_BLNH = torch.empty_like(q_BLNH)
-    for rows, keys in blocks(length, window):
-        q = _stacked(q_BLNH[:, rows] * scale, kv_heads)
+    for rows, keys in blocks(first + length, window, first):
+        here = slice(rows.start - first, rows.stop - first)
+        q = _stacked(q_BLNH[:, here] * scale, kv_heads)
         y = torch.bmm(_softmax(q, k[:, keys], rows, keys, window), v[:, keys])
-        y_BLNH[:, rows] = _unstacked(y, batch, heads)
+        y_BLNH[:, here] = _unstacked(y, batch, heads)
     return y_BLNH.flatten(0, 1)
 
 
-def _attend_backward(
-    q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, dy_BLNH: Tensor, scale: float, window: Window | None
+def attended_backward(
+    q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, dy_BLNH: Tensor, scale: float, window: Window | None, first: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What comes back to queries, keys and values, each [B L, heads, H]. With P the softmax and dP = dy v^T:
     dS = P (dP - sum(P dP)), dq = scale dS k, dk = scale dS^T q, dv = P^T dy."""
@@ -134,23 +135,24 @@ def _attend_backward(
     kv_heads = k_BLKH.shape[2]
     k, v = _by_head(k_BLKH), _by_head(v_BLKH)
     dq_BLNH, dk, dv = torch.empty_like(q_BLNH), torch.zeros_like(k), torch.zeros_like(v)
-    for rows, keys in blocks(length, window):
-        q, dy = _stacked(q_BLNH[:, rows] * scale, kv_heads), _stacked(dy_BLNH[:, rows], kv_heads)
+    for rows, keys in blocks(first + length, window, first):
+        here = slice(rows.start - first, rows.stop - first)
+        q, dy = _stacked(q_BLNH[:, here] * scale, kv_heads), _stacked(dy_BLNH[:, here], kv_heads)
         p = _softmax(q, k[:, keys], rows, keys, window)
         dv[:, keys].baddbmm_(p.transpose(1, 2), dy)
         dp = torch.bmm(dy, v[:, keys].transpose(1, 2))
         ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
         dk[:, keys].baddbmm_(ds.transpose(1, 2), q)
-        dq_BLNH[:, rows] = _unstacked(torch.bmm(ds, k[:, keys]), batch, heads).mul_(scale)
-    dk_BLKH, dv_BLKH = (x.reshape(batch, kv_heads, length, -1).transpose(1, 2) for x in (dk, dv))
+        dq_BLNH[:, here] = _unstacked(torch.bmm(ds, k[:, keys]), batch, heads).mul_(scale)
+    dk_BLKH, dv_BLKH = (x.reshape(batch, kv_heads, k.shape[1], -1).transpose(1, 2) for x in (dk, dv))
     return dq_BLNH.flatten(0, 1), dk_BLKH.flatten(0, 1), dv_BLKH.flatten(0, 1)
 
 
-def blocks(length: int, window: Window | None) -> Iterator[tuple[slice, slice]]:
-    """Blocks of queries, each with the stretch of keys that any of them sees."""
-    for first in range(0, length, BLOCK_ROWS):
-        end = min(first + BLOCK_ROWS, length)
-        yield slice(first, end), slice(int(first_seen(torch.tensor(first), window)), end)
+def blocks(length: int, window: Window | None, first: int = 0) -> Iterator[tuple[slice, slice]]:
+    """Blocks of the queries from `first` on, each with the stretch of keys that any of them sees."""
+    for begin in range(first, length, BLOCK_ROWS):
+        end = min(begin + BLOCK_ROWS, length)
+        yield slice(begin, end), slice(int(first_seen(torch.tensor(begin), window)), end)
 
 
 def _softmax(q_Xth: Tensor, k_Xsh: Tensor, rows: slice, keys: slice, window: Window | None) -> Tensor:

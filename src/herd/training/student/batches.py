@@ -40,6 +40,7 @@ class Batch:
     weights_R     what each counts, float32
     document_R    the index of each row's document
     pictures      of each document
+    only          which of the documents' tokens are in it, where others are in other processes (`spread.py`): from one, to before one
     """
 
     tokens_T: Tensor
@@ -49,11 +50,20 @@ class Batch:
     weights_R: Tensor
     document_R: Tensor
     pictures: tuple[tuple[Placed, ...], ...]
+    only: tuple[int, int] | None = None
 
     @property
     def positions_T(self) -> Tensor:
         """Each token's place in its document."""
-        return torch.cat([torch.arange(length, device=self.tokens_T.device) for length in self.lengths])
+        whole = torch.cat([torch.arange(length, device=self.tokens_T.device) for length in self.lengths])
+        return whole if self.only is None else whole[slice(*self.only)]
+
+    def part(self, first: int, last: int, rows: Tensor) -> Batch:
+        """Tokens `first` to before `last` alone, and what is predicted from these `rows` (bool [R])."""
+        rows_R, targets_R, weights_R, document_R = (
+            each[rows] for each in (self.rows_R - first, self.targets_R, self.weights_R, self.document_R)
+        )
+        return Batch(self.tokens_T[first:last], self.lengths, rows_R, targets_R, weights_R, document_R, self.pictures, (first, last))
 
     @property
     def num_tokens(self) -> int:

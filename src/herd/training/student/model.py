@@ -29,7 +29,7 @@ from herd.models.ops import PictureStep, Step, as_it_stands
 from herd.models.weights import Adapted, Blocks, Dense, Leaf, Matrix, Update
 from herd.training.settings.lora import Lora
 from herd.training.student.attention import Packed
-from herd.training.student.batches import Batch
+from herd.training.student.batches import Batch, Document, batch_of
 from herd.training.student.cross_entropy import Extras, token_logprobs, weighted_nll
 from herd.training.student.four_bits import FourBitTensors, is_rounded
 from herd.training.student.four_bits import stored as four_bits_of
@@ -37,6 +37,7 @@ from herd.training.student.heads import head_of
 from herd.training.student.joined import joined
 from herd.training.student.lora import Adapters, Learned, LearningPictureOps, LearningTextOps, begin, targeted
 from herd.training.student.sharing import Sharing
+from herd.training.student.spread import Context, Spread
 
 CHUNK_ROWS = 512
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Student:
     `keep_bytes`: a frozen base is kept as it is multiplied as far as that reaches: decoded, and matrices of one input as one
     (`joined.py`). Else blocks are decoded twice in each step. `four_bits`: learn for blocks of four bits (`four_bits.py`).
     `sharing`: only this process's part of the model, all of whose weights are learned (`sharing.py`).
+    `context`: processes that each compute some tokens of a batch (`spread.py`).
     """
 
     def __init__(
@@ -66,13 +68,14 @@ class Student:
         keep_bytes: int = 0,
         four_bits: bool = False,
         sharing: Sharing | None = None,
+        context: Context | None = None,
     ) -> None:
         if classifying(cfg) is not None:
             raise UsageError("This model is a classifier of whole texts; language models are trained here.")
         if sharing is not None:
             sharing.check(cfg)
             cfg, leaf = sharing.config(cfg), sharing.leaf(leaf)
-        self.cfg, self.sharing = cfg, sharing
+        self.cfg, self.sharing, self.context = cfg, sharing, context
         self.device = find_device(device) if isinstance(device, str) else device
         self.dtype = dtype
         self.lora = lora
@@ -107,15 +110,24 @@ class Student:
         """From now on nothing is drawn at random: before an evaluation."""
         self.adapters.key = None
 
+    def batch_of(self, documents: Sequence[Document]) -> Batch:
+        """These documents packed, or the stretch of them that this process computes."""
+        batch = batch_of(documents, self.device)
+        return batch if self.context is None else self.context.stretch(batch)
+
     def hidden(self, batch: Batch) -> Tensor:
         """[R, D] after the last norm, of the rows of `batch.rows_R`."""
         memory, seen, pictures = self._pictures(batch)
+        cache: Packed | Spread = Packed(batch.lengths)
+        if batch.only is not None:
+            assert self.context is not None, "whoever takes a batch apart says with whom"
+            cache = Spread(batch.lengths, *batch.only, self.context)
         step = Step(
             ops=self.ops,
             tokens_T=batch.tokens_T,
             positions_T=batch.positions_T,
             outputs_R=batch.rows_R,
-            cache=[Packed(batch.lengths)] * len(self.model.caches(self.cfg)),
+            cache=[cache] * len(self.model.caches(self.cfg)),
             pictures=pictures,
             memory=memory,
             seen=seen,
