@@ -175,3 +175,9 @@ def test_updates_are_learned_by_default_where_the_recipe_says_so_and_only_the_de
 
 def test_lists_of_parts_are_shown_as_toml_writes_them() -> None:
     assert {each.name: each.default for each in described(GrpoSettings)}["rewards"] == '[{kind = "number"}]'
+
+
+def test_a_share_of_examples_is_below_one_and_a_number_of_them_whole() -> None:
+    with pytest.raises(UsageError, match=r"held_out is 1\.5; expected a share below 1, or a whole number"):
+        read_settings(SftSettings, None, ["held_out=1.5"], {"model": "m", "data": ("d",)})
+    assert read_settings(SftSettings, None, ["held_out=2"], {"model": "m", "data": ("d",)}).held_out == 2

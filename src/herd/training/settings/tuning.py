@@ -50,6 +50,7 @@ class TuningSettings:
     def __post_init__(self) -> None:
         need(len(self.data) > 0 or not self.needs_data, "data", self.data, "files or folders")
         need_positive(self, "held_out", "lr")
+        need(self.held_out < 1 or self.held_out % 1 == 0, "held_out", self.held_out, "a share below 1, or a whole number")
         need_least(self, 1, "pack")
         rate = self.loop.schedule.lr
         need(rate in (Schedule().lr, self.peak), "loop.schedule.lr", rate, f"nothing: lr says it, which is {self.peak}")
