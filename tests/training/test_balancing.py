@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from herd.errors import FileProblem
 from herd.models.llama4 import Llama4Config
 from herd.models.rope import Rope
 from herd.training.beginning.initialising import initial_leaf
 from herd.training.settings.pretrain import BalancingSettings
-from herd.training.student.balancing import Balance, BalancedOps, balancing_loss, levelled
+from herd.training.student.balancing import Balance, BalancedOps, levelled
 from herd.training.student.batches import Batch, Document, batch_of
 from herd.training.student.lora import LearningTextOps
 from herd.training.student.model import Student
@@ -94,6 +95,12 @@ def test_experts_in_one_piece_each_are_those_of_the_backend(num_chosen: int) -> 
         other = plain.parameters[name].grad
         assert (parameter.grad is None) == (other is None)
         assert parameter.grad is None or other is None or (parameter.grad - other).norm() <= 1e-5 * other.norm()
+
+
+def balancing_loss(scores_TE: Tensor, counts_E: Tensor) -> Tensor:
+    """The formula, as it is written down."""
+    shares_E = counts_E / counts_E.sum().clamp(min=1)
+    return scores_TE.shape[-1] * (shares_E * torch.softmax(scores_TE, dim=-1).mean(dim=0)).sum()
 
 
 def test_the_balancing_loss_is_one_when_level_and_its_gradient_is_the_formulas() -> None:

@@ -159,15 +159,13 @@ class BalancedOps(LearningTextOps):
 
 def levelled(scores_TE: Tensor, counts_E: Tensor, weight: float, tokens: int = 0) -> Tensor:
     """The scores themselves; on the way back they also get the gradient of `weight` times the balancing loss of these tokens, or of their
-    part of it where it is that of `tokens` tokens."""
+    part of it where it is that of `tokens` tokens.
+
+    The loss is E sum_e f_e P_e, with f_e the share of choices that fell on e and P_e the mean over tokens of softmax(scores)_e. 1 when
+    level.
+    """
     passed: Tensor = _Levelled.apply(scores_TE, counts_E, weight / (tokens or len(scores_TE)))  # type: ignore[no-untyped-call]
     return passed
-
-
-def balancing_loss(scores_TE: Tensor, counts_E: Tensor) -> Tensor:
-    """E sum_e f_e P_e: f_e the share of choices that fell on e, P_e the mean over tokens of softmax(scores)_e. 1 when level."""
-    shares_E = counts_E / counts_E.sum().clamp(min=1)
-    return scores_TE.shape[-1] * (shares_E * torch.softmax(scores_TE, dim=-1).mean(dim=0)).sum()
 
 
 class _Levelled(torch.autograd.Function):
