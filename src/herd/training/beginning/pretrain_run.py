@@ -68,16 +68,12 @@ def pretrain(
         begin = _opened(settings.begin, opened)
         words = read_words(settings.tokenizer or settings.begin)
         cfg = _config(settings, words, begin)
-        _check_divided(settings, cfg, together)
+        _check_seeing(settings, cfg, together)
         files = [path for source in settings.data for path in _files(source)]
         facts = gathered(files, "" if begin is None else begin.digest(), {"recipe": "pretrain"})
         run = opened.enter_context(open_run(folder, settings, facts, resume=resume, force=force, company=together))
         torch.manual_seed(settings.loop.seed)
-        leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
-        kind = EarlyFusion if sees_at_once(cfg) else Student
-        sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
-        _check_context(settings, cfg)
-        student = kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed, sharing=sharing, context=context)
+        student = _student(settings, cfg, begin, device, together)
 
         def sources() -> list[Sequences]:
             return [_source(source, settings, words, cfg, folder / "tokens") for source in settings.data]
@@ -97,16 +93,23 @@ def pretrain(
     return end
 
 
-def _check_context(settings: PretrainSettings, cfg: Config) -> None:
-    """`UsageError` for documents with pictures in several processes."""
-    if settings.parallel.context > 1 and seeing(cfg) is not None:
-        raise UsageError("parallel.context takes documents of text apart; leave it at 1 for a model that sees.", param="parallel.context")
+def _student(settings: PretrainSettings, cfg: Config, begin: Checkpoint | None, device: str, together: Company) -> Student:
+    """The model that learns, or this process's part of it."""
+    leaf: Leaf = initial_leaf(cfg, settings.loop.seed, settings.initial) if begin is None else begin.leaf
+    kind = EarlyFusion if sees_at_once(cfg) else Student
+    sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
+    return kind(cfg, leaf, device=device, dtype=_dtype(settings), seed=settings.loop.seed, sharing=sharing, context=context)
 
 
-def _check_divided(settings: PretrainSettings, cfg: Config, together: Company) -> None:
-    """`UsageError` for divided weights of a model that sees: a process whose documents have no picture would have no gradient to share."""
-    if settings.loop.divided and together.count > 1 and seeing(cfg) is not None:
+def _check_seeing(settings: PretrainSettings, cfg: Config, together: Company) -> None:
+    """`UsageError` for a model that sees where weights or documents are divided: a process whose documents have no picture would have no
+    gradient to share."""
+    if seeing(cfg) is None or together.count == 1:
+        return
+    if settings.loop.divided:
         raise UsageError("loop.divided is true; the weights of a model that sees are whole in every process. Leave it false.")
+    if settings.parallel.context > 1:
+        raise UsageError("parallel.context takes documents of text apart; leave it at 1 for a model that sees.", param="parallel.context")
 
 
 def _finish(settings: PretrainSettings, student: Student) -> None:
