@@ -82,6 +82,7 @@ def test_a_known_device_takes_a_price_and_a_power_of_ones_own() -> None:
         (("models", "--task", "chat"), "--task belongs to --pick"),
         (("models", "--pick", "llama"), "--pick chooses among all"),
         (("models", "--pick", "--memory", "16 bananas"), "--memory is '16 bananas'"),
+        (("licence", "--use", "service"), "Name a model"),
         (("licence", "llama-3.1-8b", "--use", "servce"), "did you mean 'service'"),
         (("licence", "llama-3.1-8b", "--derivative", "maybe"), "--derivative is 'maybe'"),
     ],
@@ -138,6 +139,8 @@ def test_training_is_planned() -> None:
     described = ("--device-memory", "16GB", "--bandwidth", "500GB/s", "--compute", "80TFLOPS")
     (alone,) = told("plan", "train", "llama-3.2-1b", "--tokens", "10M", *described)["plans"]
     assert alone["device"] == "described" and alone["layouts"][0]["devices"] == 1
+    small = ("--method", "full", "--tokens", "10M", "--device", "desktop", "--device-memory", "16GB")
+    assert "It does not fit on desktop processor" in " ".join(invoke("plan", "train", "llama-3.1-8b", *small).output.split())
 
 
 def test_a_ruling_is_printed_with_clauses_and_says_what_it_is_not() -> None:
@@ -169,6 +172,8 @@ def test_questions_are_asked_of_a_person(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 0
     assert "did you mean 'service'" in result.output and "2024-06" in result.output
     assert "use: service" in result.output and "Meta Platforms Ireland" in result.output
+    whole = invoke("licence", typed="llama-3.1-8b\nservice\neu\n\n10M\n\n")
+    assert whole.exit_code == 0 and "Which model?" in whole.output and "llama-3.1-8b, Llama 3.1" in whole.output
 
 
 def test_every_answer_can_be_given_as_an_option() -> None:

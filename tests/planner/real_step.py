@@ -83,7 +83,7 @@ def run(job: dict[str, Any]) -> dict[str, int]:
     from herd.training.student.allocation import keep_memory
 
     torch.set_num_threads(2)
-    keep_memory(learns_all=job["method"] in ("full", "pretrain"))
+    keep_memory(in_large_pieces=job["method"] != "lora")
     cfg: Any = find(job["release"]).config()
     small = replace(cfg, width=64, num_layers=1, num_heads=2, num_kv_heads=1, head_width=32, ffn_width=64, vocab_size=256,
                     rope=replace(cfg.rope, width=32))  # fmt: skip

@@ -110,10 +110,10 @@ def test_a_head_that_does_more_than_a_matrix_and_a_cap_is_left_to_the_model() ->
 
 def test_memory_stays_only_where_glibc_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not allocation.keep_memory() and not allocation.give_back()
+    assert not allocation.keep_memory()
 
 
-def test_where_all_is_learned_large_pieces_are_mapped_alone_if_the_kernel_has_huge_pages(
+def test_large_pieces_that_come_and_go_are_mapped_alone_if_the_kernel_has_huge_pages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Else all stays in the heap: single pages would cost more time than the memory is worth."""
@@ -132,7 +132,7 @@ def test_where_all_is_learned_large_pieces_are_mapped_alone_if_the_kernel_has_hu
         if said is not None:
             (tmp_path / "enabled").write_text(said)
         told.clear()
-        assert allocation.keep_memory(learns_all=True)
+        assert allocation.keep_memory(in_large_pieces=True)
         assert ((allocation.M_MMAP_THRESHOLD, allocation.ALONE_BYTES) in told) is alone
         assert ((allocation.M_MMAP_MAX, 0) in told) is not alone
     told.clear()

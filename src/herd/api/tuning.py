@@ -38,7 +38,7 @@ from herd.family.finding import Found, find_model
 from herd.family.progress import Progress, silent
 from herd.files import replacing
 from herd.models.architecture import Config, classifying
-from herd.models.weights import Kind, Leaf, Matrix
+from herd.models.weights import Blocks, Kind, Leaf, Matrix
 from herd.models.weights import stored as stored_as
 from herd.quant import dequantize, quantize
 from herd.text.tokenizer import Tokenizer
@@ -83,6 +83,12 @@ class Opened:
     def cfg(self) -> Config:
         config: Config = self.checkpoint.config
         return config
+
+    @property
+    def is_in_blocks(self) -> bool:
+        """Whether its matrices are stored in blocks, to be decoded where they are used."""
+        first = next(spec.name for spec in self.checkpoint.specs if spec.kind is Kind.MATRIX)
+        return isinstance(self.checkpoint.leaf(first), Blocks)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -117,11 +117,11 @@ def over_examples(settings: EpochSettings, learned: Sequence[Any], held_out: Seq
 
 def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_of: Callable[[Opened, Company], Lesson]) -> Tuned:
     """Runs it in `folder`, which `herd.load` takes when it has come to its end."""
-    keep_memory(learns_all=settings.student.method == "full")
     with ExitStack() as opening:
         together, device = opening.enter_context(company(settings.student.device))
         model = open_tuned(settings.model, chat_format=settings.chat_format, device=device, progress=conduct.progress)
         opened = opening.enter_context(model)
+        keep_memory(in_large_pieces=settings.student.method == "full" or bool(settings.student.base) or opened.is_in_blocks)
         lesson = lesson_of(opened, together)
         settings, is_first = lesson.settings, together.index == 0
         opened.check(settings.student, lesson.draws)

@@ -54,13 +54,14 @@ def _answer_options(function: Any) -> Any:
     cls=Examples,
     short_help="May we use it so, and what must we do.",
     examples="""
+    herd licence                                           asks everything
     herd licence llama-4-scout                             asks the questions that matter
     herd licence llama-3.1-8b --use product --region eu --users-per-month 10M
     herd licence llama-3.3-70b-instruct --use service --derivative yes --model-name Llama-Bank
     herd licence llama-2-7b --use train-other-model --trains-other-model-with outputs --improves other-llm
     """,
 )
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option(
     "--use",
     "uses",
@@ -72,16 +73,18 @@ def _answer_options(function: Any) -> Any:
 @_answer_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @offline_option
-def licence(model: str, uses: tuple[str, ...], derivative: str | None, as_json: bool, **options: str | None) -> None:
+def licence(model: str | None, uses: tuple[str, ...], derivative: str | None, as_json: bool, **options: str | None) -> None:
     """Say whether the licence of MODEL allows a use: each rule, its clause and the answer that triggered it. Not legal advice."""
     from herd.cli.output import is_terminal, print_json
     from herd.family.catalogue import find
     from herd.planner.licence import check
     from herd.planner.licence_report import ruling_data
 
-    release = find(model)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     is_asking = not given and not uses and derivative is None and is_terminal(sys.stdin) and not as_json
+    if model is None and not is_asking:
+        raise UsageError("Name a model: herd licence llama-3.1-8b. `herd models` lists what is known.")
+    release = find(model or click.prompt("Which model?"))
     rulings = [(each, check(release.name, each)) for each in ([_ask(release)] if is_asking else _each_use(given, uses, derivative))]
     if as_json:
         print_json({"rulings": [{"answers": each, **ruling_data(ruling)} for each, ruling in rulings]})

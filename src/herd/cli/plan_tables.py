@@ -230,7 +230,8 @@ def print_training(plan: TrainingPlan, release: Release, device: Device) -> None
     out.print(made)
     out.print(f"\n{plan.operations_per_token:,.4g} operations a token, {plan.operations:,.3g} in all\n")
     if not plan.layouts:
-        out.print(f"It fits on no number of {device.title}: {plan.why_not}.")
+        where = f"on {device.title}" if device.most == 1 else f"on any number of {device.title}"
+        out.print(f"It does not fit {where}: {plan.why_not}.")
     else:
         ways = table(f"On {device.title}", "how", "devices", "on each", "tokens/s", "time")
         for each in plan.layouts[:6]:

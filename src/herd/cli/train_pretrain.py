@@ -88,7 +88,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
         settings = saved_settings(out, PretrainSettings)
     else:
         settings = read_settings(PretrainSettings, file, changes, named)
-    keep_memory(learns_all=True)
+    keep_memory(in_large_pieces=True)
     notes: list[str] = []
     with watching(out.name) as told:
         end = learn(settings, out, partial(write_model, notes=notes), resume=resume, force=force, told=told)

@@ -21,12 +21,12 @@ CHUNK_BYTES, MIN_CHUNK_ROWS = 48 << 20, 16
 PROGRAM_BYTES = 256_000_000
 """Of a process with torch before a model is there. Recomputing layers loads 75 MB more of torch. Measured with torch 2.13."""
 RECOMPUTING_BYTES = 75_000_000
-HEAP_SHARE, HEAP_SHARE_ALL, HEAP_SHARE_TWICE = 0.75, 0.9, 0.95
-"""How much of everything that the layers make lies in holes of the heap; where all weights are learned (pieces then begin at huge pages);
-and where layers beside a frozen base are made twice. A layer gives back much of what it makes while it goes, and the process keeps that
+HEAP_SHARES = {(False, False): 0.75, (False, True): 0.95, (True, False): 1.2, (True, True): 0.9}
+"""How much of everything that the layers make lies in holes of the heap, by whether all weights are learned (pieces then begin at huge
+pages) and whether layers are made twice. A layer gives back much of what it makes while it goes, and the process keeps that
 (`training/student/allocation.py`); but before version 2.38 glibc finds no room for an aligned piece where one of the same size has been,
-so that the next layer takes new memory: the heap grows with the number of layers, even where they are recomputed. Seen: 0.6 to 1.1, in
-steps of widths 576 and 2048 with 2 to 24 layers and glibc 2.36; from one process to the next by a tenth of the whole."""
+so that the next layer takes new memory: the heap grows with the number of layers, even where they are recomputed. Measured in steps of
+widths 576, 1024 and 2048 with 2 to 24 layers and glibc 2.36; the same step differs by up to a tenth from one process to the next."""
 ALONE_BYTES = 16 << 20
 """Gradients from this size on are mapped alone; smaller ones come to lie in holes of the heap, in half of what there is."""
 PRODUCTS_BYTES = 27_000_000
@@ -89,8 +89,7 @@ def taken(config: Config, learning: Learning) -> Taken:
 def _holes(config: Config, learning: Learning) -> int:
     """What is freed and not found again."""
     made = WIDE * learning.tokens * sum(4 * config.width + each.inside for each in layer_widths(config))
-    share = HEAP_SHARE_ALL if learning.rank == 0 else HEAP_SHARE_TWICE if learning.recompute else HEAP_SHARE
-    return int(share * made)
+    return int(HEAP_SHARES[learning.rank == 0, learning.recompute] * made)
 
 
 def _is_joined(learning: Learning) -> bool:
