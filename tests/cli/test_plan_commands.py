@@ -55,6 +55,13 @@ def test_a_device_can_be_described_or_given_more_memory() -> None:
     assert told(*words, "--device", "desktop", "--device-memory", "32GiB")["devices"][0]["devices"] == 1
 
 
+def test_a_short_context_shortens_the_conversation_that_nobody_gave_a_length() -> None:
+    found = told("plan", "llama-4-scout", "--quant", "q4", "--context", "1024", "--device", "h100")
+    assert (found["context"], found["prompt_tokens"], found["answer_tokens"]) == (1024, 768, 256)
+    refused = invoke("plan", "llama-4-scout", "--context", "1024", "--prompt-tokens", "1000")
+    assert refused.exit_code == 2 and "do not fit into a context of 1,024" in refused.output
+
+
 def test_a_known_device_takes_a_price_and_a_power_of_ones_own() -> None:
     words = ("plan", "llama-3.1-8b", "--quant", "q4", "--device", "rtx-4090", "--price", "$0.30", "--power", "300W")
     cost = told(*words)["devices"][0]["cost"]

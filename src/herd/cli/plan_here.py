@@ -105,6 +105,7 @@ def tell_one(plan: Plan, device: Device, as_json: bool) -> None:
 def tell_all(device: Device, options: dict[str, Any], as_json: bool) -> None:
     """One line for each model that somebody serves, fastest last; formats that do not exist for a model are left out."""
     from herd.cli.output import print_json, print_table
+    from herd.cli.plan_options import PROMPT_TOKENS
     from herd.planner.report import choice_data, device_data
     from herd.planner.units import seconds, size
 
@@ -125,7 +126,8 @@ def tell_all(device: Device, options: dict[str, Any], as_json: bool) -> None:
     if too_large:
         click.echo(f"Too large for the memory that is free now: {', '.join(too_large)}.")
     click.echo(
-        f"Weights as {options['quant']}; a prompt of {options['prompt_tokens']} tokens. Details: herd plan this-machine --model NAME"
+        f"Weights as {options['quant']}; a prompt of {options['prompt_tokens'] or PROMPT_TOKENS} tokens. "
+        "Details: herd plan this-machine --model NAME"
     )
 
 

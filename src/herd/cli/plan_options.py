@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from herd.planner.plan import Question
 
 MOST_USERS = 1_000_000
+PROMPT_TOKENS = 1024
+"""Of a conversation that nobody gave a length."""
 
 
 def _add(options: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -41,7 +43,7 @@ load_options = _add(
     [
         click.option("--context", metavar="N", help="Longest conversation in tokens.  [default: 8192, or the model's if less]"),
         click.option("--users", default="1", show_default=True, metavar="N", help="Users who are answered at the same time."),
-        click.option("--prompt-tokens", default="1024", show_default=True, metavar="N", help="What a user's conversation holds."),
+        click.option("--prompt-tokens", metavar="N", help="What a user's conversation holds.  [default: 1024, or what --context leaves]"),
         click.option("--answer-tokens", default="256", show_default=True, metavar="N", help="Length of an answer."),
         click.option("--pictures", type=int, default=0, show_default=True, metavar="N", help="Pictures in each conversation."),
         click.option("--quant", metavar="NAME", help="How weights are stored: bf16, fp8, q8, q4, q4_k_m.  [default: bf16; here q4_0]"),
@@ -122,7 +124,9 @@ def load_asked(release: Release, options: dict[str, Any]) -> Load:
     users = units.count(options["users"], "--users")
     if users > MOST_USERS:
         raise UsageError(f"--users is {users:,}; a plan is for up to {MOST_USERS:,} who are answered at the same time.")
-    prompt, answer_tokens = (units.count(options[name], f"--{name.replace('_', '-')}") for name in ("prompt_tokens", "answer_tokens"))
+    answer_tokens = units.count(options["answer_tokens"], "--answer-tokens")
+    given = options["prompt_tokens"]
+    prompt = units.count(given, "--prompt-tokens") if given else max(1, min(PROMPT_TOKENS, context - answer_tokens))
     if not options["context"] and prompt + answer_tokens > context:
         context = min(prompt + answer_tokens, most)
     return Load(users, context, prompt, answer_tokens, options["pictures"])
