@@ -24,8 +24,8 @@ RECOMPUTING_BYTES = 75_000_000
 HEAP_SHARES = {(False, False): 0.75, (False, True): 0.95, (True, False): 1.2, (True, True): 0.9}
 """How much of everything that the layers make lies in holes of the heap, by whether all weights are learned (pieces then begin at huge
 pages) and whether layers are made twice. A layer gives back much of what it makes while it goes, and the process keeps that
-(`training/student/allocation.py`); but before version 2.38 glibc finds no room for an aligned piece where one of the same size has been,
-so that the next layer takes new memory: the heap grows with the number of layers, even where they are recomputed. Measured in steps of
+(`training/student/allocation.py`), but the next layer does not find all of it again (torch asks for aligned pieces, for which glibc wants
+more room than one of the same size left): the heap grows with the number of layers, even where they are recomputed. Set with 18 steps of
 widths 576, 1024 and 2048 with 2 to 24 layers and glibc 2.36; the same step differs by up to a tenth from one process to the next."""
 ALONE_BYTES = 16 << 20
 """Gradients from this size on are mapped alone; smaller ones come to lie in holes of the heap, in half of what there is."""
