@@ -256,6 +256,22 @@ def test_the_law_itself_points_downwards() -> None:
     assert (circle := find_circle(edges)) is None, " -> ".join(circle or [])
 
 
+ROOMS = ("settings", "student", "signals", "sources", "running", "recipes", "beginning")
+"""The folders of training (docs/decisions/0023-rooms-of-training.md). What lies beside them knows settings alone."""
+
+
+def room_of(name: str) -> int:
+    room = name.split(".")[1] if name.count(".") > 0 else ""
+    return ROOMS.index(room) if room in ROOMS else 0
+
+
+def test_each_room_of_training_knows_those_before_it_only() -> None:
+    inside = [found for found in all_imports() if found.module.startswith("training.") and found.target.startswith("herd.training.")]
+    assert {room_of(found.module) for found in inside} == set(range(len(ROOMS)))
+    wrong = [str(found) for found in inside if room_of(found.target.removeprefix("herd.")) > room_of(found.module)]
+    assert not wrong, "\n".join(wrong)
+
+
 def parts_of(name: str) -> list[str]:
     """The parts that a name in the law stands for: itself, all that lie in it (`backends`), or the one it lies in."""
     return [key for key in LAW if key == name or key.startswith(f"{name}.")] or [name.split(".")[0]]

@@ -27,8 +27,9 @@ from herd.training.settings.lora import Lora
 from herd.training.settings.reading import read_settings
 from herd.training.settings.rejection import RejectionSettings
 from herd.training.settings.reward_model import RewardModelSettings
+from herd.training.settings.rewards import RewardSettings
 from herd.training.settings.student import StudentSettings
-from herd.training.signals.rewards import Answer, RewardSettings
+from herd.training.signals.rewards import Answer
 from herd.training.signals.rollouts import Drawn, Prompt, behind_prompt
 
 LETTERS = "abcdefghijklmnop"

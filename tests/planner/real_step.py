@@ -52,7 +52,7 @@ def leaf_of(cfg: Any, matrices: Any) -> Any:
 def steps(cfg: Any, job: dict[str, Any]) -> None:
     """The student and the steps of `loop.train` with `InPacks.learn`."""
     from herd.dtypes import BY_NAME
-    from herd.training.running import gradients
+    from herd.training import gradients
     from herd.training.running.optim import kinds_of, make_optimiser
     from herd.training.settings.lora import Lora
     from herd.training.settings.optimiser import OptimiserSettings

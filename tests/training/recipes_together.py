@@ -13,12 +13,12 @@ from herd.data.samples import Task
 from herd.data.tokenising import Example
 from herd.engine.engine import Engine
 from herd.text.messages import Message, Role
+from herd.training.company import Company
 from herd.training.recipes.distill import Distillation, EngineTeacher, OnPolicy, taught
 from herd.training.recipes.grpo import Grpo, Problem
 from herd.training.recipes.preferences import Judgement, Pair, Preferences, Reference
 from herd.training.recipes.reward_model import RewardModel, RewardTraining
 from herd.training.recipes.sft import Sft
-from herd.training.running.company import Company
 from herd.training.settings.distill import SoftTargets
 from herd.training.settings.grpo import PolicyLoss, Rollouts
 from herd.training.settings.preferences import PreferenceLoss

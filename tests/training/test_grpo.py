@@ -26,7 +26,8 @@ from herd.training.recipes.grpo import Grpo, Problem
 from herd.training.recipes.preferences import Reference
 from herd.training.settings.grpo import GrpoSettings, PolicyLoss, Rollouts, variant
 from herd.training.settings.lora import Lora
-from herd.training.signals.rewards import Answer, RewardSettings, one_by_one
+from herd.training.settings.rewards import RewardSettings
+from herd.training.signals.rewards import Answer, one_by_one
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama

@@ -18,7 +18,7 @@ import torch
 from herd.checkpoints.safetensors import read_safetensors
 from herd.errors import FileProblem, UsageError
 from herd.files import MappedFile
-from herd.training.running import gradients
+from herd.training import gradients
 from herd.training.running.loop import End, Told, silent, train
 from herd.training.running.optim import make_optimiser
 from herd.training.running.runs import State, open_run, read_log, state_of

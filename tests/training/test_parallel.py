@@ -15,7 +15,7 @@ from torch import Tensor
 
 from herd.checkpoints.safetensors import read_safetensors
 from herd.files import MappedFile
-from herd.training.running.company import ALONE, Alone, shared
+from herd.training.company import ALONE, Alone, shared
 from herd.training.running.runs import State, read_log, state_of
 from herd.training.running.saving import complete
 from training import together

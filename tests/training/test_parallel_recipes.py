@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 import torch
 
 from herd.errors import UsageError
-from herd.training.running.company import ALONE, Alone, apart, by_the_first
+from herd.training.company import ALONE, Alone, apart, by_the_first
 from training import together
 from training.test_parallel import key, learned, losses, run_two
 

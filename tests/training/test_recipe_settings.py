@@ -16,8 +16,8 @@ from herd.training.settings.grpo import GrpoSettings
 from herd.training.settings.preferences import METHODS, OF, PreferenceLoss, PreferenceSettings
 from herd.training.settings.reading import from_toml, read_settings, to_toml
 from herd.training.settings.rejection import RejectionSettings
+from herd.training.settings.rewards import RewardSettings
 from herd.training.settings.sft import SftSettings
-from herd.training.signals.rewards import RewardSettings
 
 NEEDED = {"model": "m", "data": ("d",)}
 OTHER = {"nll": 0.5, "margin": 1.0, "label_smoothing": 0.1, "gamma": 1.0, "desirable": 2.0, "undesirable": 2.0}

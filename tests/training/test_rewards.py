@@ -13,18 +13,8 @@ from herd.data.reading import Place
 from herd.data.samples import Task
 from herd.errors import FileProblem, UsageError
 from herd.text.messages import Message, Role
-from herd.training.signals.rewards import (
-    Answer,
-    Asked,
-    Rewards,
-    RewardSettings,
-    final_answer,
-    fits_schema,
-    number_of,
-    passes_tests,
-    reward_of,
-    same_number,
-)
+from herd.training.settings.rewards import RewardSettings
+from herd.training.signals.rewards import Answer, Asked, Rewards, final_answer, fits_schema, number_of, passes_tests, reward_of, same_number
 from herd.training.signals.schema_check import fits
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from herd.errors import UsageError
+from herd.training.settings.rewards import GUARDS
 from herd.training.signals import sandbox
-from herd.training.signals.sandbox import GUARDS, Limits, Outcome, passes, run_program
+from herd.training.signals.sandbox import Limits, Outcome, passes, run_program
 
 
 def _guards() -> frozenset[str]:

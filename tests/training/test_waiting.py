@@ -18,7 +18,7 @@ QUICK = Beats(every_s=0.01, silence_s=0.2)
 PROGRAM = """
 import json, os, time
 from herd.errors import UsageError
-from herd.training.running.company import by_the_first
+from herd.training.company import by_the_first
 from herd.training.running.parallel import company
 from herd.training.running.waiting import Beats
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from herd.models.weights import Kind
+from herd.training.company import ALONE, Company, shared
 from herd.training.recipes.reward_model import HEAD
-from herd.training.running.company import ALONE, Company, shared
 from herd.training.running.loop import Told, train
 from herd.training.running.optim import kinds_of, make_optimiser
 from herd.training.running.parallel import Processes, company, divide, gather

@@ -18,8 +18,9 @@ from herd.text.messages import Message, Role
 from herd.training.recipes.grpo import Problem
 from herd.training.recipes.reward_model import FILE, RewardModel, read_head
 from herd.training.settings.lora import Lora
+from herd.training.settings.rewards import RewardSettings
 from herd.training.settings.student import StudentSettings
-from herd.training.signals.rewards import Asked, Judge, RewardSettings
+from herd.training.signals.rewards import Asked, Judge
 
 _PROBES: Sequence[tuple[Message, ...]] = (
     (Message(Role.USER, "a"),),

@@ -19,8 +19,8 @@ from herd.data.reading import data_files, data_hash, find_files
 from herd.data.samples import Chat, Passage
 from herd.errors import FileProblem, UsageError
 from herd.family.finding import find_model
+from herd.training.company import Company, by_the_first
 from herd.training.recipes.distill import Distillation, EngineTeacher, OnPolicy, taught
-from herd.training.running.company import Company, by_the_first
 from herd.training.settings.distill import DistillSettings
 from herd.training.signals.rollouts import EngineSampler
 from herd.training.signals.teacher_file import LIST, NOTHING_SAID, TeacherFolder, TeacherWriter

@@ -20,13 +20,14 @@ from herd.engine.engine import Engine
 from herd.errors import UsageError
 from herd.family.progress import Progress, silent
 from herd.files import atomic_write
+from herd.training.company import Company
 from herd.training.recipes.grpo import Grpo, Problem
 from herd.training.recipes.rejection import Chosen, best_of
-from herd.training.running.company import Company
 from herd.training.settings.grpo import GrpoSettings
 from herd.training.settings.rejection import RejectionSettings
+from herd.training.settings.rewards import CHECKED, RewardSettings
 from herd.training.settings.student import StudentSettings
-from herd.training.signals.rewards import CHECKED, Rewards, RewardSettings, check_of
+from herd.training.signals.rewards import Rewards, check_of
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.model import Student
 

@@ -14,9 +14,9 @@ from herd.data.account import Account
 from herd.data.samples import Judged, Preference
 from herd.errors import UsageError
 from herd.models.weights import Kind
+from herd.training.company import Company
 from herd.training.recipes.preferences import Judgement, Pair, Preferences, Reference
 from herd.training.recipes.reward_model import HEAD, RewardModel, RewardTraining
-from herd.training.running.company import Company
 from herd.training.settings.preferences import PreferenceSettings
 from herd.training.settings.reward_model import RewardModelSettings
 from herd.training.settings.student import StudentSettings

@@ -18,7 +18,7 @@ from herd.errors import UsageError
 from herd.family.progress import Progress
 from herd.family.progress import silent as unseen
 from herd.models.weights import Kind
-from herd.training.running.company import Company, by_the_first
+from herd.training.company import Company, by_the_first
 from herd.training.running.curves import write_svg
 from herd.training.running.facts import gathered
 from herd.training.running.loop import End, Recipe, Told, silent, train

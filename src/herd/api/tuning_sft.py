@@ -20,8 +20,8 @@ from herd.data.tokenising import Example
 from herd.errors import UsageError
 from herd.files import atomic_write
 from herd.text.messages import Message
+from herd.training.company import Company
 from herd.training.recipes.sft import Sft
-from herd.training.running.company import Company
 from herd.training.settings.sft import SftSettings
 from herd.training.student.model import Student
 

@@ -74,7 +74,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
     """
     from herd.cli.watching import show_curve, watching
     from herd.training.beginning.pretrain_run import pretrain as learn
-    from herd.training.running.company import is_first
+    from herd.training.company import is_first
     from herd.training.running.runs import saved_settings
     from herd.training.settings.pretrain import PretrainSettings
     from herd.training.settings.reading import read_settings

@@ -131,7 +131,7 @@ def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool
 def reward_of(text: str) -> Any:
     """`--reward KIND`, `--reward FILE.py:NAME` or `--reward FOLDER` as settings."""
     from herd.errors import UsageError, did_you_mean
-    from herd.training.signals.rewards import RewardSettings
+    from herd.training.settings.rewards import RewardSettings
 
     if ".py:" in text:
         return RewardSettings(kind="function", function=text)

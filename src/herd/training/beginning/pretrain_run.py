@@ -26,9 +26,9 @@ from herd.models.architecture import Config, seeing
 from herd.models.weights import Leaf, Matrix
 from herd.training.beginning.initialising import initial_leaf
 from herd.training.beginning.words import Words, read_words
+from herd.training.company import Company, by_the_first
 from herd.training.recipes.co_distillation import Teacher
 from herd.training.recipes.pretrain import Pretraining
-from herd.training.running.company import Company, by_the_first
 from herd.training.running.facts import gathered
 from herd.training.running.loop import End, Told, silent, train
 from herd.training.running.optim import kinds_of, make_optimiser

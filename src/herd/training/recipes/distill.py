@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from herd.engine.engine import Engine
 from herd.errors import UsageError
+from herd.training.company import apart
 from herd.training.recipes.packed import OverExamples
-from herd.training.running.company import apart
 from herd.training.running.loop import Figures
 from herd.training.settings.distill import SoftTargets
 from herd.training.signals.divergences import SoftWeight, divergence, grouped, most_likely

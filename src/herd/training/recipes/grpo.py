@@ -24,9 +24,9 @@ from torch import Tensor
 from herd.data.order import index_at
 from herd.data.samples import Task
 from herd.errors import UsageError
+from herd.training.company import apart
 from herd.training.recipes.packed import InPacks
 from herd.training.recipes.preferences import Reference
-from herd.training.running.company import apart
 from herd.training.running.loop import Figures
 from herd.training.settings.grpo import PolicyLoss, Rollouts
 from herd.training.signals import losses

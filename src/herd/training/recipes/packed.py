@@ -16,7 +16,7 @@ from torch import Tensor
 
 from herd.data.order import indices
 from herd.data.tokenising import Example
-from herd.training.running.company import ALONE, Company, shared
+from herd.training.company import ALONE, Company, shared
 from herd.training.signals.answers import in_groups
 from herd.training.student.model import Student
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from herd.models.llama4 import Llama4Config
 from herd.models.rope import Rope
+from herd.training.company import ALONE, Company, shared
 from herd.training.recipes.co_distillation import Blend, Teacher, blended, share_at
-from herd.training.running.company import ALONE, Company, shared
 from herd.training.settings.pretrain import PretrainSettings
 from herd.training.sources.mixing import Mixture
 from herd.training.student.balancing import Balance, BalancedOps

@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 IN_ORDER = "gloo_in_order"
 """What torch knows this form of gloo by."""
+MOST_S = 10.0
 
 
 def register() -> str:
@@ -35,6 +36,8 @@ def register() -> str:
 def _made(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
     """One group of processes, over the network interfaces that GLOO_SOCKET_IFNAME names or the one that leads to the host's name."""
     gloo: Any = dist.ProcessGroupGloo
+    if not hasattr(gloo, "_Options"):  # a torch that names them otherwise: as it makes one itself
+        return gloo(store, rank, size, timeout)
     options = gloo._Options()
     interfaces = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     options._devices = [gloo.create_device(interface=name) for name in interfaces] or [gloo.create_default_device()]
@@ -44,10 +47,13 @@ def _made(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
 
 
 def settled(groups: Iterable[dist.ProcessGroup | None] = (None,)) -> None:
-    """Waits until the workers of these groups (None: all processes) hold no tensor any more. Every process of a group has to call it."""
+    """Waits until the workers of these groups (None: all processes) hold no tensor any more, at most MOST_S seconds: what else may refer to
+    one, such as a profiler, must not keep a finished run. Every process of a group has to call it."""
+    until = time.monotonic() + MOST_S
     for group in groups:
         last: Any = torch.zeros(1)
-        alone = sys.getrefcount(last), last._use_count()
+        uses = getattr(last, "_use_count", lambda: 0)
+        alone = sys.getrefcount(last), uses()
         dist.all_reduce(last, group=group)
-        while (sys.getrefcount(last), last._use_count()) != alone:
+        while (sys.getrefcount(last), uses()) != alone and time.monotonic() < until:
             time.sleep(0.001)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
-from herd.training.running import gradients
-from herd.training.running.company import ALONE, Company
+from herd.training import gradients
+from herd.training.company import ALONE, Company
 from herd.training.running.curves import write_svg
 from herd.training.running.metrics import Board, Meter, peak_bytes
 from herd.training.running.optim import Optimiser

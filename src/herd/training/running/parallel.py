@@ -27,8 +27,9 @@ from torch.distributed.tensor import DTensor
 
 from herd.errors import UsageError
 from herd.models.weights import Dense
-from herd.training.running import gradients, leaving
-from herd.training.running.company import ALONE, Company, by_the_first
+from herd.training import gradients
+from herd.training.company import ALONE, Company, by_the_first
+from herd.training.running import leaving
 from herd.training.running.waiting import BEATS, Beats, First
 from herd.training.settings.parallel import ParallelSettings
 from herd.training.student.model import Student

@@ -30,7 +30,7 @@ from herd.errors import FileProblem, UsageError
 from herd.files import atomic_write, take_lock
 from herd.files.json import read_json
 from herd.files.writing import cannot_write, sync_folder
-from herd.training.running.company import ALONE, Company, by_the_first
+from herd.training.company import ALONE, Company, by_the_first
 from herd.training.settings.loop import HARMLESS
 from herd.training.settings.reading import differences, from_toml, to_toml
 

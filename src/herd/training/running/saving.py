@@ -34,7 +34,7 @@ from herd.errors import CapacityError, FileProblem
 from herd.files import MappedFile, read_json
 from herd.files.writing import FULL, cannot_write, sync_folder
 from herd.records import dataclass
-from herd.training.running.company import ALONE, Company
+from herd.training.company import ALONE, Company
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -12,9 +12,9 @@ from herd.records import dataclass
 from herd.training.schedules import Schedule
 from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.reading import need, need_backend, need_least, need_positive
+from herd.training.settings.rewards import RewardSettings
 from herd.training.settings.student import StudentSettings, low_rank
 from herd.training.settings.tuning import TuningSettings
-from herd.training.signals.rewards import RewardSettings
 
 VARIANTS = ("grpo", "dr_grpo", "dapo")
 OVERS = ("answers", "tokens", "constant")

@@ -6,7 +6,7 @@ import math
 
 from herd.records import dataclass
 from herd.training.settings.reading import need, need_backend, need_least
-from herd.training.signals.rewards import RewardSettings
+from herd.training.settings.rewards import RewardSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

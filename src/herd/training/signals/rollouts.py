@@ -22,7 +22,7 @@ from herd.engine.request import Progress, Request
 from herd.errors import UsageError
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
-from herd.training.running.company import ALONE, Company
+from herd.training.company import ALONE, Company
 from herd.training.student.batches import Document
 from herd.training.student.model import Student
 

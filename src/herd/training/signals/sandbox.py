@@ -32,8 +32,8 @@ from typing import IO, Any
 
 from herd.errors import UsageError
 from herd.records import dataclass
+from herd.training.settings.rewards import GUARDS
 
-GUARDS = frozenset(("network", "processes", "files"))
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _START_S = 10.0
 

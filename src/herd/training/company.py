@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from herd.errors import UsageError
 from herd.records import dataclass
+from herd.training import gradients
 
 if TYPE_CHECKING:
     import torch
@@ -119,8 +120,6 @@ class Alone:
         pass
 
     def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
-        from herd.training.running import gradients
-
         return gradients.norm(parameters)
 
     def kept(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
