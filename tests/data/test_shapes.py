@@ -218,7 +218,7 @@ def test_pictures_from_elsewhere_are_not_opened(tmp_path: Path, name: str, expec
 def test_what_cannot_be_used_is_dropped_for_a_reason(tmp_path: Path, value: dict[str, Any], reason: str) -> None:
     samples, account = read(tmp_path, value)
     assert not samples and list(account.drops) == [reason], list(account.lines())
-    assert account.drops[reason].place.line == 1 and account.num_dropped == 1
+    assert account.drops[reason].place.line == 1 and account.drops[reason].count == 1 and len(account.drops) == 1
     with pytest.raises(FileProblem, match="0 records are left to learn from") as caught:
         account.require_kept()
     assert reason in str(caught.value)
