@@ -131,3 +131,8 @@ def test_the_encoder_of_pictures_is_among_the_weights_that_are_learned() -> None
 def test_a_run_that_cannot_be_is_refused(run: Run, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         check_run(run, find("llama-3.2-1b").config(), "llama-3.2-1b")
+
+
+def test_a_classifier_has_no_run_to_plan() -> None:
+    with pytest.raises(UsageError, match="prompt-guard-86m is a classifier"):
+        check_run(Run(method="lora", tokens=10**6, sequence_tokens=512), find("prompt-guard-86m").config(), "prompt-guard-86m")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _WIDTH = 160
 """Columns of tables where nobody looks at them on a terminal."""
-_HOSTED_SHOWN = 8
 
 
 def console() -> Console:
@@ -145,11 +144,12 @@ def _print_cost(out: Console, best: Choice) -> None:
         out.print("No hosted price is known for this model.\n")
         return
     offers = table("Hosted services, a million tokens of the same mix", "service", "read", "written", "mix", "ends")
-    for each in cost.hosted[:_HOSTED_SHOWN]:
+    for each in cost.hosted:
         ends = "" if each.offer.ends is None else f"{'ended ' if each.is_over else ''}{each.offer.ends}"
         offers.add_row(each.offer.service, money(each.offer.reading), money(each.offer.writing), money(each.per_million), ends)
     out.print(offers)
-    out.print(f"Source: {cost.hosted[0].offer.source}. {break_even_said(best)}\n")
+    sources = dict.fromkeys(each.offer.source for each in cost.hosted)
+    out.print(f"Source: {'; '.join(map(str, sources))}. {break_even_said(best)}\n")
 
 
 def break_even_said(best: Choice) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from herd.dtypes import BF16, F16, Q4_0
 from herd.errors import UsageError
-from herd.models.architecture import Config, architecture_of
+from herd.models.architecture import Config, architecture_of, classifying
 from herd.models.sizes import count_parameters, layer_widths, part_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
 from herd.planner import student
@@ -110,6 +110,8 @@ class TrainingPlan:
 
 def check_run(run: Run, config: Config, name: str) -> None:
     """`UsageError` for a run that cannot be."""
+    if classifying(config) is not None:
+        raise UsageError(f"{name} is a classifier of whole texts; language models are tuned here, so there is no run to plan.")
     if run.method not in METHODS:
         raise UsageError(f"The method is {run.method!r}; it must be one of {', '.join(METHODS)}.")
     if not 1 <= run.sequence_tokens <= config.context_length:
