@@ -102,11 +102,16 @@ def program_bytes(recompute: bool) -> int:
     return PROGRAM_BYTES + (RECOMPUTING_BYTES if recompute else 0)
 
 
+def is_in_blocks(spec: TensorSpec) -> bool:
+    """Whether a frozen base has this weight in blocks of four bits; tables of words and vectors stay plain."""
+    return spec.kind in (Kind.MATRIX, Kind.EXPERTS) and spec.shape[-1] % Q4_0.block == 0
+
+
 def _frozen_bytes(specs: list[TensorSpec], learning: Learning) -> int:
     """A frozen base: plain weights in float32; matrices in blocks as those, and beside them what of them is kept decoded."""
     if not learning.blocks:
         return sum(WIDE * spec.count for spec in specs)
-    in_blocks = [spec for spec in specs if spec.kind in (Kind.MATRIX, Kind.EXPERTS) and spec.shape[-1] % Q4_0.block == 0]
+    in_blocks = [spec for spec in specs if is_in_blocks(spec)]
     plain = sum(WIDE * spec.count for spec in specs if spec not in in_blocks)
     stored = sum(stored_bytes(Q4_0, spec.shape) for spec in in_blocks)
     decoded = sum(WIDE * spec.count for spec in in_blocks)

@@ -154,7 +154,7 @@ def step_memory(config: Config, run: Run) -> StepMemory:
     """The bytes of one step of one device's sequences."""
     specs = list(architecture_of(config).tensors(config))
     adapters = _adapter_count(specs, run.rank) if _is_adapter(run) else 0
-    frozen = sum(stored_bytes(Q4_0 if run.method == "qlora" and _is_cut(spec) else BF16, spec.shape) for spec in specs)
+    frozen = sum(stored_bytes(Q4_0 if run.method == "qlora" and student.is_in_blocks(spec) else BF16, spec.shape) for spec in specs)
     trained = adapters if _is_adapter(run) else sum(spec.count for spec in specs if part_of(spec) != "vision")
     return StepMemory(
         weights=frozen + 2 * adapters,
@@ -180,10 +180,6 @@ def processor_memory(config: Config, run: Run, free_bytes: int) -> StepMemory:
         ),
     )
     return StepMemory(found.weights, found.gradients, found.optimizer, found.activations, 0, found.heap)
-
-
-def _is_cut(spec: TensorSpec) -> bool:
-    return spec.kind in (Kind.MATRIX, Kind.EXPERTS) and part_of(spec) != "vision" and spec.shape[-1] % Q4_0.block == 0
 
 
 def _adapter_count(specs: list[TensorSpec], rank: int) -> int:
