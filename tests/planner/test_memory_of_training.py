@@ -31,7 +31,7 @@ STEP = Path(__file__).with_name("real_step.py")
 @dataclass(frozen=True)
 class Real:
     """A step: of each of its packs the lengths of the documents. `keep`: whether a frozen base is kept as it is multiplied. `width`: that
-    of SmolLM2-135M, of Llama 3.2 1B, or the one between them."""
+    of SmolLM2-135M, of Llama 3.2 1B, or the one between them. `within`: how near the plan comes."""
 
     method: str
     packs: tuple[tuple[int, ...], ...]
@@ -41,6 +41,7 @@ class Real:
     keep: bool = False
     rank: int = 16
     width: int = 576
+    within: float = WITHIN
 
     def __str__(self) -> str:
         packs = " + ".join("x".join(str(length) for length in pack) for pack in self.packs)
@@ -75,15 +76,15 @@ RUNS = [
     Real("qlora", ((512,),), layers=4, keep=True),
     Real("full", ((512,),), layers=4, width=1024),
     Real("lora", ((512,),), layers=6, width=1024),
-    pytest.param(
-        Real("qlora", ((512,),), layers=6, recompute=True, width=1024),
-        marks=pytest.mark.xfail(reason="one process takes a fifth less than another; the plan is that of the larger", strict=False),
-    ),
+    Real("qlora", ((1024,),), recompute=True),
+    Real("qlora", ((512,),), layers=5, width=1024, within=0.2),
+    Real("qlora", ((512,),), layers=6, recompute=True, width=1024),
     Real("full", ((256,),), layers=2, width=2048),
     Real("full", ((512,),), layers=2, recompute=True, width=2048),
     Real("lora", ((512,),), layers=2, width=2048),
     Real("lora", ((1024,),), layers=3, recompute=True, width=2048),
     Real("qlora", ((512,),), layers=2, width=2048),
+    Real("qlora", ((512,),), layers=3, recompute=True, width=2048),
 ]
 
 
@@ -113,14 +114,14 @@ def measured(real: Real) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from /proc")
 @pytest.mark.parametrize("real", RUNS, ids=str)
 def test_a_step_takes_what_was_planned(real: Real) -> None:
-    """Within 10 % of what is in memory at most, less the program itself."""
+    """Within 10 % (one step: 20 %) of what is in memory at most, less the program itself."""
     pytest.importorskip("torch")
     said, free = predicted(real), available_bytes()
     if free is None or free < 2 * said:
         pytest.skip(f"{2 * said / 1e9:.1f} GB are needed, {(free or 0) / 1e9:.1f} GB are free")
     found = measured(real)
     kept(f"step of training, {real}", said, found)
-    assert said == pytest.approx(found, rel=WITHIN)
+    assert said == pytest.approx(found, rel=real.within)
 
 
 def test_states_are_twelve_bytes_a_weight_beside_its_own_four() -> None:

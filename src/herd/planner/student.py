@@ -21,11 +21,15 @@ CHUNK_BYTES, MIN_CHUNK_ROWS = 48 << 20, 16
 PROGRAM_BYTES = 256_000_000
 """Of a process with torch before a model is there. Recomputing layers loads 75 MB more of torch. Measured with torch 2.13."""
 RECOMPUTING_BYTES = 75_000_000
-HEAP_SHARES = {(False, False): 0.75, (False, True): 0.95, (True, False): 1.2, (True, True): 0.9}
-"""How much of everything that the layers make lies in holes of the heap, by whether all weights are learned (pieces then begin at huge
-pages) and whether layers are made twice. A layer gives back much of what it makes while it goes, and the process keeps that
+HEAP_SHARES = {
+    "plain base": {False: 0.75, True: 0.95},
+    "base in blocks": {False: 0.95, True: 0.5},
+    "all weights": {False: 1.2, True: 0.9},
+}
+"""How much of everything that the layers make lies in holes of the heap, by what is learned over (large pieces are mapped alone but with a
+plain base) and whether layers are made twice. A layer gives back much of what it makes while it goes, and the process keeps that
 (`training/student/allocation.py`), but the next layer does not find all of it again (torch asks for aligned pieces, for which glibc wants
-more room than one of the same size left): the heap grows with the number of layers, even where they are recomputed. Set with 18 steps of
+more room than one of the same size left): the heap grows with the number of layers, even where they are recomputed. Set with 21 steps of
 widths 576, 1024 and 2048 with 2 to 24 layers and glibc 2.36; the same step differs by up to a tenth from one process to the next."""
 ALONE_BYTES = 16 << 20
 """Gradients from this size on are mapped alone; smaller ones come to lie in holes of the heap, in half of what there is."""
@@ -89,7 +93,8 @@ def taken(config: Config, learning: Learning) -> Taken:
 def _holes(config: Config, learning: Learning) -> int:
     """What is freed and not found again."""
     made = WIDE * learning.tokens * sum(4 * config.width + each.inside for each in layer_widths(config))
-    return int(HEAP_SHARES[learning.rank == 0, learning.recompute] * made)
+    base = "all weights" if learning.rank == 0 else "base in blocks" if learning.blocks else "plain base"
+    return int(HEAP_SHARES[base][learning.recompute] * made)
 
 
 def _is_joined(learning: Learning) -> bool:
