@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import herd
+from herd.checkpoints.open import open_checkpoint
 from herd.cli.main import main
 from herd.errors import UsageError
 from herd.training.shape import ModelSettings, VisionSettings, config_of
@@ -44,7 +47,6 @@ def given(place: Path) -> list[str]:
 def test_what_was_pretrained_is_the_same_model_for_herd_transformers_and_gguf(place: Path, tmp_path: Path, more: list[str]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from herd.checkpoints.open import open_checkpoint
     from herd.convert import convert
     from herd.training.student.batches import Document, batch_of
     from herd.training.student.model import Student
@@ -120,6 +122,42 @@ def test_a_trained_model_gets_experts_by_a_command_and_goes_on_learning(place: P
         "64",
     ]
     assert "step 2 of 2" in run(*more, "--out", str(tmp_path / "grown"))
+
+
+def test_a_runs_folder_is_begun_with_as_any_model_is(place: Path, tmp_path: Path) -> None:
+    from herd.api.tuning_sft import tune_sft
+    from herd.checkpoints.learned import open_learned
+    from herd.convert import convert
+    from herd.training.settings.reading import read_settings
+    from herd.training.settings.sft import SftSettings
+
+    run(*given(place), "--out", str(tmp_path / "dense"))
+    (tmp_path / "text.jsonl").write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 8)
+    quick = ["student.method=lora", "lr=0.05", "epochs=0", "loop.schedule.steps=3", "held_out=0"]
+    tune_sft(
+        read_settings(SftSettings, None, quick, {"model": str(tmp_path / "dense"), "data": [str(tmp_path / "text.jsonl")]}), tmp_path / "x"
+    )
+    convert(str(tmp_path / "x"), tmp_path / "merged", to="hf")
+    with herd.load(tmp_path / "x", backend="reference") as over, herd.load(tmp_path / "merged", backend="reference") as one:
+        assert abs(over.logits([5, 6, 7]) - one.logits([5, 6, 7])).max() < 1e-4
+    words = {"dense": tmp_path / "dense", "tuned": tmp_path / "x"}
+    for name, folder in words.items():
+        for options in (["--begin"], ["--tokenizer", str(folder), "--like"]):
+            out = tmp_path / f"{name}{len(options)}"
+            more = ["--steps", "1", "--sequence", "32", "--batch-tokens", "64", "--lr", "0"]
+            run(*options, str(folder), "--data", str(place / "fox.txt"), *more, "--out", str(out))
+            same, wanted = (out / "model", tmp_path / "merged" if name == "tuned" else tmp_path / "dense/model")
+            with closing(open_checkpoint(same)) as ours, closing(open_checkpoint(wanted)) as theirs:
+                assert ours.config == theirs.config
+                equal = [np.array_equal(ours.leaf(spec.name).data, theirs.leaf(spec.name).data) for spec in ours.specs]
+                assert all(equal) == (options == ["--begin"])
+        upcycle = ["train", "upcycle", str(folder), str(tmp_path / f"{name}-experts"), "--experts", "2"]
+        done = CliRunner().invoke(main, upcycle, standalone_mode=False)
+        assert done.exception is None, done.output
+    files = json.loads((tmp_path / "tuned1" / "facts.json").read_text())["data"]
+    assert str(tmp_path / "x" / "adapter" / "adapter_model.safetensors") in files
+    with closing(open_checkpoint(tmp_path / "tuned-experts")) as grown, closing(open_learned(tmp_path / "x", Path)) as tuned:
+        assert np.array_equal(grown.leaf("layers.0.attention.q").data, tuned.leaf("layers.0.attention.q").data)
 
 
 def test_what_begins_with_a_file_carries_its_licence_and_what_begins_with_nothing_misses_none(place: Path, tmp_path: Path) -> None:

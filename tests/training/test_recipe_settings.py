@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,24 @@ from herd.errors import UsageError
 from herd.training.settings.distill import DistillSettings
 from herd.training.settings.grpo import GrpoSettings
 from herd.training.settings.preferences import METHODS, OF, PreferenceLoss, PreferenceSettings
-from herd.training.settings.reading import from_toml, read_settings, to_toml
+from herd.training.settings.pretrain import PretrainSettings, RopeSettings, SourceSettings, StageSettings, TeacherSettings
+from herd.training.settings.reading import described, from_toml, read_settings, to_toml
 from herd.training.settings.rejection import RejectionSettings
+from herd.training.settings.reward_model import RewardModelSettings
 from herd.training.settings.rewards import RewardSettings
 from herd.training.settings.sft import SftSettings
+from herd.training.shape import ModelSettings
 
 NEEDED = {"model": "m", "data": ("d",)}
+KINDS: Mapping[Any, Mapping[str, Any]] = {
+    SftSettings: NEEDED,
+    PreferenceSettings: NEEDED,
+    RewardModelSettings: NEEDED,
+    GrpoSettings: NEEDED,
+    DistillSettings: {**NEEDED, "teacher": "t"},
+    RejectionSettings: NEEDED,
+    PretrainSettings: {},
+}
 OTHER = {"nll": 0.5, "margin": 1.0, "label_smoothing": 0.1, "gamma": 1.0, "desirable": 2.0, "undesirable": 2.0}
 
 
@@ -98,3 +111,40 @@ def test_without_rewards_the_command_writes_every_answer(tmp_path: Path) -> None
 def test_a_recipe_of_updates_stays_one_whatever_else_is_said_of_its_student() -> None:
     settings = read_settings(PreferenceSettings, None, ["student.dtype=float32", "optimiser.name=muon", "student.lora.rank=4"], NEEDED)
     assert settings.student.method == "lora" and settings.student.lora.rank == 4
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_setting_takes_what_is_no_finite_number(kind: Any) -> None:
+    numbers = [each.name for each in described(kind) if each.kind.startswith("a number") and "[]" not in each.name]
+    assert numbers
+    for name in numbers:
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(UsageError, match=name.rpartition(".")[2]):
+                read_settings(kind, None, [f"{name}={value}"], KINDS[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values"),
+    [
+        (ModelSettings, "norm_eps", (0.0, -1.0)),
+        (ModelSettings, "rope_theta", (0.0, -5.0)),
+        (ModelSettings, "temper_floor", (0.0,)),
+        (ModelSettings, "temper_scale", (-1.0,)),
+        (ModelSettings, "expert_every", (-1,)),
+        (TeacherSettings, "temperature", (0.0,)),
+        (SourceSettings, "weight", (0.0,)),
+        (RopeSettings, "factor", (0.5,)),
+        (RopeSettings, "theta", (0.0,)),
+    ],
+)
+def test_numbers_that_no_model_can_be_made_of_are_refused_by_name(kind: Any, name: str, values: tuple[float, ...]) -> None:
+    more: Mapping[str, Any] = {"path": ("d",)} if kind is SourceSettings else {}
+    strange = (math.nan, math.inf, -math.inf) if name != "expert_every" else ()
+    for value in (*values, *strange):
+        with pytest.raises(UsageError, match=rf"{name} is {value}; expected"):
+            kind(**more, **{name: value})
+
+
+def test_a_mix_of_what_is_no_number_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"stages\.mix"):
+        StageSettings(steps=1, mix={"web": math.inf})

@@ -61,6 +61,21 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_goes_on(tmp_path: Path) 
         assert run.is_resumed and run.notes == ()
 
 
+def test_going_on_where_there_is_no_run_begins_one_and_says_so(tmp_path: Path) -> None:
+    with open_run(tmp_path / "typo", SETTINGS, facts(), resume=True) as run:
+        assert not run.is_resumed and run.notes == (f"{tmp_path / 'typo'} held no run to go on with, so this one begins",)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_force_without_a_run_that_goes_on_is_refused_and_leaves_nothing(is_there: bool, tmp_path: Path) -> None:
+    if is_there:
+        with open_run(tmp_path / "a", SETTINGS, facts()):
+            pass
+    with pytest.raises(UsageError, match="give it together with --resume"), open_run(tmp_path / "a", SETTINGS, facts(), force=True):
+        pass
+    assert (tmp_path / "a").exists() == is_there
+
+
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 

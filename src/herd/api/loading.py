@@ -126,7 +126,9 @@ def run_behind(
         return found, adapter
     if run.adapter is not None and adapter is not None:
         raise UsageError(f"{found.name} is an adapter over {run.model} already. Merge it first: herd tune merge.")
-    base = find_model(run.model, progress=progress)
+    base, below = run_behind(find_model(run.model, progress=progress), None, progress)
+    if below is not None:
+        raise UsageError(f"{found.name} is an adapter over {run.model}, which is an adapter itself. Merge that first: herd tune merge.")
     return replace(base, name=found.name), run.adapter if run.adapter is not None else adapter
 
 

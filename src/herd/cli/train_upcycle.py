@@ -28,12 +28,12 @@ from herd.cli.options import Examples, offline_option
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="What is drawn comes from.")
 @offline_option
 def upcycle(source: str, destination: Path, **options: Any) -> None:
-    """Write the dense llama SOURCE as a Llama 4 with experts to the folder DESTINATION.
+    """Write the dense llama SOURCE (a model, or a finished run) as a Llama 4 with experts to the folder DESTINATION.
 
     The feed-forward of each layer becomes the shared expert; the routed ones add nothing until they have learned something, so that the
     logits are the same at first. Quantised matrices become float32.
     """
-    from herd.checkpoints.open import open_checkpoint
+    from herd.checkpoints.learned import open_learned
     from herd.cli.output import fetching
     from herd.convert.trained import write_trained
     from herd.family.finding import find_model
@@ -42,7 +42,11 @@ def upcycle(source: str, destination: Path, **options: Any) -> None:
 
     settings = UpcyclingSettings(**options)
     with fetching() as progress:
-        checkpoint = open_checkpoint(find_model(source, progress=progress).path)
+
+        def place(named: str) -> Path:
+            return find_model(named, progress=progress).path
+
+        checkpoint = open_learned(place(source), place)
     try:
         cfg = upcycled_config(checkpoint.config, settings)
         leaf = upcycled_leaf(checkpoint.config, checkpoint.leaf, settings)

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from herd import dtypes
-from herd.checkpoints.adapter import open_adapter
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.gguf_mmproj import name_beside
-from herd.checkpoints.open import open_checkpoint
-from herd.checkpoints.trained import trained_in
+from herd.checkpoints.learned import open_learned
 from herd.convert.carried import as_json, folder_files, gguf_texts
 from herd.convert.gguf_file import write_gguf
 from herd.convert.layouts import Layouts, layouts_of
@@ -122,16 +120,7 @@ def write_opened(
 
 def _opened(source: str | os.PathLike[str], progress: Progress) -> Checkpoint:
     """The checkpoint at `source`; of a finished run of training what it has learned, put together with its base."""
-    found = find_model(source, progress=progress)
-    run = trained_in(found.path)
-    if run is None:
-        return open_checkpoint(found.path)
-    checkpoint = open_checkpoint(find_model(run.model, progress=progress).path)
-    try:
-        return checkpoint if run.adapter is None else open_adapter(run.adapter, checkpoint.config).merged_into(checkpoint)
-    except BaseException:
-        checkpoint.close()
-        raise
+    return open_learned(find_model(source, progress=progress).path, lambda name: find_model(name, progress=progress).path)
 
 
 def _job(checkpoint: Checkpoint, shaping: Shaping, progress: Progress) -> _Job:

@@ -14,17 +14,16 @@ import math
 from dataclasses import field
 from typing import Any, TypeVar
 
-from herd.checkpoints.open import open_checkpoint
 from herd.errors import UsageError, did_you_mean
 from herd.family.catalogue import known
-from herd.family.finding import find_model
 from herd.models.architecture import Config
 from herd.models.llama import LlamaConfig
 from herd.models.llama4 import Llama4Config, every
 from herd.models.llama4_vision import Llama4VisionConfig
 from herd.models.rope import Rope
 from herd.records import dataclass
-from herd.training.settings.reading import need
+from herd.training.opening import open_here
+from herd.training.settings.reading import need, need_above, need_positive
 
 ARCHITECTURES = ("llama", "llama4")
 MULTIPLE = 32
@@ -127,6 +126,11 @@ class ModelSettings:
         for name in ("width", "layers", "heads", "kv_heads", "head_width", "ffn_width", "vocab_size", "context", "experts", "chosen"):
             value = getattr(self, name)
             need(value is None or value >= 1, name, value, "a whole number, 1 or more")
+        for name in ("expert_width", "expert_every", "global_every", "chunk"):
+            value, least = getattr(self, name), int(name == "expert_width")
+            need(value is None or value >= least, f"model.{name}", value, f"a whole number, {least} or more")
+        need_above(self, 0, "norm_eps", "rope_theta", "temper_floor", at="model.")
+        need_positive(self, "temper_scale", at="model.")
 
 
 def config_of(settings: ModelSettings, *, vocab_size: int, context: int, picture_token: int | None = None) -> LlamaConfig | Llama4Config:
@@ -161,7 +165,7 @@ def _base(settings: ModelSettings) -> Config | None:
     if release is not None and release.shape is not None:
         found: Any = release.config()
     else:
-        checkpoint = open_checkpoint(find_model(settings.like, is_fetched=False).path)
+        checkpoint = open_here(settings.like)
         found = checkpoint.config
         checkpoint.close()
     if not isinstance(found, LlamaConfig | Llama4Config):

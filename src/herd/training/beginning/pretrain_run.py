@@ -16,17 +16,16 @@ import torch
 
 from herd.backends.torch.devices import find_device
 from herd.checkpoints.checkpoint import Checkpoint
-from herd.checkpoints.open import open_checkpoint
 from herd.data.reading import data_files, data_hash, find_files, read_records
 from herd.dtypes import BF16, F32
 from herd.errors import FileProblem, UsageError
-from herd.family.finding import find_model
 from herd.files import replacing
 from herd.models.architecture import Config, seeing
 from herd.models.weights import Leaf, Matrix
 from herd.training.beginning.initialising import initial_leaf
 from herd.training.beginning.words import Words, read_words
 from herd.training.company import Company, by_the_first
+from herd.training.opening import learned_files, open_here
 from herd.training.recipes.co_distillation import Teacher
 from herd.training.recipes.pretrain import Pretraining
 from herd.training.running.facts import gathered
@@ -70,6 +69,7 @@ def pretrain(
         cfg = _config(settings, words, begin)
         _check_seeing(settings, cfg, together)
         files = [path for source in settings.data for path in _files(source)]
+        files += learned_files(settings.begin)
         facts = gathered(files, "" if begin is None else begin.digest(), {"recipe": "pretrain"})
         run = opened.enter_context(open_run(folder, settings, facts, resume=resume, force=force, company=together))
         torch.manual_seed(settings.loop.seed)
@@ -183,7 +183,7 @@ def _teacher(settings: PretrainSettings, words: Words, device: str, opened: Exit
 def _opened(named: str, opened: ExitStack) -> Checkpoint | None:
     if not named:
         return None
-    checkpoint = open_checkpoint(find_model(named, is_fetched=False).path)
+    checkpoint = open_here(named)
     opened.callback(checkpoint.close)
     return checkpoint
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from herd.checkpoints.checkpoint import Fact, TokenizerSource
 from herd.checkpoints.huggingface_text import read_about
-from herd.checkpoints.open import open_checkpoint
 from herd.errors import UsageError
-from herd.family.finding import find_model
 from herd.text.tokenizer import Tokenizer, load_tokenizer
+from herd.training.opening import open_here
 
 LARGEST_ID = 2**31
 PICTURE = "<|patch|>"
@@ -43,7 +42,7 @@ def read_words(named: str) -> Words:
         facts: dict[str, Fact] = {}
         about = read_about(folder, {}, LARGEST_ID, facts)
     else:
-        checkpoint = open_checkpoint(find_model(named, is_fetched=False).path)
+        checkpoint = open_here(named)
         try:
             if checkpoint.tokenizer is None:
                 raise UsageError(f"{named} has no tokenizer; take another, or train one: herd train tokenizer.", param="tokenizer")

@@ -164,8 +164,10 @@ def open_run(
     """The folder of a new run, or of one that goes on.
 
     `settings`: a dataclass as `settings.read_settings` makes them. `facts`: see `facts.gathered`; what is under "data" and "model" has to
-    be the same when a run is resumed. `force`: go on with other settings or data all the same. `UsageError` if the folder is not
-    empty, is in use, or holds a run of other settings; `FileProblem` if it cannot be written.
+    be the same when a run is resumed; where there is none yet it begins, and a note says so. `force`: go on with other settings or data
+    all the same, for runs that are resumed alone.
+
+    `UsageError` if the folder is not empty, is in use, or holds a run of other settings; `FileProblem` if it cannot be written.
     """
     opened = by_the_first(company, lambda: _opened(folder, settings, facts, resume, force), str(folder))
     if opened is None:
@@ -181,6 +183,8 @@ def open_run(
 
 def _opened(folder: Path, settings: Any, facts: Mapping[str, Any], resume: bool, force: bool) -> tuple[Run, int]:
     """The run, and the lock on its folder."""
+    if force and not resume:
+        raise UsageError("--force goes on with a run although its settings or data have changed; give it together with --resume.")
     _make(folder)
     lock = _locked(folder)
     try:
@@ -188,6 +192,7 @@ def _opened(folder: Path, settings: Any, facts: Mapping[str, Any], resume: bool,
         notes: list[str] = []
         if not is_there:
             _begin(folder, settings, facts)
+            notes = [f"{folder} held no run to go on with, so this one begins"] if resume else []
         elif not resume:
             raise UsageError(f"{folder} holds a run already ({_ended(folder).value}). Go on with it by --resume, or choose another folder.")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -14,7 +15,7 @@ from herd.training.settings.initial import InitialSettings
 from herd.training.settings.loop import LoopSettings
 from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.parallel import ParallelSettings
-from herd.training.settings.reading import need, need_least, need_positive
+from herd.training.settings.reading import need, need_above, need_least, need_positive
 from herd.training.shape import ModelSettings
 
 
@@ -37,7 +38,7 @@ class SourceSettings:
 
     def __post_init__(self) -> None:
         need(bool(self.name) and "/" not in self.name, "data.name", self.name, "a name without /")
-        need(self.weight > 0, "data.weight", self.weight, "a number above 0")
+        need_above(self, 0, "weight", at="data.")
         need(0 <= self.held_out < 1, "data.held_out", self.held_out, "a share from 0 to below 1")
         if (self.kind == "text") != bool(self.path):
             said = "has no path: name files or folders" if self.kind == "text" else "is drawn as it is needed and takes no path"
@@ -63,7 +64,8 @@ class RopeSettings:
     theta: float | None = None
 
     def __post_init__(self) -> None:
-        need(self.factor >= 1, "rope.factor", self.factor, "1 or more")
+        need(math.isfinite(self.factor) and self.factor >= 1, "rope.factor", self.factor, "a finite number, 1 or more")
+        need_above(self, 0, "low", "high", "theta", at="rope.")
         need(self.kind in ("none", "linear") or self.original_context > 0, "rope.original_context", self.original_context, "1 or more")
 
     def of(self, rope: Rope) -> Rope:
@@ -98,7 +100,8 @@ class StageSettings:
     def __post_init__(self) -> None:
         need(self.steps >= 1, "stages.steps", self.steps, "a whole number, 1 or more")
         need(self.sequence == 0 or self.sequence >= 2, "stages.sequence", self.sequence, "a whole number, 2 or more")
-        need(all(weight >= 0 for weight in self.mix.values()), "stages.mix", dict(self.mix), "weights of 0 or more")
+        weights = self.mix.values()
+        need(all(math.isfinite(each) and each >= 0 for each in weights), "stages.mix", dict(self.mix), "finite weights of 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,7 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         for name in ("share", "last_share"):
             need(0 <= getattr(self, name) <= 1, f"teacher.{name}", getattr(self, name), "a share from 0 to 1")
-        need(self.temperature > 0, "teacher.temperature", self.temperature, "a number above 0")
+        need_above(self, 0, "temperature", at="teacher.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,10 +105,18 @@ def need_least(settings: object, least: int, *names: str) -> None:
         need((value := getattr(settings, name)) >= least, name, value, f"a whole number, {least} or more")
 
 
-def need_positive(settings: object, *names: str) -> None:
-    """The same for numbers that must be finite and 0 or more."""
+def need_above(settings: object, least: float, *names: str, at: str = "") -> None:
+    """The same for numbers that must be finite and more than `least`, or are not set. at: what stands before their names."""
     for name in names:
-        need(math.isfinite(value := getattr(settings, name)) and value >= 0, name, value, "a number, 0 or more")
+        value = getattr(settings, name)
+        need(value is None or (math.isfinite(value) and value > least), f"{at}{name}", value, f"a finite number above {least:g}")
+
+
+def need_positive(settings: object, *names: str, at: str = "") -> None:
+    """The same for numbers that must be finite and 0 or more, or are not set."""
+    for name in names:
+        value = getattr(settings, name)
+        need(value is None or (math.isfinite(value) and value >= 0), f"{at}{name}", value, "a number, 0 or more")
 
 
 def need_backend(name: str) -> None:
@@ -216,7 +224,8 @@ def _as(wanted: Any, value: Any, where: str, name: str) -> Any:
         raise UsageError(f"{where}: {name} is {value!r:.{MAX_SHOWN}}; expected one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
     elif (found := _plain(wanted, value)) is not None:
         return found
-    raise UsageError(f"{where}: {name} is {value!r:.{MAX_SHOWN}}; expected {_kind_name(wanted)}.")
+    finite = " that is finite" if isinstance(value, float) and not math.isfinite(value) else ""
+    raise UsageError(f"{where}: {name} is {value!r:.{MAX_SHOWN}}; expected {_kind_name(wanted)}{finite}.")
 
 
 def _item(wanted: Any, value: Any, where: str, name: str) -> Any:
@@ -228,7 +237,7 @@ def _plain(wanted: Any, value: Any) -> Any:
     """A TOML value as a plain type; None if it is of another."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if wanted is float and (is_whole or isinstance(value, float)):
-        return float(value)
+        return float(value) if abs(value) < math.inf else None
     if (wanted is int and is_whole) or (wanted is bool and isinstance(value, bool)) or (wanted is str and isinstance(value, str)):
         return value
     return Path(value).expanduser() if wanted is Path and isinstance(value, str | Path) and str(value) else None

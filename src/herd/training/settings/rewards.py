@@ -9,6 +9,7 @@ from typing import Literal
 
 from herd.errors import UsageError
 from herd.records import dataclass
+from herd.training.settings.reading import need_above
 
 Kind = Literal["number", "text", "tests", "schema", "length", "pattern", "function", "model"]
 CHECKED: Mapping[Kind, str] = MappingProxyType({"number": "answer", "text": "answer", "tests": "tests", "schema": "schema"})
@@ -47,6 +48,7 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise UsageError(f"A reward's weight is {self.weight}; it must be finite.")
+        need_above(self, 0, "seconds")
         if self.kind == "function" and ":" not in self.function:
             raise UsageError(f"A reward's function is {self.function!r:.80}; expected path/to/file.py:name.")
         if (self.kind == "model") != bool(self.model):
