@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from herd.cli.serve import _hosted
+from herd.cli.serve_models import hosted_models
 from herd.convert.gguf_file import write_gguf
 from herd.convert.writing import Told
 from herd.family.progress import silent
@@ -30,7 +30,7 @@ def learned_from(folder: Path, base: Path) -> Path:
 
 
 def badge_of(text: str) -> tuple[str, str | None]:
-    (hosted,) = _hosted([text], [], {})
+    (hosted,) = hosted_models([text], [], {})
     return hosted.name, None if hosted.terms is None else hosted.terms.badge
 
 

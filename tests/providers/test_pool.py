@@ -12,8 +12,8 @@ import pytest
 
 from cli import chat_model
 from herd.errors import CapacityError, EngineLost, HerdError, UnknownModel, UsageError
-from herd.providers.base import CompletionRequest, Finished, Service
-from herd.providers.pool import EnginePool, Hosted
+from herd.providers.base import CompletionRequest, Finished, Gauges, Service
+from herd.providers.pool import CacheNeeds, EnginePool, Hosted
 from herd.providers.supervisor import EngineOptions, Supervisor
 from herd.sampling.params import SamplingParams
 
@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chat_model.write(tmp_path_factory.mktemp("model") / "m")
 
 
-def hosted(name: str, folder: Path, num_bytes: int = LARGE, **options: Any) -> Hosted:
+def hosted(name: str, folder: Path, num_bytes: int = LARGE, cache: CacheNeeds = CacheNeeds(), **options: Any) -> Hosted:  # noqa: B008
     load = {"backend": "cpu", "threads": 1}
-    return Hosted(name=name, options=EngineOptions(model=str(folder), load=load, **options), num_bytes=num_bytes)
+    return Hosted(name=name, options=EngineOptions(model=str(folder), load=load, **options), num_bytes=num_bytes, cache=cache)
 
 
 def pooled(models: list[Hosted], use: Callable[[EnginePool], Awaitable[None]], start: tuple[str, ...] = (), **options: Any) -> None:
@@ -202,11 +202,6 @@ def test_impossible_pools_are_refused(folder: Path) -> None:
 
 
 def test_a_budget_holds_the_weights_and_bounds_the_cache(folder: Path) -> None:
-    async def narrow(pool: EnginePool) -> None:
-        with pytest.raises(CapacityError, match="more than the 1,000 that all models may take"):
-            async with pool.use("a"):
-                pass
-
     async def wide(pool: EnginePool) -> None:
         async with pool.use("a") as service:
             assert await answered(service)
@@ -214,5 +209,54 @@ def test_a_budget_holds_the_weights_and_bounds_the_cache(folder: Path) -> None:
                 await asyncio.sleep(0.05)
         assert 0 < memory["cache"] <= 300_000
 
-    pooled([hosted("a", folder, 2_000_000)], narrow, budget_bytes=1000)
     pooled([hosted("a", folder, 2_000_000)], wide, budget_bytes=2_300_000)
+
+
+def test_a_model_that_fits_in_no_way_is_refused_before_anything_is_loaded(folder: Path) -> None:
+    with pytest.raises(CapacityError, match=r"b takes 2,000 bytes of weights, more than the 1,000 that all models may take"):
+        EnginePool([hosted("a", folder, 500), hosted("b", folder, 2000)], budget_bytes=1000)
+    with pytest.raises(CapacityError, match=r"b takes 900 bytes of weights and at least 200 for keys and values, more than the 1,000"):
+        EnginePool([hosted("a", folder, 500), hosted("b", folder, 900, CacheNeeds(200, 10_000))], budget_bytes=1000)
+    EnginePool([hosted("b", folder, 900, CacheNeeds(200, 10_000))])
+
+
+def test_a_model_whose_cache_has_no_room_now_pushes_nobody_out(folder: Path) -> None:
+    async def use(pool: EnginePool) -> None:
+        async with pool.use("busy"):
+            with pytest.raises(CapacityError, match="large takes at least"):
+                await _enter(pool, "large")
+            assert loaded(pool) == ["idle", "busy"]
+        await _enter(pool, "large")
+        assert "large" in loaded(pool)
+
+    room = _room(folder)
+    needs = CacheNeeds(room, 4 * room)
+    models = [hosted("idle", folder, room), hosted("busy", folder, room), hosted("large", folder, room + room // 2, needs)]
+    pooled(models, use, ("idle", "busy"), budget_bytes=3 * room)
+
+
+def test_caches_of_models_that_are_loaded_together_stay_inside_the_budget() -> None:
+    given: dict[str, int] = {}
+
+    class Loaded:
+        """A model that takes all that it is given, and tells so."""
+
+        is_up = is_idle = True
+
+        def __init__(self, options: EngineOptions) -> None:
+            given[options.model] = options.load["cache_bytes"]
+            self.gauges = Gauges(memory_bytes={"weights": 30, "cache": options.load["cache_bytes"]})
+
+        async def start(self) -> None: ...
+
+        async def aclose(self) -> None: ...
+
+    models = [Hosted(name=name, options=EngineOptions(model=name), num_bytes=30, cache=CacheNeeds(1, 1000)) for name in "abc"]
+
+    async def use(pool: EnginePool) -> None:
+        for name in "abcabcab":
+            await _enter(pool, name)
+            held = sum(30 + given[each] for each in loaded(pool))
+            assert name in loaded(pool) and held <= 100 and given[name] >= 17
+
+    pooled(models, use, budget_bytes=100, served=Loaded)

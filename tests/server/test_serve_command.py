@@ -146,3 +146,10 @@ def _children(parent: int) -> list[int]:
     """Processes that a process started, on Linux."""
     tasks = Path(f"/proc/{parent}/task/{parent}/children")
     return [int(each) for each in tasks.read_text().split()] if tasks.exists() else []
+
+
+def test_a_model_whose_smallest_cache_does_not_fit_is_refused_once_before_anything_is_loaded() -> None:
+    memory = Path(STORIES).stat().st_size + 1000
+    refused = invoke("serve", f"a={STORIES}", f"b={STORIES}", "--port", "0", "--memory", str(memory))
+    assert refused.exit_code == 4 and refused.stderr.strip().count("\n") == 0, refused.stderr
+    assert "a takes" in refused.stderr and "for keys and values" in refused.stderr and f"the {memory:,} that all" in refused.stderr

@@ -5,8 +5,9 @@ a quarter of the free memory, or cache_bytes = pages + copies on their way to an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from herd.errors import CapacityError
 from herd.records import dataclass
@@ -34,14 +35,13 @@ def cache_room(context: int, page_bytes: int, choices: Choices, available: int |
     from herd.backends.base import PAGE_TOKENS
     from herd.engine.disk import MEMORY_BYTES
     from herd.engine.memory import SHARE_OF_AVAILABLE
-    from herd.engine.page_files import file_bytes
 
-    wanted = -(-context // PAGE_TOKENS) * choices.parallel
+    wanted = _wanted_pages(context, choices.parallel)
     bounds = [each for each in (None if available is None else available // SHARE_OF_AVAILABLE, choices.cache_bytes) if each is not None]
     copies = 0
     if choices.cache_folder is not None:
         most = (MEMORY_BYTES, 3 * wanted * page_bytes // 2, *(each // SHARE_OF_COPIES for each in bounds))
-        copies = max(2 * file_bytes(page_bytes), min(most))
+        copies = max(_least_copies(page_bytes), min(most))
     if choices.cache_bytes is not None and choices.cache_bytes < copies + page_bytes:
         beside = f", and pages on their way to and from the disk {copies:,}" if copies else ""
         raise CapacityError(
@@ -49,6 +49,44 @@ def cache_room(context: int, page_bytes: int, choices: Choices, available: int |
         )
     pages = [wanted, *((each - copies) // max(1, page_bytes) for each in bounds)]
     return CacheRoom(max(1, min(pages)), copies)
+
+
+def cache_needs(checkpoint: Checkpoint, load: Mapping[str, Any]) -> tuple[int, int]:
+    """The least bytes that hold keys and values of a model, loaded with these arguments of `herd.load`, and the most that it has a use
+    for: what `cache_room` will say, known before the model is loaded."""
+    from herd.backends.base import PAGE_TOKENS
+    from herd.models.sizes import CACHE_DTYPES, cache_bytes_per_token
+
+    page_bytes = PAGE_TOKENS * cache_bytes_per_token(checkpoint.config, CACHE_DTYPES[_cache_form(checkpoint, load)])
+    copies = _least_copies(page_bytes) if load.get("cache_folder") is not None else 0
+    pages = _wanted_pages(load.get("context") or checkpoint.config.context_length, load.get("parallel", 1))
+    return page_bytes + copies, pages * page_bytes * (2 if copies else 1)
+
+
+def _cache_form(checkpoint: Checkpoint, load: Mapping[str, Any]) -> str:
+    """How keys and values will be kept: as said, else as the backends choose."""
+    if (form := load.get("kv_cache") or "auto") != "auto":
+        return str(form)
+    backend = load.get("backend") or "cpu"
+    if backend == "torch":
+        return "float32" if load.get("dtype") == "float32" else "float16"
+    activations = load.get("activations") or ("int8" if backend == "cpu" else "float32")
+    has_blocks = activations == "int8" and any(checkpoint.dtype(spec.name).block > 1 for spec in checkpoint.specs)
+    return "float16" if has_blocks else "float32"
+
+
+def _wanted_pages(context: int, parallel: int) -> int:
+    """Pages for so many answers of full length."""
+    from herd.backends.base import PAGE_TOKENS
+
+    return -(-context // PAGE_TOKENS) * parallel
+
+
+def _least_copies(page_bytes: int) -> int:
+    """With a folder: one page on its way to it, and one on its way back."""
+    from herd.engine.page_files import file_bytes
+
+    return 2 * file_bytes(page_bytes)
 
 
 def open_disk(checkpoint: Checkpoint, backend: Backend, choices: Choices, room: CacheRoom) -> DiskPages | None:

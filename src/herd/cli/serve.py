@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,12 @@ from herd.cli.options import LOADING, Examples, given, loading_options
 from herd.errors import UsageError
 
 if TYPE_CHECKING:
-    from herd.family.finding import Found
-    from herd.providers.base import Terms
     from herd.providers.pool import EnginePool, Hosted, ServedModel
     from herd.providers.supervisor import EngineOptions
     from herd.server.keys import Keys
     from herd.server.settings import Settings
 
 LIBRARIES = ("h11", "httptools", "msgpack", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
-WEIGHTS = (".bin", ".gguf", ".pth", ".safetensors")
-SHARE_OF_MEMORY = 0.8
 NAMED = ("host", "port", "adapter_folder", "cache_folder", "allow_origin", "allow_host", "image_host", "log_prompts", "need_key")
 """Settings of the server that have an option of their own."""
 
@@ -102,35 +99,52 @@ def serve(
     """Serve MODELs. The first is loaded at once, and the others if memory allows; NAME= gives one another name."""
     _need_libraries()
     _check_replicas(replicas, memory)
-    from herd.cli.serve_jobs import TuneJobs
-    from herd.cli.start_page import start_page
+    from herd.cli.serve_models import hosted_models, measured, memory_budget
     from herd.family.catalogue import DEFAULT_NAME
     from herd.server.access_log import start_log
-    from herd.server.running import address, listen, raise_file_limit, run
+    from herd.server.running import listen, raise_file_limit
     from herd.server.settings_file import read_settings
 
     named = {name: options.pop(name) for name in NAMED}
-    settings, keys = _with_keys(
-        read_settings(file, changes, {name: each for name, each in named.items() if each not in (None, ())}), keys_file, named["need_key"]
-    )
+    settings = read_settings(file, changes, {name: each for name, each in named.items() if each not in (None, ())})
+    settings, keys = _with_keys(settings, keys_file, named["need_key"])
     raise_file_limit(settings)
     with listen(settings) as listener:
-        hosted = _hosted(models or (DEFAULT_NAME,), adapters, {**given(options, LOADING), "parallel": parallel, **_disk_cache(settings)})
-        budget = None if replicas else _budget(memory, hosted)
+        load = {**given(options, LOADING), "parallel": parallel, **_disk_cache(settings)}
+        hosted = hosted_models(models or (DEFAULT_NAME,), adapters, load)
+        budget = None if replicas else memory_budget(memory, hosted)
         start_log(sys.stderr, quiet)
-        url = address(listener)
-        if not quiet:
-            click.echo(f"Loading {hosted[0].name} for {url} ...", err=True)
-        names = _at_start(hosted, budget)
-        run(
-            listener,
-            settings,
-            keys,
-            _pool(hosted, budget, replicas),
-            lambda pool: _start(pool, names),
-            lambda house: None if quiet else click.echo(start_page(house, url, hosted[0].name)),
-            jobs=TuneJobs({each.name: each.options.model for each in hosted}),
-        )
+        _run(listener, settings, keys, hosted if budget is None else list(map(measured, hosted)), budget, replicas, quiet)
+
+
+def _run(
+    listener: socket.socket,
+    settings: Settings,
+    keys: Keys,
+    hosted: Sequence[Hosted],
+    budget: int | None,
+    replicas: int | None,
+    quiet: bool,
+) -> None:
+    """Loads the models and serves them until a signal ends it."""
+    from herd.cli.serve_jobs import TuneJobs
+    from herd.cli.serve_models import loaded_at_start
+    from herd.cli.start_page import start_page
+    from herd.server.running import address, run
+
+    url, names = address(listener), loaded_at_start(hosted, budget)
+    pool = _pool(hosted, budget, replicas)
+    if not quiet:
+        click.echo(f"Loading {hosted[0].name} for {url} ...", err=True)
+    run(
+        listener,
+        settings,
+        keys,
+        aclosing(pool),
+        lambda pool: _start(pool, names),
+        lambda house: None if quiet else click.echo(start_page(house, url, hosted[0].name)),
+        jobs=TuneJobs({each.name: each.options.model for each in hosted}),
+    )
 
 
 def _need_libraries() -> None:
@@ -179,98 +193,6 @@ def _disk_cache(settings: Settings) -> dict[str, Any]:
     return {"cache_folder": str(settings.cache_folder.expanduser().absolute()), **limit}
 
 
-def _hosted(models: Sequence[str], adapters: Sequence[str], load: Mapping[str, Any]) -> list[Hosted]:
-    """The models by name; those that are not here are fetched."""
-    from herd.cli.output import fetching
-    from herd.family.finding import find_model
-    from herd.providers.pool import Hosted
-    from herd.providers.supervisor import EngineOptions
-
-    found = []
-    for text in models:
-        name, _, model = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
-        with fetching() as progress:
-            at = find_model(model, progress=progress)
-        path = str(at.path.absolute()) if at.release is None else at.name
-        options = EngineOptions(model=path, load=dict(load), adapters=_adapters_of(name or at.name, adapters, len(models) == 1))
-        aliases = () if model in (at.name, name) else (model,)
-        terms = _terms_of(at)
-        found.append(Hosted(name=name or at.name, options=options, num_bytes=_file_bytes(at.path), aliases=aliases, terms=terms))
-    _check_adapters(adapters, [each.name for each in found])
-    return found
-
-
-def _terms_of(at: Found) -> Terms | None:
-    """The licence of a model, whatever it is called here; of what was learned, that of the texts beside it, else of the model that it was
-    learned from."""
-    from herd.api.loading import run_behind
-    from herd.convert.notices import licence_at
-    from herd.providers.base import Terms
-
-    base, adapter = run_behind(at, None)
-    beside = None if adapter is None else licence_at(Path(adapter))
-    licence = beside or licence_at(base.path, base.release)
-    return None if licence is None else Terms(licence=licence.title, badge=licence.badge, notice=licence.notice_line())
-
-
-def _adapters_of(model: str, adapters: Sequence[str], is_only: bool) -> dict[str, str]:
-    found = {}
-    for text in adapters:
-        base, name, folder = _adapter_parts(text)
-        if base == model or (not base and is_only):
-            found[name] = str(Path(folder).absolute())
-    return found
-
-
-def _adapter_parts(text: str) -> tuple[str, str, str]:
-    """Model, name and folder of an adapter; a folder alone is called as it is called."""
-    if "=" not in text and Path(text).is_dir():
-        return "", Path(text).resolve().name, text
-    full, _, folder = text.partition("=")
-    base, _, name = full.rpartition(":")
-    return base, name, folder
-
-
-def _check_adapters(adapters: Sequence[str], names: Sequence[str]) -> None:
-    for text in adapters:
-        base, name, folder = _adapter_parts(text)
-        if not name or not folder:
-            raise UsageError(f"--adapter is {text!r:.100}; expected a folder, NAME=FOLDER, or MODEL:NAME=FOLDER.")
-        if base not in names and (base or len(names) > 1):
-            raise UsageError(
-                f"--adapter {text!r:.100} names no model that is served; expected MODEL:NAME=FOLDER with one of {', '.join(names)}."
-            )
-
-
-def _file_bytes(path: Path) -> int:
-    """What a model's weights take on the disk, which is about what they take in memory."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.suffix in WEIGHTS]
-    return sum(each.stat().st_size for each in files if each.is_file())
-
-
-def _budget(memory: str | None, hosted: Sequence[Hosted]) -> int | None:
-    """What all models may take together; None where there is only one, which is never unloaded."""
-    from herd.engine.memory import available_bytes
-    from herd.planner.units import num_bytes
-
-    if memory is not None:
-        return num_bytes(memory, "--memory")
-    available = available_bytes()
-    return None if len(hosted) == 1 or available is None else int(available * SHARE_OF_MEMORY)
-
-
-def _at_start(hosted: Sequence[Hosted], budget: int | None) -> list[str]:
-    """The first model, and those after it that fit beside."""
-    names: list[str] = []
-    used = 0
-    for each in hosted:
-        used += each.num_bytes
-        if names and (budget is None or used > budget):
-            break
-        names.append(each.name)
-    return names
-
-
 async def _start(pool: EnginePool, names: Sequence[str]) -> None:
     """Loads the models of the start, and waits for their first word about memory, which the page shows."""
     import asyncio
@@ -282,21 +204,13 @@ async def _start(pool: EnginePool, names: Sequence[str]) -> None:
         await asyncio.sleep(0.05)
 
 
-def _pool(hosted: Sequence[Hosted], budget: int | None, replicas: int | None) -> AbstractAsyncContextManager[EnginePool]:
-    @asynccontextmanager
-    async def opening() -> AsyncIterator[EnginePool]:
-        from herd.providers.pool import EnginePool
-        from herd.providers.supervisor import Supervisor
+def _pool(hosted: Sequence[Hosted], budget: int | None, replicas: int | None) -> EnginePool:
+    from herd.providers.pool import EnginePool
+    from herd.providers.supervisor import Supervisor
 
-        served: Callable[[EngineOptions], ServedModel] = Supervisor
-        if replicas is not None:
-            from herd.providers.replicas import Replicas
+    served: Callable[[EngineOptions], ServedModel] = Supervisor
+    if replicas is not None:
+        from herd.providers.replicas import Replicas
 
-            served = partial(Replicas, count=replicas)
-        pool = EnginePool(hosted, budget_bytes=budget, default=hosted[0].name, served=served)
-        try:
-            yield pool
-        finally:
-            await pool.aclose()
-
-    return opening()
+        served = partial(Replicas, count=replicas)
+    return EnginePool(hosted, budget_bytes=budget, default=hosted[0].name, served=served)

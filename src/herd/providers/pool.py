@@ -3,7 +3,8 @@
     async with pool.use("llama-3.2-1b-instruct") as service: ...
 
 Each loaded model is a process with a supervisor. When the next one does not fit into the memory budget, the one that was not used for
-longest goes first; one that is in use never goes. Many that ask for the same model at once wait for the same load.
+longest goes first; one that is in use never goes. Many that ask for the same model at once wait for the same load. A model that would
+not fit alone is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ if TYPE_CHECKING:
 SEPARATOR = ":"
 
 
+@dataclass(frozen=True, slots=True)
+class CacheNeeds:
+    """Bytes of a model's keys and values: with fewer than `least` it cannot be loaded, more than `most` it has no use for."""
+
+    least: int = 0
+    most: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
     """A model that a pool may load.
 
     name         under which it is asked for
     options      how its process is run
-    num_bytes    what it is expected to take, loaded; 0 if that is not known
+    num_bytes    what its weights are expected to take; 0 if that is not known
+    cache        what its keys and values take beside
     aliases      further names that mean it
     terms        its licence, if that is known
     """
@@ -41,6 +51,7 @@ class Hosted:
     name: str
     options: EngineOptions
     num_bytes: int = 0
+    cache: CacheNeeds = CacheNeeds()
     aliases: tuple[str, ...] = ()
     terms: Terms | None = None
 
@@ -65,8 +76,8 @@ class ServedModel(Service, Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Room:
-    """A model's place in the pool. `loading` is shared by all that wait; `is_put_away`: it is not loaded because somebody said so,
-    or others need the memory."""
+    """A model's place in the pool. `loading` is shared by all that wait; `cache_bytes`: what its keys and values were given;
+    `is_put_away`: it is not loaded because somebody said so, or others need the memory."""
 
     hosted: Hosted
     created: int
@@ -76,6 +87,7 @@ class _Room:
     facts: ModelFacts | None = None
     users: int = 0
     used_at: float = 0.0
+    cache_bytes: int = 0
     is_put_away: bool = False
 
 
@@ -93,7 +105,7 @@ class EnginePool:
         served: Callable[[EngineOptions], ServedModel] = Supervisor,
     ) -> None:
         """budget_bytes: what all loaded models may take together; None: they are never unloaded. default: the model that is meant when
-        none is named. served: makes what answers for a model."""
+        none is named. served: makes what answers for a model. `CapacityError` for a model that the budget does not hold alone."""
         if not models:
             raise UsageError("There is no model to serve; name at least one.")
         self._rooms: dict[str, _Room] = {}
@@ -101,6 +113,7 @@ class EnginePool:
         for hosted in models:
             if hosted.name in self._rooms:
                 raise UsageError(f"Two models are called {hosted.name!r}; names must differ.")
+            _check_alone(hosted, budget_bytes)
             self._rooms[hosted.name] = _Room(hosted, created, dict(hosted.options.adapters))
         self._aliases = {alias: hosted.name for hosted in models for alias in hosted.aliases}
         self._budget_bytes = budget_bytes
@@ -118,7 +131,7 @@ class EnginePool:
         try:
             for name in names:
                 room, _ = self._find(name)
-                if name != names[0] and self._free_bytes() < room.hosted.num_bytes:
+                if name != names[0] and self._free_bytes() < self._wanted_bytes(room):
                     room.is_put_away = True
                     continue
                 async with self.use(name):
@@ -239,14 +252,26 @@ class EnginePool:
             room.loading = None
 
     def _options(self, room: _Room) -> EngineOptions:
-        """How a model is loaded now. Within a budget keys and values share evenly what the weights of all models leave of it, or of one
-        where it holds no two."""
+        """How a model is loaded now."""
         options = replace(room.hosted.options, adapters=dict(room.adapters))
         if self._budget_bytes is None:
             return options
+        room.cache_bytes = max(room.hosted.cache.least, min(self._share(room), int(self._free_bytes()) - room.hosted.num_bytes))
+        return replace(options, load={**options.load, "cache_bytes": max(1, room.cache_bytes)})
+
+    def _share(self, room: _Room) -> int:
+        """What a model's keys and values should have of the budget: evenly what the weights of all models leave of it, or half of what its
+        own leave, where the budget holds no two."""
+        assert self._budget_bytes is not None
         left = (self._budget_bytes - sum(each.hosted.num_bytes for each in self._rooms.values())) // len(self._rooms)
         alone = self._budget_bytes - room.hosted.num_bytes
-        return replace(options, load={**options.load, "cache_bytes": max(1, left if left > alone // 4 else alone // 2)})
+        needs = room.hosted.cache
+        wanted = left if left > alone // 4 else alone // 2
+        return max(needs.least, wanted if needs.most is None else min(wanted, needs.most))
+
+    def _wanted_bytes(self, room: _Room) -> int:
+        """For so much others that are idle are unloaded: the weights, and half of the cache that the model should have."""
+        return 0 if self._budget_bytes is None else room.hosted.num_bytes + max(room.hosted.cache.least, self._share(room) // 2)
 
     async def _told(self, room: _Room) -> None:
         """Waits a moment for the first word about a loaded model's memory, where there is a budget."""
@@ -262,31 +287,33 @@ class EnginePool:
 
     async def _make_room(self, wanted: _Room) -> None:
         """Unloads what was not used for longest, as much as it takes. `CapacityError`, with nothing unloaded, if that is not enough."""
-        if self._budget_bytes is None:
-            return
+        free, leaving = self._free_bytes(), list[_Room]()
         loaded = [room for room in self._rooms.values() if room.supervisor is not None]
-        free = self._free_bytes()
-        leaving: list[_Room] = []
         for room in sorted((room for room in loaded if _is_idle(room)), key=lambda room: room.used_at):
-            if free >= wanted.hosted.num_bytes:
+            if free >= self._wanted_bytes(wanted):
                 break
             leaving.append(room)
             free += _num_bytes(room)
-        if free < wanted.hosted.num_bytes and not loaded:
+        if free < (least := wanted.hosted.num_bytes + wanted.hosted.cache.least):
             raise CapacityError(
-                f"{wanted.hosted.name} takes about {wanted.hosted.num_bytes:,} bytes, more than the {self._budget_bytes:,} that all models "
-                "may take together. Give them more memory, or serve a smaller model or format."
-            )
-        if free < wanted.hosted.num_bytes:
-            raise CapacityError(
-                f"{wanted.hosted.name} takes about {wanted.hosted.num_bytes:,} bytes; {max(free, 0):,} of {self._budget_bytes:,} would be "
-                "free beside the models that are in use. Ask again when they are idle."
+                f"{wanted.hosted.name} takes at least {least:,} bytes; {max(free, 0):,} of {self._budget_bytes:,} would be free beside "
+                "the models that are in use. Ask again when they are idle."
             )
         # From here on nobody finds them; one that is asked for meanwhile is loaded anew, after this.
         for room in leaving:
             room.is_put_away = True
         for supervisor in [_taken(room) for room in leaving]:
             await supervisor.aclose()
+
+
+def _check_alone(hosted: Hosted, budget_bytes: int | None) -> None:
+    """`CapacityError` for a model that could not be loaded if all others were unloaded."""
+    if budget_bytes is not None and hosted.num_bytes + hosted.cache.least > budget_bytes:
+        cache = f" and at least {hosted.cache.least:,} for keys and values" if hosted.cache.least else ""
+        raise CapacityError(
+            f"{hosted.name} takes {hosted.num_bytes:,} bytes of weights{cache}, more than the {budget_bytes:,} that all models may take "
+            "together. Allow more memory (--memory), or serve a smaller model or format."
+        )
 
 
 def _taken(room: _Room) -> ServedModel:
@@ -309,7 +336,7 @@ def _is_idle(room: _Room) -> bool:
 def _num_bytes(room: _Room) -> int:
     """What a loaded model takes, as far as it tells; the weights are mapped files, which count too."""
     told = sum(room.supervisor.gauges.memory_bytes.values()) if room.supervisor is not None else 0
-    return max(told, room.hosted.num_bytes)
+    return max(told or room.hosted.num_bytes + room.cache_bytes, room.hosted.num_bytes)
 
 
 @final
