@@ -76,6 +76,9 @@ def test_margins_count_where_they_are_asked_for(base: Path, tmp_path: Path) -> N
     assert "its margin does not count" in json.dumps(plain["data"]) and "margin" not in json.dumps(counted["data"])
     assert counted["held_out"]["before_loss"] == pytest.approx(5.0067, abs=1e-3)
     assert plain["held_out"]["before_loss"] == pytest.approx(0.6931, abs=1e-3)
+    mixed = lines(tmp_path / "mixed.jsonl", [{**each, "margin": 5} if at % 2 else each for at, each in enumerate(PAIRS)])
+    notes = run("dpo", "--data", mixed, "--out", tmp_path / "mixed", "--margin", 1, *few)["data"]["notes"]
+    assert notes["it says no margin, which counts as 0"]["count"] == 5
     words = ["tune", "reward", "--model", str(base), "--data", bare, "--out", str(tmp_path / "none"), "--margin", "1"]
     found = CliRunner().invoke(main, words)
     assert found.exit_code == 2 and "no record of the data says by how much" in found.output
@@ -109,6 +112,17 @@ def test_the_best_answers_are_written_down(base: Path, tmp_path: Path) -> None:
         assert [message["role"] for message in record["messages"]] == ["user", "assistant"] and record["reward"] == 1
     found = CliRunner().invoke(main, ["tune", "reject", "--model", str(base), "--data", data, "--out", str(out)])
     assert found.exit_code == 2 and "is there already" in found.output and len(out.read_text().splitlines()) == len(records)
+
+
+def test_prompts_alone_are_answered_by_a_teacher_and_refused_where_something_is_checked(base: Path, tmp_path: Path) -> None:
+    data, out = lines(tmp_path / "prompts.jsonl", [{"prompt": one} for one in "ab"]), tmp_path / "made.jsonl"
+    told = run("reject", "--model", base, "--data", data, "--answers", 1, "--max-tokens", 40, "--out", out)
+    assert told["prompts"] == 2 and told["complete"] and told["kept"] == len(out.read_text().splitlines())
+    common = ("tune", "grpo", "--model", str(base), "--data", data, "--out", str(tmp_path / "run"))
+    found = CliRunner().invoke(main, [*common, "--reward", "number"])
+    assert found.exit_code == 2 and "prompts.jsonl:1: the task has no 'answer' to check answers by; it has nothing" in found.output
+    found = CliRunner().invoke(main, ["tune", "sft", "--model", str(base), "--data", data])
+    assert found.exit_code == 2 and "is a record of the shape task; supervised fine-tuning learns conversations" in found.output
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:

@@ -1,16 +1,13 @@
-"""Online reinforcement learning, rejection sampling and answers of a teacher: from settings to a folder or a file."""
+"""Online reinforcement learning from settings to a folder, and what every recipe needs that has prompts answered."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from herd.api.reward_models import RewardModels
-from herd.api.tuning import Opened, open_tuned
+from herd.api.tuning import Opened
 from herd.api.tuning_data import parted, read
 from herd.api.tuning_preferences import reference_of
 from herd.api.tuning_run import PLAIN, Conduct, Lesson, Tuned, conducted
@@ -18,21 +15,13 @@ from herd.data.account import Account
 from herd.data.samples import Sample, Task
 from herd.engine.engine import Engine
 from herd.errors import UsageError
-from herd.family.progress import Progress, silent
-from herd.files import atomic_write
 from herd.training.company import Company
 from herd.training.recipes.grpo import Grpo, Problem
-from herd.training.recipes.rejection import Chosen, best_of
 from herd.training.settings.grpo import GrpoSettings
-from herd.training.settings.rejection import RejectionSettings
 from herd.training.settings.rewards import CHECKED, RewardSettings
-from herd.training.settings.student import StudentSettings
 from herd.training.signals.rewards import Rewards, check_of
 from herd.training.signals.rollouts import EngineSampler, Prompt
 from herd.training.student.model import Student
-
-PACK = 4096
-"""Tokens that a reward model reads together where nothing is learned."""
 
 
 def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) -> Tuned:
@@ -75,42 +64,6 @@ def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) ->
         return conducted(settings, folder, conduct, lesson)
 
 
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What rejection sampling came to: answers kept of prompts asked, and the mean reward of all answers and of those that were kept."""
-
-    path: Path
-    asked: int
-    kept: int
-    mean_reward: float
-    kept_reward: float
-    account: Account
-
-
-def reject(settings: RejectionSettings, path: Path, *, progress: Progress = silent) -> Gathered:
-    """Draws several answers to each prompt and writes the best of each to a JSONL file of conversations; without rewards every answer
-    is written (data of a teacher's)."""
-    if path.exists():
-        raise UsageError(f"{path} is there already; choose another file for the answers.", param="out")
-    with ExitStack() as opening:
-        opened = opening.enter_context(open_tuned(settings.model, chat_format=settings.chat_format, progress=progress))
-        account = Account()
-        models = RewardModels(settings.rewards, opened, opening, progress)
-        room = room_for(opened, settings.max_tokens)
-        problems = problems_of(opened, settings.data, account, min(settings.max_prompt, room), settings.rewards)
-        longest = max(len(each.prompt.tokens) for each in problems) + settings.max_tokens
-        models.check(problems, longest)
-        rewards = Rewards(settings.rewards, models.judges(StudentSettings(), PACK)) if settings.rewards else None
-        with engine_of(opened, settings.backend, longest, settings.answers * settings.batch) as engine:
-            found = list(best_of(settings, problems, EngineSampler(engine), opened.tokenizer.decode, rewards))
-    kept = [each for each in found if each.is_kept]
-    with atomic_write(path) as file:
-        for each in kept:
-            file.write(json.dumps(_record(each), ensure_ascii=False).encode() + b"\n")
-    mean, best = (sum(each.reward for each in some) / max(1, len(some)) for some in (found, kept))
-    return Gathered(path, len(problems), len(kept), mean, best, account)
-
-
 def problems_of(
     opened: Opened, data: Sequence[str], account: Account, longest: int, rewards: Sequence[RewardSettings] = ()
 ) -> list[Problem]:
@@ -151,8 +104,3 @@ def _task(sample: Sample, needed: Sequence[str]) -> Task | None:
         return sample
     prompt = getattr(sample, "prompt", None) or getattr(sample, "messages", ())[:-1]
     return None if needed or not prompt else Task(sample.place, tuple(prompt))
-
-
-def _record(chosen: Chosen) -> dict[str, Any]:
-    messages = [{"role": message.role.value, "content": message.text} for message in chosen.problem.task.messages]
-    return {"messages": [*messages, {"role": "assistant", "content": chosen.text}], "reward": chosen.reward}

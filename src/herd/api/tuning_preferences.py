@@ -84,11 +84,13 @@ def _pairs(opened: Opened, settings: PreferenceSettings | RewardModelSettings, a
     """margin: what the records' own are multiplied by."""
     expected = "this recipe learns from records with prompt, chosen and rejected."
     found = list(read(opened, settings.data, account, only(Preference), expected, max_tokens=settings.max_tokens))
-    given = [sample.place for sample, _ in found if sample.margin is not None]
-    if margin and not given:
+    if margin and all(sample.margin is None for sample, _ in found):
         raise UsageError(f"margin is {margin:g}, and no record of the data says by how much its chosen answer is better.", param="margin")
-    for place in given if not margin else ():
-        account.note("its margin does not count; --margin 1 lets it", place)
+    for sample, _ in found:
+        if margin and sample.margin is None:
+            account.note("it says no margin, which counts as 0", sample.place)
+        elif sample.margin is not None and not margin:
+            account.note("its margin does not count; --margin 1 lets it", sample.place)
     return [Pair(chosen, rejected, margin * (sample.margin or 0.0)) for sample, (chosen, rejected) in found]
 
 

@@ -101,11 +101,17 @@ def grpo(rewards: tuple[str, ...], variant: str | None, **options: Any) -> None:
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="One setting. Can be repeated.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The JSONL file to be written.")
+@click.option("--resume", is_flag=True, help="Go on where it was stopped.")
+@click.option("--force", is_flag=True, help="With --resume: although settings or data have changed.")
 @json_option
 @offline_option
 def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool, rewards: tuple[str, ...], **options: Any) -> None:
-    """Rejection sampling: several answers to each prompt, and the best of them as conversations to learn from."""
+    """Rejection sampling: several answers to each prompt, and the best of them as conversations to learn from.
+
+    Answers lie in FILE.run while it goes on, safe from batch to batch; FILE is there when all are.
+    """
     from herd.cli.output import fetching, print_json
+    from herd.cli.watching import watching
     from herd.training.settings.reading import read_settings
     from herd.training.settings.rejection import RejectionSettings
 
@@ -114,17 +120,21 @@ def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool
     if rewards:
         given["rewards"] = [reward_of(each) for each in rewards]
     settings = read_settings(RejectionSettings, file, changes, given)
-    from herd.api.tuning_grpo import reject as draw
+    from herd.api.tuning_reject import reject as draw
+    from herd.api.tuning_run import Conduct
 
-    with fetching() as progress:
-        found = draw(settings, out, progress=progress)
-    told = {"file": str(found.path), "prompts": found.asked, "kept": found.kept}
+    with fetching() as progress, watching(out.name) as watched:
+        found = draw(settings, out, Conduct(options["resume"], options["force"], watched, progress=progress))
+    told = {"file": str(found.path), "complete": found.is_complete, "prompts": found.asked, "kept": found.kept}
     means = {"mean_reward": found.mean_reward, "kept_reward": found.kept_reward}
     if as_json:
         print_json({**told, **means, "data": found.account.as_json()})
         return
     for line in found.account.lines():
         click.echo(line, err=True)
+    if not found.is_complete:
+        click.echo(f"Stopped with {found.kept:,} answers to {found.asked:,} prompts. The same command goes on with --resume.")
+        return
     click.echo(f"{found.kept:,} answers to {found.asked:,} prompts kept in {found.path}; mean reward {found.mean_reward:.3f}")
 
 

@@ -81,12 +81,12 @@ def figures_line(news: Told) -> str:
 
 
 def status_line(news: Told) -> str:
-    """Loss, speed, time left and memory of a step."""
+    """Loss, speed, time left and memory of a step, as far as they are told."""
     from herd.planner.units import seconds, size
 
     parts = [f"loss {news.figures['loss']:.4f}"] if "loss" in news.figures else []
     parts += [f"{name} {news.figures[name]:.3g}" for name in SHOWN if name in news.figures]
-    parts.append(f"{news.tokens_per_s:,.0f} tokens/s")
+    parts += [f"{news.tokens_per_s:,.0f} tokens/s"] if news.tokens_per_s else []
     if news.left_s is not None:
         parts.append(f"{seconds(news.left_s)} left")
-    return "  ".join([*parts, size(news.peak_bytes)])
+    return "  ".join([*parts, size(news.peak_bytes)] if news.peak_bytes else parts)

@@ -68,9 +68,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt whose answers can be checked.
+    """A prompt that is to be answered.
 
-    checks   what to check by: `answer` (the exact one), `tests` (of code), `schema` (JSON schema), `check` (the name of a checker)
+    checks   what to check its answers by, if anything: `answer` (the exact one), `tests` (of code), `schema` (JSON schema), `check` (the
+             name of a checker)
     facts    the record's other fields, for checkers of one's own
     """
 

@@ -7,7 +7,7 @@
     text          {"text"}, and text files
     preference    {"prompt" or "conversations", "chosen", "rejected"}, as texts or as messages; "margin": by how much it is better
     judged        {"prompt", "completion", "label"}, the label true or false (KTO)
-    task          {"prompt" or "messages", and one of "answer", "tests", "schema", "check"}
+    task          {"prompt" or "messages", and one of "answer", "tests", "schema", "check"}, or {"prompt"} alone
 
 What is wrong with one record's content drops it, with the reason and the place in the `Account`; keys that a shape does not read are
 noted there.
@@ -90,8 +90,9 @@ def samples_of(records: Iterable[Record], account: Account, *, shape: str | None
 
 
 def detect(value: _Json) -> Shape | None:
-    """The shape of a record, by its keys; None for none that is known."""
-    return next((shape for shape in _ORDER if _fits(shape, value)), None)
+    """The shape of a record, by its keys; None for none that is known. A prompt with nothing of any shape is one to be answered."""
+    found = next((shape for shape in _ORDER if _fits(shape, value)), None)
+    return Shape.TASK if found is None and "prompt" in value else found
 
 
 def shape_named(name: str) -> Shape:
@@ -242,8 +243,6 @@ def _judged(value: _Json, source: Source) -> Judged:
 
 def _task(value: _Json, source: Source) -> Task:
     checks = {key: value[key] for key in CHECKS if value.get(key) is not None}
-    if not checks:
-        raise Dropped("there is nothing to check answers by", f"expected one of {', '.join(CHECKS)}")
     key = "messages" if "messages" in value else "prompt"
     given, is_text = conv.as_messages(value[key], "user", source)
     turns, _ = conv.read_turns(source.with_system(value, given), source)

@@ -26,20 +26,23 @@ class Chosen:
 
 
 def best_of(
-    settings: RejectionSettings, problems: Sequence[Problem], sampler: Sampler, decode: Decode, reward: Judge | None
-) -> Iterator[Chosen]:
-    """All answers, those of one prompt together. Kept are the best `most` of each that are worth at least `least` and were not cut;
-    texts that come twice count once."""
-    for first in range(0, len(problems), settings.batch):
+    settings: RejectionSettings, problems: Sequence[Problem], sampler: Sampler, decode: Decode, reward: Judge | None, begin: int = 0
+) -> Iterator[list[Chosen]]:
+    """All answers, those to `batch` prompts at a time, from the prompt at place `begin` on. Kept are the best `most` of each prompt that
+    are worth at least `threshold` and were not cut; texts that come twice count once. What is drawn follows from the seed and the place
+    of a batch alone, so whoever goes on where another stopped has what that one would have had."""
+    for first in range(begin, len(problems), settings.batch):
         group = problems[first : first + settings.batch]
         prompts = [problem.prompt for problem in group]
         seeds = seeds_of(seed_of(settings.seed, first), len(group))
         drawn = sampler.draw(prompts, settings.answers, max_tokens=settings.max_tokens, temperature=settings.temperature, seeds=seeds)
         to_judge = asked(group, drawn, decode)
         worth = [0.0] * len(to_judge) if reward is None else reward(to_judge)
+        found: list[Chosen] = []
         for at, problem in enumerate(group):
             own = slice(at * settings.answers, (at + 1) * settings.answers)
-            yield from _chosen(settings, problem, [answer for _, answer in to_judge[own]], worth[own])
+            found += _chosen(settings, problem, [answer for _, answer in to_judge[own]], worth[own])
+        yield found
 
 
 def _chosen(settings: RejectionSettings, problem: Problem, answers: Sequence[Answer], worth: Sequence[float]) -> Iterator[Chosen]:
