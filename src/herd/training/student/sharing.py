@@ -1,40 +1,33 @@
-"""One model held by several processes: each has some heads, some columns of the feed-forwards, and some experts.
+"""One model that learns, held by several processes: each has some heads, some columns of the feed-forwards, and some experts.
 
-    column   q, k, v, gate, up       rows of the matrix are divided: each process makes its own heads or columns of the whole input
-    row      out, down               columns are divided: each multiplies what it made itself, and the products are summed
-    experts                          each process runs its own, and what all make is summed
-
-Everything else (embedding, norms, router, head) is whole in each process, which computes the same of it as the others. In a block of
-attention or a feed-forward there is one sum on the way there, of what comes out, and one on the way back, of the gradient of what went in.
-Sums are plain operations between processes that autograd is told of here, not DTensor's: docs/decisions/0024-parts-of-a-model.md.
-Sources: arXiv 1909.08053 (columns and rows), arXiv 2006.16668 (experts).
+What is divided, and how, is said once for all: `models/division.py`. Here embedding, norms, router and head are whole in each process. In a
+block of attention or a feed-forward there is one sum on the way there, of what comes out, and one on the way back, of the gradient of what
+went in. Sums are plain operations between processes that autograd is told of here, not DTensor's: docs/decisions/0024-parts-of-a-model.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from herd.checkpoints.divided import part_of
 from herd.errors import UsageError
 from herd.models.architecture import Config, seeing
+from herd.models.division import Divided, Division
 from herd.models.llama import LlamaConfig
 from herd.models.llama4 import Llama4Config
 from herd.models.weights import Adapted, Dense, Leaf, Matrix, Vector
 from herd.training.settings.parallel import ParallelSettings
 
-TENSOR: Mapping[str, int] = {
-    **dict.fromkeys(("q", "k", "v", "gate", "up", "q_bias", "k_bias", "v_bias", "gate_bias", "up_bias"), 0),
-    **dict.fromkeys(("out", "down"), 1),
-}
-"""Which side of a layer's weight is divided, by the last part of its name."""
+SETTINGS: Mapping[Divided, str] = {Divided.LAYERS: "parallel.tensor", Divided.EXPERTS: "parallel.expert"}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Sharing:
     """This process's part, `index` of `count`. total: the sum of a tensor over the processes of the model, written over it. gathered: what
     each of them has, in their order. axes: which side of a leaf is divided, by the leaf's identity."""
@@ -46,62 +39,40 @@ class Sharing:
     gathered: Callable[[Tensor], list[Tensor]]
     axes: dict[int, int] = field(default_factory=dict)
 
+    @cached_property
+    def division(self) -> Division:
+        """What the settings divide."""
+        asked = {Divided.LAYERS: self.settings.tensor, Divided.EXPERTS: self.settings.expert}
+        return Division(self.index, self.count, frozenset(kind for kind, count in asked.items() if count > 1))
+
     def axis(self, name: str) -> int | None:
         """Which side of the weight of this name, or of a moment of it ("NAME.first"), is divided; None: it is whole."""
-        pieces = name.split(".")
-        if pieces[0] != "layers":
-            return None
-        if "experts" in pieces:
-            return 0 if self.settings.expert > 1 else None
-        is_of_block = "attention" in pieces or "ffn" in pieces
-        last = next((piece for piece in reversed(pieces) if piece in TENSOR), "")
-        return TENSOR[last] if self.settings.tensor > 1 and is_of_block and last else None
+        return self.division.axis(name)
 
     def check(self, cfg: Config) -> None:
         """`UsageError` by name for what cannot be divided so."""
         if not isinstance(cfg, LlamaConfig | Llama4Config) or seeing(cfg) is not None:
             raise UsageError("parallel: one model is divided among processes for Llamas of text, with experts or without; this is another.")
-        counts: dict[str, int] = {}
-        if self.settings.tensor > 1:
-            counts = {"heads": cfg.num_heads, "kv heads": cfg.num_kv_heads, "columns of its feed-forward": cfg.ffn_width}
-            if isinstance(cfg, Llama4Config):
-                counts["columns of its shared expert"] = cfg.expert_width
-        for what, number in counts.items():
-            if number % self.count:
-                text = f"parallel.tensor is {self.count}; the model's {number} {what} do not divide by it."
-                raise UsageError(text, param="parallel.tensor")
-        if self.settings.expert > 1:
-            number = cfg.num_experts if isinstance(cfg, Llama4Config) else 0
-            if not number or number % self.count:
-                text = f"parallel.expert is {self.count}; the model's {number} experts do not divide by it."
-                raise UsageError(text, param="parallel.expert")
+        for kind, number, what in self.division.indivisible(cfg):
+            text = f"{SETTINGS[kind]} is {self.count}; the model's {number} {what} do not divide by it."
+            raise UsageError(text, param=SETTINGS[kind])
 
     def config(self, cfg: Any) -> Any:
         """The architecture as the functions of a model see it here: with this process's heads."""
-        if self.settings.tensor == 1:
-            return cfg
-        return replace(cfg, num_heads=cfg.num_heads // self.count, num_kv_heads=cfg.num_kv_heads // self.count)
+        return self.division.config(cfg)
 
     def whole_config(self, cfg: Any) -> Any:
         """The other way round."""
-        if self.settings.tensor == 1:
-            return cfg
-        return replace(cfg, num_heads=cfg.num_heads * self.count, num_kv_heads=cfg.num_kv_heads * self.count)
+        return self.division.whole_config(cfg)
 
     def leaf(self, whole: Leaf) -> Leaf:
         """This process's part of each weight."""
 
         def part(name: str) -> Matrix:
-            stored, axis = whole(name), self.axis(name)
-            if axis is None:
-                return stored
-            if not isinstance(stored, Dense):
+            stored = whole(name)
+            if self.axis(name) is not None and not isinstance(stored, Dense):
                 raise UsageError(f"parallel: {name} is stored in blocks; weights that are divided among processes are plain.")
-            item = stored.dtype.row_bytes(1)
-            values = np.asarray(stored.data).reshape(*stored.shape, item)
-            mine = np.ascontiguousarray(np.split(values, self.count, axis=axis)[self.index])
-            shape = mine.shape[:-1]
-            return Dense(stored.dtype, shape, mine.reshape(1 if len(shape) < 2 else -1, shape[-1] * item))
+            return part_of(name, stored, self.division)
 
         return part
 
