@@ -2,10 +2,11 @@
 
     python benchmarks/speculation.py MODEL [--draft lookup] [--rounds 5] [--threads 2] [--tokens 160]
 
-Five kinds of work, each answered greedily with and without drafts, by turns, from a prompt that is in the cache already:
+Six kinds of work, each answered greedily with and without drafts, by turns, from a prompt that is in the cache already:
 
   edit        a text with one name replaced by another throughout, after two shorter examples of the same edit
   code        more of a class whose methods are alike, made by rule
+  library     more of a module of Python's own library, from its middle
   summary     a text, and what it says in short
   story       something new, where little can be foretold
   sampled     the same, drawn at temperature 1: where nothing can be foretold
@@ -17,7 +18,9 @@ that all tokens and log-probabilities were the same in all rounds.
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,7 @@ def code() -> str:
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "edit": (edit(), {"temperature": 0.0}),
     "code": (code(), {"temperature": 0.0}),
+    "library": (inspect.getsource(textwrap)[6000:9000], {"temperature": 0.0}),
     "summary": (f"{ADDRESS}\n\nIn short, the speech says that", {"temperature": 0.0}),
     "story": ("The old lighthouse keeper had not spoken to anyone for", {"temperature": 0.0}),
     "sampled": ("The old lighthouse keeper had not spoken to anyone for", {"temperature": 1.0, "top_p": 1.0, "seed": 7}),

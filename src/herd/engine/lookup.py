@@ -1,107 +1,124 @@
-"""Drafts from the text itself: what followed the last time that the text stood as it stands now.
+"""Drafts from the text itself: what followed where the text was most like what it is now.
 
-Prompts are quoted, code repeats its names, edits leave most of a text as it was: there the longest end of the text that occurred
-before foretells what comes next (prompt lookup). It costs microseconds, so every token of an answer shows whether the draft would
-have been right, also while none is tried.
+Prompts are quoted, code repeats its names, edits leave most of a text as it was: there an earlier place foretells what comes next
+(prompt lookup). Likeness forgives single tokens that differ, and learns from them: where one function was written like another with
+`country` in place of `city`, the next `city` of that other one foretells `country`. It costs microseconds, so every token of an answer
+shows whether the draft would have been right, also while none is tried.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect
 from collections.abc import Sequence as List
+from operator import eq, mul
 
 from herd.engine.request import Sequence
 from herd.engine.speculative import SIZES, Rate
 
-SHORTEST = 2
-CANDIDATES = 8
-LONGEST = 64
-"""Ends of at least SHORTEST tokens are looked for, at the latest CANDIDATES places where the last SHORTEST tokens occurred, and are
-compared up to LONGEST tokens."""
+WINDOW, FADE = 32, 0.8
+"""So many tokens are compared; each counts FADE times as much as the one after it."""
 
-RESUMED = 4
-"""A text that went on as before for so many tokens may do so again after one other token."""
+NEEDED = 0.2
+"""Likeness of a place that foretells anything: that of one that ends with the same token."""
+
+CANDIDATES = 8
+"""The latest places where the last two tokens occurred, and the one after the place before."""
 
 TOKENS_AT_ONCE = 4096
 """A long prompt is read over several steps."""
 
+_WEIGHTS = [FADE ** (WINDOW - 1 - at) for at in range(WINDOW)]
+_WHOLE = sum(_WEIGHTS)
 
-class SuffixIndex:
-    """Finds the longest end of a growing list of tokens that occurred before. Adding a token is O(1)."""
+
+class Likeness:
+    """Finds the place in a growing list of tokens that is most like its end. Adding a token is O(1)."""
 
     def __init__(self, tokens: list[int]) -> None:
         """`tokens`: the list itself, which may grow; never changes otherwise."""
         self._tokens = tokens
         self._last: dict[tuple[int, ...], int] = {}
-        self._before = array("i")  # for each end: where the same SHORTEST tokens ended last; 0: nowhere
+        self._before = array("i")  # for each end: where the same two tokens ended last; 0: nowhere
+        self._place = 0  # of the token that followed; 0: nothing is foretold
+        self._exchanged: dict[int, int] = {}
         self.num_read = 0
-        self.length = 0  # of the end that occurred before; may be 0 after a single token that was another
-        self._next = 0  # what followed it there; 0: nothing is foretold
+        self.degree = 0.0  # how like the text before that place is to the end, from 0 to 1
 
     @property
     def foretold(self) -> int | None:
-        """The token that followed the longest end."""
-        return self._tokens[self._next] if self._next else None
+        """The token that followed, or the one that now stands where it stood."""
+        return self.continuation(1)[0] if self._place else None
 
     def read(self, stop: int) -> None:
-        """Reads on up to `stop` tokens; then `length` is that of the longest end found before."""
-        first = self.num_read
-        for end in range(first + 1, stop + 1):
-            key = tuple(self._tokens[max(0, end - SHORTEST) : end])
+        """Reads on up to `stop` tokens; then `degree` is that of the place which is most like that end."""
+        followed = self._place + 1 if self._place and stop == self.num_read + 1 else 0
+        for end in range(self.num_read + 1, stop + 1):
+            key = tuple(self._tokens[max(0, end - 2) : end])
             self._before.append(self._last.get(key, 0))
-            if end == stop:
-                self._match(end)
             self._last[key] = end
-        self.num_read = max(first, stop)
+        if stop > self.num_read:
+            self.num_read = stop
+            self._find(followed)
 
     def continuation(self, count: int) -> list[int]:
-        """What followed, and what follows that if the text goes on so; empty if no end was found before."""
-        if not self._next:
+        """What followed, with tokens exchanged, and what follows that if the text goes on so; empty if nothing is foretold."""
+        if not self._place:
             return []
-        found = self._tokens[self._next : min(self._next + count, self.num_read)]
-        period = self.num_read - self._next
+        found = self._tokens[self._place : min(self._place + count, self.num_read)]
+        period = self.num_read - self._place
         while len(found) < count:
             found.append(found[len(found) - period])
-        return found
+        return [self._exchanged.get(token, token) for token in found] if self._exchanged else found
 
-    def _match(self, end: int) -> None:
-        """Where the text up to `end` went on as foretold, the longest end has become one longer; else it is looked for."""
-        followed, length = self._next if end == self.num_read + 1 else 0, self.length
-        is_right = followed > 0 and self._tokens[followed] == self._tokens[end - 1]
-        if is_right and length >= SHORTEST:
-            self._next, self.length = followed + 1, length + 1
-            return
-        self.length, self._next = self._search(end)
-        if is_right and length + 1 > self.length:
-            self._next, self.length = followed + 1, length + 1
-        elif followed and not self._next and length >= RESUMED:
-            self._next = followed + 1
-
-    def _search(self, end: int) -> tuple[int, int]:
-        """(length of the longest end that occurred before, where that occurrence ends), or (0, 0)."""
-        tokens, longest, found = self._tokens, 0, 0
-        place = self._before[end - 1] if end >= SHORTEST else 0
-        for _ in range(CANDIDATES):
-            if not place or longest >= LONGEST:
-                break
-            same = SHORTEST
-            while same < min(LONGEST, place) and tokens[place - 1 - same] == tokens[end - 1 - same]:
-                same += 1
-            if same > longest:
-                longest, found = same, place
+    def _find(self, followed: int) -> None:
+        end, places = self.num_read, [followed] if followed else []
+        now = self._tokens[max(0, end - WINDOW) : end]
+        place = self._before[end - 1] if end > 1 else 0
+        while place and len(places) < CANDIDATES:
+            if place != followed:
+                places.append(place)
             place = self._before[place - 1]
-        return longest, found
+        self.degree, self._place, self._exchanged = 0.0, 0, {}
+        for place in places:
+            if (degree := self._degree(place, now)) > max(self.degree, NEEDED):
+                self.degree, self._place = degree, place
+        if self._place:
+            self._exchanged = self._exchanges()
+
+    def _degree(self, place: int, now: list[int]) -> float:
+        before = self._tokens[max(0, place - WINDOW) : place]
+        missing = WINDOW - len(before)
+        weights, now = (_WEIGHTS[missing:], now[missing - WINDOW :]) if missing else (_WEIGHTS, now)
+        counted: float = sum(map(mul, weights, map(eq, before, now)))
+        return counted / _WHOLE
+
+    def _exchanges(self) -> dict[int, int]:
+        """What stands now where another token stood, between tokens that are the same: the latest of each."""
+        compared = min(WINDOW, self._place)
+        before, now = self._tokens[self._place - compared : self._place], self._tokens[self.num_read - compared : self.num_read]
+        same = [True, *map(eq, before, now), True]
+        found: dict[int, int] = {}
+        if all(same):
+            return found
+        for at, (old, new) in enumerate(zip(before, now, strict=True)):
+            if old == new:
+                found.pop(old, None)
+            elif same[at] and same[at + 2]:
+                found[old] = new
+        return found
 
 
 class _Reading:
-    """The index of one sequence, and how often it was right there, by the length of the end: up to 1, 3, 7, 15, 31, and more."""
+    """What one sequence is like, and how often it was right there, by the degree of likeness."""
 
     def __init__(self, sequence: Sequence) -> None:
-        self.index = SuffixIndex(sequence.tokens)
+        self.like = Likeness(sequence.tokens)
         self.rates = [Rate(0.9, 0.5, 0.0001) for _ in _PRIOR]
 
 
-_PRIOR = (0.5, 0.35, 0.5, 0.65, 0.8, 0.9)
+_DEGREES = (0.3, 0.5, 0.7, 0.85, 0.95, 0.995)
+_PRIOR = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 0.95)
 
 
 class LookupDrafter:
@@ -112,15 +129,18 @@ class LookupDrafter:
 
     def chances(self, sequence: Sequence) -> List[float]:
         reading = self._read(sequence)
-        index = reading.index
-        if index.foretold is None or index.num_read < sequence.length:
+        like = reading.like
+        if like.foretold is None or like.num_read < sequence.length:
             return ()
-        first, last = _kind(index.length), _kind(index.length + SIZES[-1] - 1)
-        each = [reading.rates[kind].chance(self._rates[kind].chance()) for kind in range(first, last + 1)]
-        return [each[_kind(index.length + depth) - first] for depth in range(SIZES[-1])] if first != last else each * SIZES[-1]
+        found, degree = [], like.degree
+        for _ in range(SIZES[-1]):
+            kind = bisect(_DEGREES, degree)
+            found.append(reading.rates[kind].chance(self._rates[kind].chance()))
+            degree = FADE * degree + 1.0 - FADE  # if the text goes on so
+        return found
 
     def draft(self, asked: List[tuple[Sequence, int]]) -> list[List[int]]:
-        return [self._read(sequence).index.continuation(count) for sequence, count in asked]
+        return [self._read(sequence).like.continuation(count) for sequence, count in asked]
 
     def learn(self, sequence: Sequence, drafted: List[int], chosen: List[int]) -> None:
         """Nothing: what the sequence now says is compared when it is read."""
@@ -132,18 +152,14 @@ class LookupDrafter:
         reading = sequence.drafting
         if not isinstance(reading, _Reading):
             reading = sequence.drafting = _Reading(sequence)
-        index, length = reading.index, sequence.length
-        if length - index.num_read > SIZES[-1] + 1:
-            index.read(min(length, index.num_read + TOKENS_AT_ONCE))
-        while index.num_read < length <= index.num_read + SIZES[-1] + 1:
-            foretold, kind = index.foretold, _kind(index.length)
+        like, length = reading.like, sequence.length
+        if length - like.num_read > SIZES[-1] + 1:
+            like.read(min(length, like.num_read + TOKENS_AT_ONCE))
+        while like.num_read < length <= like.num_read + SIZES[-1] + 1:
+            foretold, kind = like.foretold, bisect(_DEGREES, like.degree)
             if foretold is not None:
-                is_right = foretold == sequence.tokens[index.num_read]
+                is_right = foretold == sequence.tokens[like.num_read]
                 reading.rates[kind].observe(is_right)
                 self._rates[kind].observe(is_right)
-            index.read(index.num_read + 1)
+            like.read(like.num_read + 1)
         return reading
-
-
-def _kind(length: int) -> int:
-    return min(max(length.bit_length() - 1, 0), len(_PRIOR) - 1)
