@@ -92,9 +92,9 @@ LAW = {
     "providers.routing": part(5, f"{BASE} text providers.base"),
     "providers.relaying": part(5, f"{BASE} providers.frames providers.packing providers.process"),
     "providers.replicas": part(
-        5, f"{BASE} text providers.base providers.frames providers.relaying providers.routing providers.supervisor", "ray"
+        5, f"{BASE} text providers.base providers.frames providers.process providers.relaying providers.routing providers.supervisor", "ray"
     ),
-    "providers.pool": part(5, f"{BASE} text providers.base providers.supervisor"),
+    "providers.pool": part(5, f"{BASE} text providers.base providers.process providers.supervisor"),
     "providers.remote": part(5, f"{BASE} text images sampling providers.base", "httpx"),
     # level 6: faces
     # (convert: writes what was learned)

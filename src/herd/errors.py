@@ -6,6 +6,7 @@ anything that a file, a person or a program on the other side can cause is one o
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -82,6 +83,21 @@ class EngineLost(ProviderError):
     """The process that computes has died or was ended. A new one is on its way; asking again can help."""
 
     http_status = 503
+
+
+_LACKS = {errno.EAGAIN: "processes", errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
+
+
+def lack(problem: BaseException) -> CapacityError | None:
+    """What the system has none of any more, if that is what a problem of Python's is about: threads, processes, memory, open files."""
+    what = None
+    if isinstance(problem, MemoryError):
+        what = "memory"
+    elif isinstance(problem, OSError):
+        what = _LACKS.get(problem.errno or 0)
+    elif isinstance(problem, RuntimeError) and any(sign in str(problem) for sign in ("start new thread", "Resource temporarily")):
+        what = "threads"
+    return None if what is None else CapacityError(f"The system has no {what} left for this. Try again later.")
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from herd.models.architecture import architecture_of
 from herd.models.weights import Kind, Update
 from herd.providers.base import CompletionRequest, Event, Text
 from herd.providers.pool import EnginePool, Hosted
-from herd.providers.supervisor import EngineOptions
+from herd.providers.process import EngineOptions
 from herd.sampling.params import SamplingParams
 from tiny import dense_f32
 

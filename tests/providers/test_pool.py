@@ -14,7 +14,8 @@ from cli import chat_model
 from herd.errors import CapacityError, EngineLost, HerdError, UnknownModel, UsageError
 from herd.providers.base import CompletionRequest, Finished, Gauges, Service
 from herd.providers.pool import CacheNeeds, EnginePool, Hosted
-from herd.providers.supervisor import EngineOptions, Supervisor
+from herd.providers.process import EngineOptions
+from herd.providers.supervisor import Supervisor
 from herd.sampling.params import SamplingParams
 
 ASKED = CompletionRequest(prompt="hi", sampling=SamplingParams(temperature=0.0), max_tokens=3)

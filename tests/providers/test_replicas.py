@@ -17,7 +17,7 @@ import pytest
 import herd
 from herd.errors import CapacityError, EngineLost, FileProblem, ProviderError
 from herd.providers.base import ChatRequest, CompletionRequest, Event, Failed, Finished, Text
-from herd.providers.supervisor import EngineOptions
+from herd.providers.process import EngineOptions
 from herd.sampling.params import SamplingParams
 from herd.text.messages import Message, Role
 

@@ -21,7 +21,8 @@ import pytest
 import herd
 from herd.errors import Busy, CapacityError, EngineLost, FileProblem, HerdError, UsageError
 from herd.providers.base import Caller, ChatRequest, CompletionRequest, Event, Failed, Finished, Priority, Prompted, Text
-from herd.providers.supervisor import EngineOptions, Supervisor
+from herd.providers.process import EngineOptions
+from herd.providers.supervisor import Supervisor
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
 from herd.text.messages import Image, Message, Role
@@ -326,7 +327,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folder: Path) 
 def test_the_process_dies_with_whoever_started_it_and_outlives_an_interrupt(folder: Path) -> None:
     program = f"""
 import asyncio
-from herd.providers.supervisor import EngineOptions, Supervisor
+from herd.providers.process import EngineOptions
+from herd.providers.supervisor import Supervisor
 
 async def main():
     supervisor = Supervisor(EngineOptions(model={str(folder)!r}, load={CPU!r}))

@@ -17,7 +17,7 @@ from herd.errors import UsageError
 
 if TYPE_CHECKING:
     from herd.providers.pool import EnginePool, Hosted, ServedModel
-    from herd.providers.supervisor import EngineOptions
+    from herd.providers.process import EngineOptions
     from herd.server.keys import Keys
     from herd.server.settings import Settings
 

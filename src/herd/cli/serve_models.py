@@ -22,7 +22,7 @@ def hosted_models(models: Sequence[str], adapters: Sequence[str], load: Mapping[
     from herd.cli.output import fetching
     from herd.family.finding import find_model
     from herd.providers.pool import Hosted
-    from herd.providers.supervisor import EngineOptions
+    from herd.providers.process import EngineOptions
 
     found = []
     for text in models:

@@ -17,7 +17,7 @@ from typing import Any, cast, final, get_args
 import msgpack  # type: ignore[import-untyped]
 
 from herd import errors
-from herd.errors import Busy, HerdError, UsageError
+from herd.errors import Busy, HerdError, UsageError, lack
 from herd.providers.base import (
     Called,
     Caller,
@@ -136,7 +136,9 @@ class Problem:
 
     @classmethod
     def of(cls, error: BaseException) -> Problem:
-        """Classes of our own keep their nearest public name; what is no `HerdError` is a fault of herd and says no more than its kind."""
+        """Classes of our own keep their nearest public name; what is no `HerdError` is a fault of herd and says no more than its kind,
+        unless the system lacks something."""
+        error = lack(error) or error
         if not isinstance(error, HerdError):
             return cls("HerdError", f"The engine failed unexpectedly ({type(error).__name__}). This is a fault of herd.")
         name = next(each.__name__ for each in type(error).__mro__ if getattr(errors, each.__name__, None) is each)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from herd.errors import CapacityError, UnknownModel, UsageError, did_you_mean
 from herd.providers.base import Answer, Caller, ChatRequest, CompletionRequest, Embedding, Gauges, ModelFacts, Offer, Service, Terms
-from herd.providers.supervisor import EngineOptions, Supervisor
+from herd.providers.process import EngineOptions
+from herd.providers.supervisor import Supervisor
 from herd.records import dataclass
 
 if TYPE_CHECKING:

@@ -9,17 +9,47 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Protocol, cast, final
+from typing import Any, Protocol, cast, final
 
+from herd.errors import CapacityError
 from herd.providers.frames import Beat, Begin, Frame, FrameReader, Ready, to_bytes
 from herd.providers.packing import BadFrame
+from herd.records import dataclass
 
 LOOK_S = 0.25
+MANY_DEATHS = 3
+"""After so many young deaths in a row nothing is asked of a process that is not there yet."""
 END_S = 3.0
 """A process whose socket was closed may take so long to end."""
 _LOG = logging.getLogger("herd.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How an engine's process is run.
+
+    model           as for `herd.load`
+    load            further arguments of `herd.load`, by name
+    adapters        LoRA adapters that are loaded at the start: names and paths
+    max_waiting     requests that may wait for their turn; one more is refused. As many of low priority may wait besides
+    silence_s       seconds without a word after which the process counts as hung, and is killed
+    step_s          seconds after which a single step counts as hung
+    pauses_s        seconds to wait before the start after a process that died young, after the second such one, and so on; the last
+                    one counts for all further ones
+    young_s         seconds of life with which a process did not die young
+    """
+
+    model: str
+    load: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    max_waiting: int = 1024
+    silence_s: float = 15.0
+    step_s: float = 900.0
+    pauses_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+    young_s: float = 20.0
 
 
 class Process(Protocol):
@@ -37,7 +67,8 @@ class Process(Protocol):
 
 @final
 class EngineProcess(asyncio.Protocol):
-    """One life of an engine's process. `ended` is told once, when it is gone or was given up; no frame comes after that."""
+    """One life of an engine's process. `ended` is told once, when it is gone or was given up; no frame comes after that. `CapacityError`
+    if the system starts no process."""
 
     def __init__(
         self,
@@ -56,16 +87,8 @@ class EngineProcess(asyncio.Protocol):
         self._is_ready = self._is_gone = False
         self._is_cut = asyncio.Event()
         self.born_at = self._heard_at = time.monotonic()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            command = [sys.executable, "-m", "herd.api.serving", str(theirs.fileno())]
-            # Not in this process' group: Ctrl-C is for the parent alone, which lets running answers finish.
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=sys.__stderr__, env=_environment(), process_group=0
-            )
-        self._socket = ours
-        self._connecting = self._loop.create_task(self._connect(ours, to_bytes(begin)))
+        self._process, self._socket = _start()
+        self._connecting = self._loop.create_task(self._connect(self._socket, to_bytes(begin)))
         self._look = self._loop.call_later(LOOK_S, self._watch)
 
     @property
@@ -152,6 +175,31 @@ class EngineProcess(asyncio.Protocol):
             self._is_cut.set()
 
 
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A process of ours, and the socket to it."""
+    try:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                command = [sys.executable, "-m", "herd.api.serving", str(theirs.fileno())]
+                # Not in this process' group: Ctrl-C is for the parent alone, which lets running answers finish.
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.__stderr__,
+                    env=_environment(),
+                    process_group=0,
+                )
+        except BaseException:
+            ours.close()
+            raise
+    except OSError as problem:
+        raise CapacityError(f"The engine's process cannot be started ({problem.strerror}). Try again later.") from problem
+    return process, ours
+
+
 def _reap(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
     """Takes a killed process' status when it is there, so that it does not stay behind as a name without a life."""
     if process.poll() is None and not loop.is_closed():
@@ -163,3 +211,28 @@ def _environment() -> dict[str, str]:
     folder = Path(__file__).absolute().parent.parent.parent
     paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+@final
+class Deaths:
+    """How often a model's processes died, and how long to wait before the next one starts.
+
+    pauses_s    seconds to wait after a process that died young, after the second such one in a row, and so on; the last one counts for
+                all further ones
+    young_s     seconds of life with which a process did not die young
+    """
+
+    def __init__(self, pauses_s: Sequence[float], young_s: float) -> None:
+        self._pauses_s = pauses_s
+        self._young_s = young_s
+        self.young = self.all = 0
+
+    def note(self, lived_s: float) -> float:
+        """One more; 0 seconds for a process that never answered. Returns how long to wait before the next."""
+        self.all += 1
+        self.young = 0 if lived_s >= self._young_s else self.young + 1
+        return self._pauses_s[min(max(self.young - 1, 0), len(self._pauses_s) - 1)]
+
+    @property
+    def are_many(self) -> bool:
+        return self.young >= MANY_DEATHS

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, final
 from herd.errors import CapacityError, EngineLost, HerdError, UsageError
 from herd.providers.base import Answer, Caller, ChatRequest, CompletionRequest, Embedding, Gauges, ModelFacts
 from herd.providers.frames import Beat, Begin, Frame, FrameReader, Ready, to_bytes
+from herd.providers.process import EngineOptions
 from herd.providers.relaying import PULSE_S, Replica
 from herd.providers.routing import Router, marks_of
-from herd.providers.supervisor import EngineOptions, Supervisor
+from herd.providers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from herd.text.formats.guard import Verdict

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar, final
 
-from herd.errors import Busy, EngineLost, HerdError
+from herd.errors import Busy, CapacityError, EngineLost, HerdError
 from herd.providers.answers import Stream, StreamAnswer
 from herd.providers.base import Accepted, Caller, ChatRequest, CompletionRequest, Embedding, Event, Gauges, ModelFacts, Priority
 from herd.providers.frames import (
@@ -44,7 +44,7 @@ from herd.providers.frames import (
     Vectors,
     to_bytes,
 )
-from herd.providers.process import EngineProcess, Process
+from herd.providers.process import Deaths, EngineOptions, EngineProcess, Process
 from herd.records import dataclass
 
 if TYPE_CHECKING:
@@ -55,31 +55,6 @@ T = TypeVar("T")
 TRIES = 3
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0
 _LOG = logging.getLogger("herd.engine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """How an engine's process is run.
-
-    model           as for `herd.load`
-    load            further arguments of `herd.load`, by name
-    adapters        LoRA adapters that are loaded at the start: names and paths
-    max_waiting     requests that may wait for their turn; one more is refused. As many of low priority may wait besides
-    silence_s       seconds without a word after which the process counts as hung, and is killed
-    step_s          seconds after which a single step counts as hung
-    pauses_s        seconds to wait before the start after a process that died young, after the second such one, and so on; the last
-                    one counts for all further ones
-    young_s         seconds of life with which a process did not die young
-    """
-
-    model: str
-    load: Mapping[str, Any] = field(default_factory=dict)
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    max_waiting: int = 1024
-    silence_s: float = 15.0
-    step_s: float = 900.0
-    pauses_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-    young_s: float = 20.0
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +82,7 @@ class Supervisor:
         self._pending: dict[int, _Pending] = {}
         self._number = 0
         self._gauges = Gauges()
-        self._young_deaths = self._restarts = 0
+        self._deaths = Deaths(options.pauses_s, options.young_s)
         self._is_up = self._is_closed = False
         self._pause: asyncio.TimerHandle | None = None
         self._waiting = dict.fromkeys(Priority, 0)
@@ -150,7 +125,7 @@ class Supervisor:
     @property
     def num_restarts(self) -> int:
         """How often the process was started again."""
-        return self._restarts
+        return self._deaths.all
 
     @property
     def process_id(self) -> int | None:
@@ -165,7 +140,7 @@ class Supervisor:
 
     @property
     def gauges(self) -> Gauges:
-        return replace(self._gauges, restarts=self._restarts)
+        return replace(self._gauges, restarts=self._deaths.all)
 
     def chat(self, request: ChatRequest) -> StreamAnswer:
         return self._ask(request)
@@ -221,9 +196,9 @@ class Supervisor:
         """Why nothing can be asked at the moment. A process that is on its way is waited for, unless the last ones died soon."""
         if self._is_closed:
             return EngineLost("The model was unloaded.")
-        if self._is_up or self._young_deaths < TRIES:
+        if self._is_up or not self._deaths.are_many:
             return None
-        return EngineLost(f"The engine has died {self._young_deaths} times in a row soon after its start. It is started again.")
+        return EngineLost(f"The engine has died {self._deaths.young} times in a row soon after its start. It is started again.")
 
     def _too_many(self, priority: Priority) -> Busy | None:
         waiting = self._waiting[priority]
@@ -365,6 +340,12 @@ class Supervisor:
         begin = Begin(options.model, options.load, options.adapters)
         self._process = self._start_process(begin, silence_s=options.silence_s, step_s=options.step_s, frame=self._heard, ended=self._died)
 
+    def _spawn_again(self) -> None:
+        try:
+            self._spawn()
+        except CapacityError as problem:
+            self._wait(0.0, str(problem))
+
     def _died(self, process: Process) -> None:
         if self._is_closed or process is not self._process:
             return
@@ -374,15 +355,16 @@ class Supervisor:
             self._loaded.set_exception(EngineLost("The engine's process died while it loaded the model."))
             return
         lived_s = time.monotonic() - process.born_at
-        self._young_deaths = 0 if was_up and lived_s >= self._options.young_s else self._young_deaths + 1
-        pauses = self._options.pauses_s
-        pause_s = pauses[min(max(self._young_deaths - 1, 0), len(pauses) - 1)]
-        _LOG.warning("The engine's process %d has died after %.1f s. The next one starts in %.1f s.", process.process_id, lived_s, pause_s)
         self._lose_running(EngineLost("The engine's process died in the middle of the answer."))
-        if self._young_deaths >= TRIES:
+        self._wait(lived_s if was_up else 0.0, f"The engine's process {process.process_id} has died after {lived_s:.1f} s.")
+
+    def _wait(self, lived_s: float, what: str) -> None:
+        """A process is gone, or never came: the next one starts after a while."""
+        pause_s = self._deaths.note(lived_s)
+        _LOG.warning("%s The next one starts in %.1f s.", what, pause_s)
+        if self._deaths.are_many:
             self._lose_all(EngineLost("The engine's process dies again and again."))
-        self._restarts += 1
-        self._pause = self._loop.call_later(pause_s, self._spawn)
+        self._pause = self._loop.call_later(pause_s, self._spawn_again)
 
     def _lose_running(self, error: EngineLost) -> None:
         for number, stream in list(self._streams.items()):

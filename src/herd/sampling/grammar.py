@@ -16,6 +16,7 @@ import json
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -248,7 +249,8 @@ class _Vocabulary:
         tokens.append(b"<|end|>")
         special_ids = sorted([*specials, self.num_tokens])
         self.compiler = make_compiler(tokens, special_ids)
-        threading.Thread(target=self.compiler.begin, daemon=True).start()  # while the table is made
+        with suppress(RuntimeError):  # without a thread it begins when it is first needed
+            threading.Thread(target=self.compiler.begin, daemon=True).start()  # while the table is made
         self.table: LLTokenizer = LLTokenizer(_Cutting(tokens, special_ids, spelling.encode))  # type: ignore[arg-type]
 
 

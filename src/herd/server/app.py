@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from herd.errors import CapacityError, ProviderError
+from herd.errors import CapacityError, ProviderError, lack
 from herd.server.callers import Visit
 from herd.server.errors import ApiError, api_error
 from herd.server.house import House
@@ -70,6 +70,8 @@ class App:
             found = api_error(problem)
             if isinstance(problem, ProviderError):  # the engine's end was logged where it was seen
                 _LOG.warning("request %s ended with its engine", visit.request_id)
+            elif (lacking := lack(problem)) is not None:
+                _LOG.error("request %s: %s", visit.request_id, lacking)
             elif found.status >= 500 and not isinstance(problem, CapacityError):
                 _LOG.exception("request %s failed", visit.request_id)
             await outcome.fail(scope["path"], found)

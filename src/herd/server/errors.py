@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from herd.errors import Busy, CapacityError, ContextExceeded, DeadlinePassed, HerdError, ProviderError, UnknownModel, UsageError
+from herd.errors import Busy, CapacityError, ContextExceeded, DeadlinePassed, HerdError, ProviderError, UnknownModel, UsageError, lack
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -88,7 +88,8 @@ def api_error(error: BaseException) -> ApiError:
         case HerdError():
             return ApiError(500, "The model's files cannot be used; the server's log says why.", code="model_broken")
         case _:
-            return ApiError(500, "The server met a bug; its log has the details.")
+            lacking = lack(error)
+            return ApiError(500, "The server met a bug; its log has the details.") if lacking is None else api_error(lacking)
 
 
 def surface(path: str) -> str:

@@ -86,7 +86,7 @@ class Keeping:
         """Opens what was kept before, which is checked first and may take seconds. From then on sweeps, and calls `resume` every few
         seconds while this server is the folder's owner."""
         if self.path.exists():
-            with suppress(ApiError):
+            with suppress(ApiError, RuntimeError):  # without a thread it is opened a moment later, by who looks for work
                 await asyncio.to_thread(lambda: self.store)
         self._beside = [asyncio.create_task(self._sweep()), asyncio.create_task(self._look_for_work(resume))]
 
@@ -97,7 +97,7 @@ class Keeping:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._store is not None:
-            await asyncio.to_thread(self._store.close)
+            self._store.close()
             self._store = None
         if self._lock is not None:
             os.close(self._lock)

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from herd.errors import CapacityError, FileProblem, HerdError
+from herd.errors import CapacityError, FileProblem, HerdError, lack
 from herd.server.tables import SCHEMA, SCHEMA_VERSION, Tables
 
 T = TypeVar("T")
@@ -48,7 +48,11 @@ class Store:
         self._writer = self._open()
         self._reading = ThreadPoolExecutor(2, thread_name_prefix="herd-stored-read")
         self._writing = threading.Thread(target=self._write_all, name="herd-stored-write", daemon=True)
-        self._writing.start()
+        try:
+            self._writing.start()
+        except RuntimeError as problem:
+            self._writer.close()
+            raise lack(problem) or problem from None
 
     async def write(self, work: Work[T], *, erase: bool = False) -> T:
         """`erase`: what the work deletes is gone from the disk, the log of changes included, when this returns."""
@@ -60,7 +64,11 @@ class Store:
         return await asyncio.wrap_future(done)
 
     async def read(self, work: Work[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
+        try:
+            reading = asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
+        except RuntimeError as problem:  # the thread that reads is only started now
+            raise lack(problem) or problem from None
+        return await reading
 
     def close(self) -> None:
         """Ends the threads when what waits is written. Closing twice does nothing more."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.providers.pool import EnginePool, Hosted
-from herd.providers.supervisor import EngineOptions
+from herd.providers.process import EngineOptions
 from herd.server.app import build
 from herd.server.house import make_house
 from herd.server.keys import Keys
