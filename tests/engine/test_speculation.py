@@ -521,6 +521,16 @@ def test_a_measurement_that_was_disturbed_is_outvoted_and_an_old_one_forgotten()
     assert costs.measured(1) is None, "what one token costs is measured again"
 
 
+def test_a_size_whose_first_step_was_disturbed_is_tried_again() -> None:
+    costs = StepCosts()
+    for tokens, seconds in ((1, 1.0), (1, 1.0), (1, 1.0), (8, 2.4), (4, 9.0)):
+        costs.add(tokens, seconds)
+    assert costs.estimated(4) == pytest.approx(1.6), "between one token and eight"
+    for _ in range(2):
+        costs.add(4, 9.0)
+    assert costs.estimated(4) == 9.0, "three times is what it takes"
+
+
 def test_lookup_learns_also_while_nothing_is_tried_and_comes_back() -> None:
     """A text without repetition, then one that repeats itself: drafts stop, and begin again without having been tried."""
     rng = random.Random(3)

@@ -154,14 +154,22 @@ class StepCosts:
         return self._medians[num_tokens]
 
     def estimated(self, num_tokens: int) -> float:
-        """As measured, or else by what smaller and larger steps took; something must have been measured."""
-        if not self._is_stale(num_tokens):
-            return self._medians[num_tokens]
+        """As measured, or else by what smaller and larger steps took; something must have been measured.
+
+        What was measured once or twice may have been disturbed: it is thought to take no more than what lies between its neighbours.
+        """
         known = sorted(size for size in self._seconds if not self._is_stale(size))
-        smaller, larger = [s for s in known if s < num_tokens], [s for s in known if s > num_tokens]
-        guesses = [self._medians[size] for size in larger[:1]]
-        if smaller:
-            guesses.append(self._medians[smaller[-1]] * (1.0 + self.HOPE * (num_tokens - smaller[-1])))
+        smaller = max((size for size in known if size < num_tokens), default=None)
+        larger = min((size for size in known if size > num_tokens), default=None)
+        if num_tokens in known:
+            if smaller is None or larger is None or len(self._seconds[num_tokens]) >= self.NEEDED:
+                return self._medians[num_tokens]
+            less, more = self._medians[smaller], self._medians[larger]
+            between = less + (more - less) * (num_tokens - smaller) / (larger - smaller)
+            return min(*self._seconds[num_tokens], between)
+        guesses = [self._medians[larger]] if larger is not None else []
+        if smaller is not None:
+            guesses.append(self._medians[smaller] * (1.0 + self.HOPE * (num_tokens - smaller)))
         return min(guesses)
 
     def _is_stale(self, num_tokens: int) -> bool:
