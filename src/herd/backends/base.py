@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from herd.errors import UsageError, did_you_mean
+from herd.errors import EngineLost, UsageError, did_you_mean
 from herd.models.architecture import Config, classifying
 from herd.models.weights import Kind, TensorSpec, Update
 from herd.records import dataclass
@@ -121,6 +121,15 @@ def check_adapter(name: str, known: Collection[str], updates: Mapping[str, Updat
         if (rows, columns) != spec.shape or rank != same:
             found = f"{list(update.up.shape)} times {list(update.down.shape)}"
             raise UsageError(f"The adapter {name!r} updates {at} by {found}; the model's is {list(spec.shape)}. It is of another model.")
+
+
+def check_weights(weights: Mapping[str, Matrix], specs: Mapping[str, TensorSpec]) -> None:
+    """`UsageError` for new weights that are none of those that `specs` declares, by name or by shape."""
+    for name, leaf in weights.items():
+        if name not in specs:
+            raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
+        if tuple(leaf.shape) != specs[name].shape:
+            raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(specs[name].shape)}.")
 
 
 def unknown_adapter(name: str, known: Iterable[str]) -> UsageError:
@@ -265,6 +274,14 @@ class MemoryUse:
     cache: int
     buffers: int
     other: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """A backend of several processes, one of which can end. `lost`: why it can never answer again; None while it can."""
+
+    @property
+    def lost(self) -> EngineLost | None: ...
 
 
 class Backend(Protocol):

@@ -30,6 +30,7 @@ from herd.backends.base import (
     check_plan,
     check_processor,
     check_tokens,
+    check_weights,
     unknown_adapter,
 )
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
@@ -198,12 +199,7 @@ class ReferenceBackend:
         return logits_RV
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
-        specs = {spec.name: spec for spec in self._model.tensors(self._cfg)}
-        for name, leaf in weights.items():
-            if name not in specs:
-                raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
-            if tuple(leaf.shape) != specs[name].shape:
-                raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(specs[name].shape)}.")
+        check_weights(weights, {spec.name: spec for spec in self._model.tensors(self._cfg)})
         if self._adapters:
             raise UsageError("Weights cannot be replaced while adapters are there; remove them first.")
         self._leaves.update(weights)

@@ -6,7 +6,8 @@ are multiplied exactly, so `activations` is "float32". `threads` are torch's, of
 promised, not equal bits, whatever else is in a step.
 
 On CUDA decoding steps are captured as CUDA graphs (`decoding.py`). With the environment variable HERD_TORCH_COMPILE=1 they are
-compiled first, which takes a minute for each new shape.
+compiled first, which takes a minute for each new shape. Where several processes hold the model they are captured with HERD_TORCH_CAPTURE=1
+only: NCCL can be captured, but it was not tried here.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ from herd.backends.base import (
     Plan,
     Span,
     StepResult,
+    Watch,
     by_adapter,
     check_adapter,
     check_kv_cache,
     check_plan,
     check_tokens,
+    check_weights,
     unknown_adapter,
 )
 from herd.backends.torch.attention import is_fused
 from herd.backends.torch.choosing import choose, judge
 from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, uncaptured
 from herd.backends.torch.devices import compute_dtype, device_name, find_device, use_threads
+from herd.backends.torch.divided import DividedOps, Together
+from herd.backends.torch.finite import not_finite
 from herd.backends.torch.ops import TorchOps, as_numpy
 from herd.backends.torch.pages import Layout, Pages, Singles, check_cache, layout_of
 from herd.backends.torch.picture_ops import TorchPictureOps
@@ -63,33 +68,43 @@ _OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 class TorchBackend:
     """A model in torch. `release` gives back pages of the file that were copied. `keep_bytes` bounds what decoded quantised
-    matrices may take; None: 4 GiB on a CPU, on a GPU half of what weights and cache leave free."""
+    matrices may take; None: 4 GiB on a CPU, on a GPU half of what weights and cache leave free. `together`: this is one of several
+    processes that hold the model, and every weight and update it is given is its part of it."""
 
     name = "torch"
 
     def __init__(
-        self, cfg: Config, leaf: Leaf, options: BackendOptions, release: Callable[[], None] = lambda: None, *, keep_bytes: int | None = None
+        self,
+        cfg: Config,
+        leaf: Leaf,
+        options: BackendOptions,
+        release: Callable[[], None] = lambda: None,
+        *,
+        keep_bytes: int | None = None,
+        together: Together | None = None,
     ) -> None:
         if options.activations != "float32":
             raise UsageError(f'activations is {options.activations!r}; the torch backend multiplies exact values: take "float32".')
         check_kv_cache(options.kv_cache)
         self._device = find_device(options.device)
         use_threads(options.threads, self._device)
-        self._cfg = cfg
         self._model, self._seeing = architecture_of(cfg), seeing(cfg)
         self._crossing = 0 if self._seeing is None else self._seeing.num_crossing(cfg)
-        self._specs = {spec.name: spec for spec in self._model.tensors(cfg)}
+        self._together = together
+        self._cfg = cfg if together is None else together.division.config(cfg)
+        specs = self._model.tensors(cfg) if together is None else map(together.division.spec, self._model.tensors(cfg))
+        self._specs = {spec.name: spec for spec in specs}
         self._leaves: dict[str, Matrix] = {name: leaf(name) for name in self._specs}
-        self._weights = self._model.weights(cfg, self._leaves.__getitem__)
+        self._weights = self._tree(self._leaves)
         self._adapters: dict[str, tuple[Any, Mapping[str, Adapted]]] = {}
         self._dtype = compute_dtype(options.dtype, self._leaves.values(), self._device)
         check_cache(options.kv_cache, self._dtype)
         self._keep_bytes = keep_bytes
         self._tensors = self._load(release)
-        self._ops, self._picture_ops = TorchOps(self._tensors), TorchPictureOps(self._tensors)
-        self._decoding_ops = TorchOps(self._tensors, is_static=self._device.type == "cuda")
+        self._ops, self._picture_ops = self._make_ops(), TorchPictureOps(self._tensors)
+        self._decoding_ops = self._make_ops(is_static=self._device.type == "cuda")
         self._encoded = Encoded(self.encode)
-        self._pages = Pages(self._model.caches(cfg), self._dtype, self._device)
+        self._pages = Pages(self._model.caches(self._cfg), self._dtype, self._device)
         self._judged_forward: Callable[..., tuple[Tensor, Tensor]] = self._judged
         self._decoder = self._make_decoder()
         self._is_closed = False
@@ -149,7 +164,7 @@ class TorchBackend:
         finally:
             self._ops.begin(None)
         if not all(is_finite for is_finite, _, _ in verdicts):
-            raise FileProblem(self._not_finite(plan))
+            raise FileProblem(not_finite(plan, lambda alone: self._run(alone).logits_RV))
         choices = choose(plan, outcome.logits_RV, verdicts)
         return StepResult(choices, as_numpy(outcome.logits_RV) if plan.want_logits else None, values)
 
@@ -167,7 +182,7 @@ class TorchBackend:
             return ()
         self._ops.names = []
         try:
-            self._forward(Plan((Span(0, (0,), (self._pages.scratch_page,), 1),)))
+            self._run(Plan((Span(0, (0,), (self._pages.scratch_page,), 1),), watch=Watch()))
             return tuple(self._ops.names)
         finally:
             self._ops.names = None
@@ -189,11 +204,7 @@ class TorchBackend:
         return list(self._seeing.encode(self._weights, self._cfg, step))
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
-        for name, leaf in weights.items():
-            if name not in self._specs:
-                raise UsageError(f"There is no weight {name} in this model; names are those of its module's `tensors`.")
-            if tuple(leaf.shape) != self._specs[name].shape:
-                raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(self._specs[name].shape)}.")
+        check_weights(weights, self._specs)
         if self._adapters:
             raise UsageError("Weights cannot be replaced while adapters are there; remove them first.")
         self._decoder.clear()
@@ -206,7 +217,7 @@ class TorchBackend:
                 self._tensors.place(leaf)
         except _OUT_OF_MEMORY as problem:
             raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
-        self._weights = self._model.weights(self._cfg, self._leaves.__getitem__)
+        self._weights = self._tree(self._leaves)
 
     def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
         check_adapter(name, self._adapters, updates, self._specs)
@@ -217,8 +228,7 @@ class TorchBackend:
         except _OUT_OF_MEMORY as problem:
             self._forget(adapted.values())
             raise CapacityError(_NO_MEMORY.format(device_name(self._device))) from problem
-        leaves = self._leaves | adapted
-        self._adapters[name] = self._model.weights(self._cfg, leaves.__getitem__), adapted
+        self._adapters[name] = self._tree(self._leaves | adapted), adapted
 
     def remove_adapter(self, name: str) -> None:
         if name not in self._adapters:
@@ -278,17 +288,37 @@ class TorchBackend:
             release()
         return tensors
 
+    def _tree(self, leaves: Mapping[str, Matrix]) -> Any:
+        """The weights as the model's function reads them."""
+        if self._together is not None:
+            self._together.bind(leaves.items())
+        return self._model.weights(self._cfg, leaves.__getitem__)
+
+    def _make_ops(self, *, is_static: bool = False) -> TorchOps:
+        if self._together is None:
+            return TorchOps(self._tensors, is_static=is_static)
+        return DividedOps(self._tensors, self._together, is_static=is_static)
+
     def _make_decoder(self) -> Decoder:
         has_experts = any(spec.kind is Kind.EXPERTS for spec in self._specs.values())
         most = MAX_DECODED_ROWS_WITH_EXPERTS if has_experts else MAX_DECODED_ROWS
-        if self._device.type != "cuda":
+        if self._device.type != "cuda" or (self._together is not None and not _is_capturing_together()):
             return Decoder(self._decode, self._device, uncaptured, rounds=False, max_rows=MAX_DECODED_ROWS)
-        if _is_compiling():
+        if _is_compiling() and self._together is None:
             self._judged_forward = torch.compile(self._judged, dynamic=False)
         return Decoder(self._decode, self._device, lambda: CudaGraphs(self._device), rounds=True, max_rows=most)
 
     def _run(self, plan: Plan) -> Outcome:
-        if self._decoder.takes(plan) and not any(span.adapter is not None or self._looks(span) for span in plan.spans):
+        is_decoding = self._decoder.takes(plan) and not any(span.adapter is not None or self._looks(span) for span in plan.spans)
+        if self._together is None:
+            return self.follow(plan, is_decoding)
+        with self._together.announced(plan, is_decoding):
+            return self.follow(plan, is_decoding)
+
+    @torch.no_grad()
+    def follow(self, plan: Plan, is_decoding: bool) -> Outcome:
+        """One forward of a plan that was checked, as a decoding step or not. Of several processes each calls it at the same time."""
+        if is_decoding:
             return self._decoder.step(plan.spans, self._pages.scratch_page)
         logits_RV = self._forward(plan)
         return Outcome(logits_RV, judge(logits_RV))
@@ -358,26 +388,14 @@ class TorchBackend:
             raise UsageError("This model has been closed; load it again.")
         check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, sees=self._seeing is not None)
 
-    def _not_finite(self, plan: Plan) -> str:
-        """What to say of logits that are not finite: where the first ones are. In a step of several tokens a later one spoils those
-        before it (zero times infinity is not a number), so the tokens are gone through again, one by one."""
-        for span in plan.spans:
-            for offset, token in enumerate(span.tokens):
-                alone = replace(span, start=span.start + offset, tokens=(token,), num_outputs=1, draws=())
-                logits_V = self._forward(Plan((alone,)))[0]
-                if offset < len(span.tokens) - span.num_outputs or bool(logits_V.isfinite().all()):
-                    continue
-                first = int((~logits_V.isfinite()).nonzero()[0])
-                return (
-                    f"The logit of token {first} at position {span.start + offset} is {float(logits_V[first])}, not a number to go on "
-                    "with. Weights that are damaged or too large for this number format do that: check the file against its published "
-                    "SHA-256, or compute in a wider type (dtype)."
-                )
-        return "The logits of a step were not finite, though those of each token alone are. Compute in a wider type (dtype)."
-
 
 _NO_MEMORY = "{} has no memory for the weights. Close other programs, or load a smaller or more quantised model."
 
 
 def _is_compiling() -> bool:
     return os.environ.get("HERD_TORCH_COMPILE") == "1"
+
+
+def _is_capturing_together() -> bool:
+    """Whether decoding steps with sums between processes in them are captured too, which nobody has seen working yet."""
+    return os.environ.get("HERD_TORCH_CAPTURE") == "1"
