@@ -59,6 +59,6 @@ def _part(name: str, whole: Source, division: Division) -> Part | None:
 def _check_whole_blocks(name: str, dtype: DType, columns: int, each: int, count: int) -> None:
     if each % dtype.block:
         raise UsageError(
-            f"{name} has {columns} columns in blocks of {dtype.block} ({dtype.name.upper()}), which {count} processes would cut: each "
+            f"{name} has {columns} columns in blocks of {dtype.block} ({dtype.name.upper()}), which {count} would cut: each "
             f"would have {each}. Take fewer processes, or the model in a format of smaller blocks, or of none."
         )
