@@ -29,6 +29,7 @@ from herd.convert import write_adapter
 from herd.convert.notices import write_notices
 from herd.convert.replaced import write_replaced
 from herd.convert.shaping import fitting
+from herd.convert.taught import with_format
 from herd.convert.trained import write_trained
 from herd.data.tokenising import Example, Tokenising
 from herd.dtypes import BF16, BY_NAME, F32, DType
@@ -173,7 +174,10 @@ def open_tuned(
         if classifying(checkpoint.config) is not None:
             raise UsageError(f"{found.name} is a classifier of whole texts; language models are tuned here.")
         asked = str(Path(model).resolve()) if Path(model).exists() and found.release is None else os.fspath(model)
-        words = words_of(found, checkpoint, chat_format or format_taught(named.path))
+        taught = chat_format or format_taught(named.path)
+        words = words_of(found, checkpoint, taught)
+        if taught is not None and words.chat_format is not None:
+            checkpoint = with_format(checkpoint, words.chat_format)
         earlier = None if adapter is None else open_adapter(Path(adapter), checkpoint.config)
         run = trained_in(named.path)
         base = asked if earlier is None or run is None else run.model
@@ -216,6 +220,7 @@ def _written(beside: Path, folder: Path, opened: Opened, student: Student) -> tu
         tokenizer=checkpoint.tokenizer,
         chat_template=checkpoint.chat_template,
         stop_ids=checkpoint.stop_ids,
+        is_taught=checkpoint.is_taught,
         beside=checkpoint.path,
     )
     return MODEL, report.notes

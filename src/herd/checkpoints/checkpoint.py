@@ -69,6 +69,7 @@ class Checkpoint:
         self.specs = tuple(specs)
         self.tokenizer = about.tokenizer
         self.chat_template = about.chat_template
+        self.is_taught = about.is_taught
         self.sampling_defaults = about.sampling_defaults
         self.stop_ids = about.stop_ids
         self.texts = about.texts
@@ -95,6 +96,14 @@ class Checkpoint:
         for tensor in source.tensors:
             tensor.file.check_unchanged()
         return stored(source.dtype, source.shape, source.rows())
+
+    def with_template(self, template: str, stop_ids: tuple[int, ...]) -> Checkpoint:
+        """The same checkpoint, taught to read conversations as this template writes them. Both share their files."""
+        import copy
+
+        made = copy.copy(self)
+        made.chat_template, made.stop_ids, made.is_taught = template, stop_ids, True
+        return made
 
     def with_sources(self, sources: Mapping[str, Source]) -> Checkpoint:
         """The same checkpoint with some weights from elsewhere. Both share their files: closing one closes the other's."""
@@ -158,3 +167,5 @@ class About:
     stop_ids: tuple[int, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     """Licence and other files that a single file carries inside, by name."""
+    is_taught: bool = False
+    """Whether the template and the ends of answers are those of training, and not those of the files."""

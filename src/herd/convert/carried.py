@@ -35,16 +35,20 @@ def folder_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str,
     """Everything of a folder but config and weights, by name."""
     files = with_notices(checkpoint.path, notes)
     files |= _tokenizer_files(checkpoint, vocabulary, to, notes)
-    is_classifier = checkpoint.architecture == CLASSIFIER
-    if not is_classifier and GENERATION not in files and (generation := _generation(checkpoint, vocabulary)):
-        files[GENERATION] = as_json(generation)
+    if checkpoint.architecture != CLASSIFIER and (GENERATION not in files or checkpoint.is_taught):
+        generation = _generation(checkpoint, vocabulary) | _said(files.get(GENERATION))
+        generation |= {"eos_token_id": list(checkpoint.stop_ids)} if checkpoint.is_taught else {}
+        files |= {GENERATION: as_json(generation)} if generation else {}
     return files
 
 
 def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: str, notes: list[str]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     if checkpoint.path.is_dir():
-        files = {name: _read(checkpoint.path, name) for name in (*TOKENIZER, *PICTURES) if (checkpoint.path / name).is_file()}
+        own = (*TOKENIZER, *PICTURES) if _is_own_tokenizer(checkpoint) else PICTURES
+        files = {name: _read(checkpoint.path, name) for name in own if (checkpoint.path / name).is_file()}
+    if checkpoint.is_taught and checkpoint.chat_template is not None:
+        files["chat_template.jinja"] = checkpoint.chat_template.encode()
     if vocabulary is None:
         notes.append("The source has no tokenizer, so the new model knows token ids only.")
         return files
@@ -58,6 +62,21 @@ def _tokenizer_files(checkpoint: Checkpoint, vocabulary: Vocabulary | None, to: 
         else:
             notes.append("Meta's tokenizer.model cannot hold this vocabulary; tokenizer.json, which herd reads, was written instead.")
     return files
+
+
+def _is_own_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether the tokenizer is that of the checkpoint's folder, and not one that it was given besides."""
+    source = checkpoint.tokenizer
+    if source is None or source.path is None:
+        return source is None
+    files = (checkpoint.path / name for name in TOKENIZER)
+    return any(file.is_file() and file.samefile(source.path) for file in files)
+
+
+def _said(data: bytes | None) -> dict[str, Any]:
+    """What a file of advice says already."""
+    found = json.loads(data) if data is not None else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _generation(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from herd import dtypes
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.gguf_mmproj import name_beside
 from herd.checkpoints.learned import open_learned
+from herd.checkpoints.trained import format_taught
 from herd.convert.carried import as_json, folder_files, gguf_texts
 from herd.convert.gguf_file import write_gguf
 from herd.convert.layouts import Layouts, layouts_of
@@ -24,6 +25,7 @@ from herd.convert.pth_file import write_pth
 from herd.convert.safetensors_file import SHARD_BYTES, write_safetensors
 from herd.convert.shaping import Shaping, format_named
 from herd.convert.streams import Output
+from herd.convert.taught import with_format_named
 from herd.convert.tokens import gguf_ends, gguf_tokens, vocabulary_of
 from herd.convert.writing import Told, check_place, new_folder, total_bytes
 from herd.dtypes import DType
@@ -100,9 +102,10 @@ def convert(
         raise UsageError(f"quant is {blocks.name}; only gguf has block formats. Choose --to gguf, or --dtype for {to}.")
     target = Path(destination)
     check_place(target, 0)
-    checkpoint = _opened(source, progress)
+    shaping = Shaping(plain, blocks)
+    checkpoint = _opened(source, progress, shaping.notes)
     try:
-        return write_opened(checkpoint, target, to, Shaping(plain, blocks), progress, shard_bytes)
+        return write_opened(checkpoint, target, to, shaping, progress, shard_bytes)
     finally:
         checkpoint.close()
 
@@ -118,9 +121,16 @@ def write_opened(
     return writers[to](job, target)
 
 
-def _opened(source: str | os.PathLike[str], progress: Progress) -> Checkpoint:
-    """The checkpoint at `source`; of a finished run of training what it has learned, put together with its base."""
-    return open_learned(find_model(source, progress=progress).path, lambda name: find_model(name, progress=progress).path)
+def _opened(source: str | os.PathLike[str], progress: Progress, notes: list[str]) -> Checkpoint:
+    """The checkpoint at `source`; of a finished run of training what it has learned, put together with its base, and the chat format that
+    it was taught."""
+    path = find_model(source, progress=progress).path
+    checkpoint = open_learned(path, lambda name: find_model(name, progress=progress).path)
+    try:
+        return with_format_named(checkpoint, format_taught(path), notes)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def _job(checkpoint: Checkpoint, shaping: Shaping, progress: Progress) -> _Job:
@@ -246,7 +256,7 @@ def _gguf_text(job: _Job) -> dict[str, Any]:
         job.notes.append("The source has no tokenizer, so the new model knows token ids only.")
         return {"tokenizer.ggml.model": "no_vocab", **gguf_ends(job.checkpoint.stop_ids, (), job.notes)}
     if source.kind == "gguf":
-        return {key: source.metadata[key] for key in source.metadata}
+        return {key: source.metadata[key] for key in source.metadata} | (template if job.checkpoint.is_taught else {})
     return gguf_tokens(job.vocabulary, job.config.vocab_size, job.checkpoint.stop_ids, job.notes) | template
 
 

@@ -26,6 +26,7 @@ def write_trained(
     tokenizer: TokenizerSource | None = None,
     chat_template: str | None = None,
     stop_ids: Collection[int] = (),
+    is_taught: bool = False,
     beside: Path | None = None,
     dtype: DType | None = None,
     progress: Progress = silent,
@@ -33,6 +34,7 @@ def write_trained(
     """A new folder with config, weights and tokenizer.
 
     leaves     all weights of `cfg`, by name
+    is_taught  whether template and ends of answers are those of training, and win over what lies beside the tokenizer
     beside     the model that training began with, a folder or a file: its licence and notices are carried along, and tokenizer files;
                None: it began with nothing, and no licence is missed
     dtype      plain numbers of matrices; None: as `leaves` have them
@@ -54,7 +56,7 @@ def write_trained(
         specs=tuple(module.tensors(cfg)),
         sources=sources,
         files=(),
-        about=About(facts={}, tokenizer=tokenizer, chat_template=chat_template, stop_ids=tuple(stop_ids)),
+        about=About(facts={}, tokenizer=tokenizer, chat_template=chat_template, stop_ids=tuple(stop_ids), is_taught=is_taught),
         architecture=type(cfg).__module__.rpartition(".")[2],
     )
     report = to_huggingface(checkpoint, Shaping(dtype), destination, progress)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from herd.text.tools import Tool
 
-_JSON_CALLS = (
+JSON_CALLS = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best answers the"
     ' given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
     "Do not use variables.\n\n"
@@ -82,7 +82,7 @@ Here is a list of functions in JSON format that you can invoke:
 
 def json_functions(tools: Iterable[Tool]) -> str:
     """What the published templates of Llama 3.1 to 4 write before the first user message."""
-    return _JSON_CALLS + "".join(f"{json.dumps(tool.written, ensure_ascii=False, indent=4)}\n\n" for tool in tools)
+    return JSON_CALLS + "".join(f"{json.dumps(tool.written, ensure_ascii=False, indent=4)}\n\n" for tool in tools)
 
 
 def meta_json_functions(tools: Sequence[Tool]) -> str:
