@@ -117,7 +117,7 @@ def test_a_prompt_is_set_against_the_peak_of_what_is_multiplied(kind: str, activ
 
 
 def test_tasks_are_named_and_unknown_ones_refused() -> None:
-    assert tasks_named("prompt, decode") == ("decode", "prompt") and len(tasks_named("all")) == 8
+    assert tasks_named("prompt, decode") == ("decode", "prompt") and len(tasks_named("all")) == 9
     with pytest.raises(UsageError, match="steps"):
         tasks_named("step")
 
@@ -224,6 +224,16 @@ def test_the_command_sets_a_model_against_this_machine(tmp_path: Path) -> None:
 
 
 @needs_cpu
+def test_the_command_tells_where_the_time_of_a_step_goes() -> None:
+    done = invoke("bench", STORIES, "--rounds", "1", "--peers", "none", "--threads", "1", "--what", "parts,steps", "--json")
+    assert done.exit_code == 0, done.output
+    figures = {figure["figure"]: figure["value"] for figure in json.loads(done.stdout)["figures"] if figure["unit"] == "s"}
+    parts = {name.removeprefix("of a step of 1 token: "): value for name, value in figures.items() if name.startswith("of a step")}
+    assert {"attention", "q, k, v", "gate, up", "outside"} <= parts.keys() and list(parts.values()) == sorted(parts.values(), reverse=True)
+    assert all("bound" not in figure for figure in json.loads(done.stdout)["figures"] if figure["figure"].startswith("of a step"))
+
+
+@needs_cpu
 def test_the_command_measures_the_machine_alone(tmp_path: Path) -> None:
     done = invoke("bench", "limits", "--rounds", "1", "--threads", "1", "--json")
     assert done.exit_code == 0, done.output
@@ -237,6 +247,7 @@ def test_the_command_measures_the_machine_alone(tmp_path: Path) -> None:
         ((STORIES, "--shape", "llama-3.2-1b"), "Give a model, or a release's shape"),
         ((STORIES, "--layers", "2"), "--layers is for --shape"),
         ((STORIES, "--what", "everything"), "--what has 'everything'"),
+        ((STORIES, "--what", "parts", *REFERENCE, "--peers", "none"), "Only the cpu backend times its instructions"),
         ((STORIES, "--peers", "vllm"), "--peers has 'vllm'"),
         ((STORIES, "--plot", "roof.png"), "must end in .svg"),
         ((STORIES, "--output", "./no/where.json"), "no folder"),

@@ -69,7 +69,7 @@ class Bounds:
 
     def of(self, question: Question, limits: Mapping[str, float]) -> Bound | None:
         """None where nothing physical bounds it, or a limit of this machine was not measured."""
-        if question.unit not in ("tokens/s", "s") or question.group == "start" or BANDWIDTH not in limits:
+        if question.unit not in ("tokens/s", "s") or question.group in ("start", "parts") or BANDWIDTH not in limits:
             return None
         if any(kind not in limits for kind in self.kinds):
             return None

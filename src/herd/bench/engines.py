@@ -60,14 +60,13 @@ def installed_peers() -> tuple[str, ...]:
 class Herd:
     """herd through its engine: what `herd.load` gives, less the text."""
 
-    abilities = frozenset({"answer", "step", "together"})
-
     def __init__(self, settings: Settings) -> None:
         from herd.api import load
 
         options: dict[str, Any] = settings.options or {}
-        threads = {"threads": settings.threads} if options.get("backend", "cpu") == "cpu" else {}
-        self._model = load(settings.path, **(threads | options))
+        is_cpu = options.get("backend", "cpu") == "cpu"
+        self.abilities = frozenset({"answer", "step", "together", *(("parts",) if is_cpu else ())})
+        self._model = load(settings.path, **(({"threads": settings.threads} if is_cpu else {}) | options))
         self._engine = self._model.engine
         self.version = self._model.fingerprint
 
@@ -95,6 +94,17 @@ class Herd:
         before = time.perf_counter()
         self._engine.backend.step(plan)
         return time.perf_counter() - before
+
+    def parts(self, context: int, tokens: Sequence[int]) -> dict[str, float]:
+        """Seconds of each kind of instruction in one such step, as the first thread sees them: waiting for the others is part of each.
+        What is left of the step, waking threads and the way into the native code, is "outside"."""
+        backend: Any = self._engine.backend  # the cpu one: no other has the ability
+        backend.profile(True)
+        whole = self.step(context, tokens)
+        found: dict[str, float] = {}
+        for label, seconds in backend.profile(False):
+            found[label] = found.get(label, 0.0) + seconds
+        return found | {"outside": whole - sum(found.values())}
 
     def together(self, prompts: Sequence[Sequence[int]], count: int) -> float:
         running = [self._engine.submit(self._request(prompt, count + 1)) for prompt in prompts]

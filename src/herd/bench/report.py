@@ -154,6 +154,8 @@ def shown(value: float, unit: str) -> str:
     match unit:
         case "tokens/s":
             return f"{value:,.0f}/s" if value >= 100 else f"{value:.1f}/s"
+        case "s" if value < 1e-4:
+            return f"{value * 1e6:.1f} µs"
         case "s":
             return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
         case "bytes":

@@ -15,10 +15,11 @@ from herd.bench.engines import Settings
 from herd.bench.workers import Worker, first_token_s
 from herd.errors import ProviderError, UsageError, did_you_mean
 
-TASKS = ("decode", "steps", "sequences", "context", "prompt", "long-prompt", "start", "memory")
+TASKS = ("decode", "steps", "parts", "sequences", "context", "prompt", "long-prompt", "start", "memory")
 SHORT_PROMPT = 4
 STEP_CONTEXT, STEP_REPEATS = 64, 6
 STEP_TOKENS = (2, 4, 8)
+PART_STEPS = 24
 SEQUENCES = (8, 16, 32)
 TOGETHER_PROMPT, TOGETHER_TOKENS = 8, 24
 CONTEXT_TOKENS = 4096
@@ -169,6 +170,8 @@ def _ask_all(worker: Worker, wanted: Wanted, number: int, seen: Seen) -> None:
         seen.add(question, engine, wanted.prompt_tokens / seconds)
     if "steps" in tasks and "step" in worker.abilities:
         _ask_steps(worker, ids, seen)
+    if "parts" in tasks and "parts" in worker.abilities:
+        _ask_parts(worker, ids, seen)
     if "sequences" in tasks:
         for count in SEQUENCES:
             seconds = worker.together([ids(TOGETHER_PROMPT) for _ in range(count)], TOGETHER_TOKENS)
@@ -194,6 +197,14 @@ def _ask_steps(worker: Worker, ids: Callable[[int], list[int]], seen: Seen) -> N
     for count, seconds in times.items():
         title = f"step of {count} token{'s' if count > 1 else ''}"
         seen.add(Question("steps", title, "s", tokens=count, context=STEP_CONTEXT), worker.engine, statistics.median(seconds))
+
+
+def _ask_parts(worker: Worker, ids: Callable[[int], list[int]], seen: Seen) -> None:
+    """Where the time of a step of one token goes: medians of each kind of instruction over some steps, the longest first."""
+    steps = [worker.parts(STEP_CONTEXT, ids(1)) for _ in range(PART_STEPS)]
+    medians = {label: statistics.median(step[label] for step in steps) for label in steps[0]}
+    for label in sorted(medians, key=lambda label: -medians[label]):
+        seen.add(Question("parts", f"of a step of 1 token: {label}", "s", context=STEP_CONTEXT), worker.engine, medians[label])
 
 
 def _ask_starts(engines: Mapping[str, Settings], wanted: Wanted, seen: Seen, told: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from herd.bench.engines import ENGINES, Engine, Settings
+from herd.bench.engines import ENGINES, Engine, Herd, Settings
 from herd.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class Worker:
     def step(self, context: int, tokens: Sequence[int]) -> float:
         """As `Engine.step`."""
         return float(self._ask(do="step", context=context, tokens=list(tokens))["seconds"])
+
+    def parts(self, context: int, tokens: Sequence[int]) -> dict[str, float]:
+        """As `Herd.parts`, of an engine that has the ability."""
+        found: dict[str, float] = self._ask(do="parts", context=context, tokens=list(tokens))["seconds"]
+        return found
 
     def together(self, prompts: Sequence[Sequence[int]], count: int) -> float:
         """As `Engine.together`."""
@@ -127,6 +132,8 @@ def answered(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
             return {"seconds": engine.answer(request["tokens"], request["count"])}
         case "step":
             return {"seconds": engine.step(request["context"], request["tokens"])}
+        case "parts" if isinstance(engine, Herd):
+            return {"seconds": engine.parts(request["context"], request["tokens"])}
         case "together":
             return {"seconds": engine.together(request["prompts"], request["count"])}
         case "memory":

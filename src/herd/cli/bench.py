@@ -39,7 +39,7 @@ LIMITS = "limits"
 @click.option(
     "--what",
     metavar="NAMES",
-    help="decode, steps, sequences, context, prompt, long-prompt, start, memory, or all.  "
+    help="decode, steps, parts, sequences, context, prompt, long-prompt, start, memory, or all.  "
     f"[default: {FEW_TASKS}; with --shape all that fit]",
 )
 @click.option("--peers", metavar="NAMES", help="Engines to compare with: llama.cpp, openvino, or none.  [default: those installed]")
@@ -92,8 +92,9 @@ def _check(model: str | None, shape: str | None, options: dict[str, Any]) -> Non
         raise UsageError(f"--threads is {options['threads']}; it must be at least 1.")
     if shape is None and options["layers"] is not None:
         raise UsageError("--layers is for --shape; a model has the layers that it has.")
-    if options["what"] is not None:
-        tasks_named(options["what"])
+    tasks = tasks_named(options["what"] or FEW_TASKS)
+    if "parts" in tasks and options["what"] != "all" and options["backend"] != "cpu":
+        raise UsageError(f"Only the cpu backend times its instructions; leave parts out of --what, or --backend {options['backend']}.")
     peers_named(options["peers"])
     for name in ("plot", "output"):
         if options[name] is not None and not options[name].absolute().parent.is_dir():
