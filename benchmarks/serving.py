@@ -1,6 +1,6 @@
 """What does serving cost, on top of what the engine does, and beside llama.cpp's server?
 
-    python benchmarks/serving.py [--model PATH] [--streams 16] [--seconds 12] [--what streams,peer,batch,load,shared,overload,many]
+    python benchmarks/serving.py [--model PATH] [--streams 16] [--seconds 12] [--pairs 9] [--what streams,peer,batch,load,shared,overload,many]
 
 The load comes from `wrk` (Debian's package) and OpenAI's client, which are not ours; client, server and engine share the machine's cores.
 
@@ -16,7 +16,7 @@ The load comes from `wrk` (Debian's package) and OpenAI's client, which are not 
                 begin one after another, and a second without work is no loss of the server
     many        1,000 open streams, half of them sampled, each with the log-probabilities of its solo run
 
-Each takes less than a minute. Tokens of streams are counted by their bytes: each answer is the same greedy text. Prints one JSON line per
+Each takes less than a minute, but overload, which takes three. Tokens of streams are counted by their bytes: each answer is the same greedy text. Prints one JSON line per
 figure; keep them in benchmarks/results/. Figures that compare two pieces need both in one run.
 """
 
@@ -385,7 +385,7 @@ def shared_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
     """As many clients as are let in (32 in steps, half as many in the queue); then so many more, as often, that ten times the requests
-    come that were answered before; and one that times its refusals. Three times, in turn. Tokens are counted from when all clients have
+    come that were answered before; and one that times its refusals. `--pairs` times, in turn. Tokens are counted from when all clients have
     asked for the first time; what the generator costs is told beside, as it takes from the same cores."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -399,7 +399,7 @@ def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
     with herd_server(options.model, port, streams, max_requests=str(3 * streams)) as server, ThreadPoolExecutor(2) as beside:
         whole_answer(place, asked(4))
         before = timed_answer(url)
-        for _ in range(3):
+        for _ in range(options.pairs):
             peaks.append(rate_under(Load(place, body, 3 * streams - 2, 1), url, seconds))
             pause_ms = int(1000 * 20 * streams / (10 * peaks[-1] / 64))
             load = Load(place, body, 20 * streams, pause_ms)
@@ -492,6 +492,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--pairs", type=int, default=9, help="peaks and overloads, in turn; single ones scatter by a tenth")
     parser.add_argument("--what", default=",".join(PIECES), help="pieces, with commas between")
     parser.add_argument("--served", type=float, help="what `streams` found before, for pieces that compare with it")
     parser.add_argument("--engine", nargs=3, help=argparse.SUPPRESS)
