@@ -1,6 +1,7 @@
 """What does serving cost, on top of what the engine does, and beside llama.cpp's server?
 
-    python benchmarks/serving.py [--model PATH] [--streams 16] [--seconds 12] [--pairs 9] [--what streams,peer,batch,load,shared,overload,many]
+    python benchmarks/serving.py [--model PATH] [--streams 16] [--seconds 12] [--pairs 9]
+                                 [--what streams,peer,batch,load,shared,overload,many]
 
 The load comes from `wrk` (Debian's package) and OpenAI's client, which are not ours; client, server and engine share the machine's cores.
 
@@ -16,8 +17,8 @@ The load comes from `wrk` (Debian's package) and OpenAI's client, which are not 
                 begin one after another, and a second without work is no loss of the server
     many        1,000 open streams, half of them sampled, each with the log-probabilities of its solo run
 
-Each takes less than a minute, but overload, which takes three. Tokens of streams are counted by their bytes: each answer is the same greedy text. Prints one JSON line per
-figure; keep them in benchmarks/results/. Figures that compare two pieces need both in one run.
+Each takes less than a minute, but overload, which takes three. Tokens of streams are counted by their bytes: each answer is the same
+greedy text. Prints one JSON line per figure; keep them in benchmarks/results/. Figures that compare two pieces need both in one run.
 """
 
 from __future__ import annotations
