@@ -150,12 +150,28 @@ def test_a_teacher_is_learned_from(way: str, base: Path, tmp_path: Path) -> None
         assert (tmp_path / "run-teacher" / "teacher.json").is_file()
 
 
-@pytest.mark.parametrize("rounded", [["--base", "q4_0"], ["--qat"]])
-def test_answers_are_drawn_from_the_model_that_learns_or_not_at_all(rounded: list[str], base: Path, tmp_path: Path) -> None:
+def test_answers_are_drawn_from_the_model_that_learns_or_not_at_all(base: Path, tmp_path: Path) -> None:
     data = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": one} for one in "abc"])
-    words = ["tune", "grpo", "--model", str(base), "--data", data, "--out", str(tmp_path / "run"), "--lora", *rounded]
+    words = ["tune", "grpo", "--model", str(base), "--data", data, "--out", str(tmp_path / "run"), "--lora", "--qat"]
     found = CliRunner().invoke(main, words)
-    assert found.exit_code == 2 and "as it is stored" in found.output and "herd quantize" in found.output
+    assert found.exit_code == 2 and "in groups of 32 or not at all" in found.output
+
+
+@pytest.mark.parametrize("more", [(), ("--dora",)], ids=["updates", "DoRA"])
+def test_answers_are_drawn_over_the_very_base_in_blocks_that_learns(more: tuple[str, ...], base: Path, tmp_path: Path) -> None:
+    data = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": one} for one in "abcd"])
+    few = ("--prompts", 2, "--answers", 2, "--max-tokens", 8, "--held-out", 0, "--rank", 4, "--lr", 0.02, "--steps", 3)
+    words = ("--model", base, "--data", data, "--out", tmp_path / "run", "--base", "q4_0", *more, *few, "--set", "student.dtype=float32")
+    (tmp_path / "length.py").write_text("def score(answer, task): return len(answer)")
+    run("grpo", *words, "--reward", f"{tmp_path / 'length.py'}:score")
+    found = [line for line in figures(tmp_path / "run") if "gap_most" in line]
+    assert len(found) == 3 and all(line["gap_most"] < 1e-3 for line in found), found
+    chats = [{"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": "z"}]} for one in "abcd"]
+    words = ("--model", base, "--teacher", base, "--data", lines(tmp_path / "chats.jsonl", chats), "--out", tmp_path / "taught")
+    few = ("--base", "q8_0", "--lora", "--on-policy", "--k", 4, "--steps", 2, "--held-out", 0, "--batch", 2, "--max-tokens", 8)
+    run("distill", *words, *few, *more, "--set", "student.dtype=float32")
+    found = [line for line in figures(tmp_path / "taught") if "gap_most" in line]
+    assert len(found) == 2 and all(line["gap_most"] < 1e-3 for line in found), found
 
 
 def test_unknown_rewards_are_refused_with_what_was_meant(base: Path) -> None:

@@ -12,8 +12,11 @@ from fakes import FakeBackend
 from herd.backends.base import Backend, BackendOptions
 from herd.backends.cpu.backend import CpuBackend
 from herd.backends.torch.backend import TorchBackend
+from herd.dtypes import Q4_0
 from herd.engine.engine import Engine
 from herd.errors import HerdError, UsageError
+from herd.models.weights import Matrix, stored
+from herd.quant import dequantize, quantize
 from herd.sampling.chain import token_logprob
 from herd.training.settings.lora import Lora
 from herd.training.signals.rollouts import Drawn, EngineSampler, Gap, Prompt, seed_of, seeds_of
@@ -40,7 +43,11 @@ def engine(kind: str, dtype: str | None = None) -> Engine:
 
 def learned(method: str, dtype: torch.dtype = torch.float32) -> Student:
     """A student whose weights are no longer those of the base."""
-    student = Student(CFG, LEAVES.__getitem__, dtype=dtype, lora=Lora(rank=4) if method == "lora" else None)
+    return moved(Student(CFG, LEAVES.__getitem__, dtype=dtype, lora=Lora(rank=4) if method == "lora" else None))
+
+
+def moved(student: Student) -> Student:
+    """The same with other weights."""
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in student.parameters.values():
@@ -100,6 +107,54 @@ def test_drawn_by_torch_in_float32_they_differ_by_rounding_only(method: str) -> 
     student, sampler = learned(method), EngineSampler(engine("torch", "float32"))
     sampler.push(student)
     assert gap_of(student, PROMPTS, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(2)))["gap_most"] < 2e-5
+
+
+BLOCKS = {
+    name: stored(Q4_0, leaf.shape, quantize(Q4_0, dequantize(leaf.dtype, leaf.data, leaf.shape)))
+    if ".attention." in name or ".ffn." in name
+    else leaf
+    for name, leaf in LEAVES.items()
+}
+"""The base of QLoRA: matrices in blocks."""
+
+
+def in_blocks() -> dict[str, Matrix]:
+    """What an engine that has the model as it is stored has to be told of it."""
+    return {name: leaf for name, leaf in BLOCKS.items() if leaf is not LEAVES[name]}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "torch"])
+@pytest.mark.parametrize("dora", [False, True], ids=["updates", "DoRA"])
+def test_over_a_base_in_blocks_the_probabilities_are_the_trainers_too(dora: bool, kind: str) -> None:
+    student = moved(Student(CFG, BLOCKS.__getitem__, lora=Lora(rank=4, dora=dora, targets=("q", "down"))))
+    sampler = EngineSampler(engine(kind, "float32" if kind == "torch" else None), in_blocks())
+    for seed in (1, 2):  # the second time the base is there
+        sampler.push(student)
+        drawn = sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(seed))
+        assert gap_of(student, PROMPTS, drawn)["gap_most"] < (2e-5 if kind == "torch" else 1e-3)
+        moved(student)
+
+
+def test_in_bfloat16_a_base_in_blocks_brings_the_probabilities_no_further_apart() -> None:
+    gaps = []
+    for leaves, base in ((LEAVES, {}), (BLOCKS, in_blocks())):
+        student, sampler = (
+            moved(Student(CFG, leaves.__getitem__, dtype=torch.bfloat16, lora=Lora(rank=4))),
+            EngineSampler(engine("cpu"), base),
+        )
+        sampler.push(student)
+        gaps.append(gap_of(student, PROMPTS, sampler.draw(PROMPTS, 4, max_tokens=24, temperature=1.0, seeds=seeds(1)))["gap"])
+    assert gaps[1] < 1.5 * gaps[0]
+
+
+def test_drawn_by_torch_over_a_base_in_blocks_the_log_probabilities_are_equal() -> None:
+    student = Student(CFG, BLOCKS.__getitem__, dtype=torch.float64, lora=Lora(rank=4))
+    with torch.no_grad():
+        for parameter in moved(student).parameters.values():
+            parameter.copy_(parameter.float())  # as an engine is told of them
+    sampler = EngineSampler(engine("torch", "float64"), in_blocks())
+    sampler.push(student)
+    assert exact_gap(student, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(2))) == 0
 
 
 def test_answers_depend_on_seed_and_weights_alone() -> None:

@@ -118,12 +118,12 @@ class Opened:
     def check(self, settings: StudentSettings, draws: bool) -> None:
         """`UsageError` for what cannot go on from an earlier run's updates, and for answers of another model than the one that learns.
         draws: whether answers are drawn on the way."""
-        if draws and (settings.base or settings.qat):
-            name, what = ("qat", "learns rounded to four bits") if settings.qat else ("base", f"stands on {settings.base}")
+        if draws and settings.qat:
             raise UsageError(
-                f"student.{name} is set: answers are drawn from {self.asked} as it is stored, and what learns {what}; their probabilities"
-                " would differ. Bring the model into blocks first (herd quantize), and tune that file.",
-                param=f"student.{name}",
+                "student.qat is set: what learns for four bits rounds each token to 8 bits with one scale, and engines that draw answers"
+                " round in groups of 32 or not at all, so their probabilities would differ. Learn online first, and for four bits after it:"
+                " herd tune sft --qat.",
+                param="student.qat",
             )
         if self.earlier is None:
             return
@@ -140,6 +140,13 @@ class Opened:
                 raise UsageError(
                     f"{self.asked} is an adapter: {what}. Put it together with its model first: herd tune merge {self.asked} NEW"
                 )
+
+    def rebased(self, student: Student) -> dict[str, Matrix]:
+        """The frozen weights that it learns over which are not as the model's files have them."""
+        if student.lora is None:
+            return {}
+        bases = {name: student.base(name) for name in student.specs}
+        return {name: base for name, base in bases.items() if base.dtype is not self.checkpoint.dtype(name)}
 
     def tokenising(self, learn: str = "answers") -> Tokenising:
         """How samples become tokens of this model."""

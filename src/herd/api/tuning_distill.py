@@ -130,7 +130,7 @@ def _on_policy(settings: DistillSettings, opened: Opened, together: Company) -> 
         _same_words(opened, teacher.engine.backend.vocab_size, settled)
         return OnPolicy(
             student=student,
-            sampler=EngineSampler(engine),
+            sampler=EngineSampler(engine, opened.rebased(student)),
             teacher=EngineTeacher(teacher.engine),
             targets=settled.targets,
             k=settled.k,

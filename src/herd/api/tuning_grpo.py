@@ -43,7 +43,7 @@ def tune_grpo(settings: GrpoSettings, folder: Path, conduct: Conduct = PLAIN) ->
             engine = opening.enter_context(engine_of(opened, settled.backend, longest, rollouts.prompts * rollouts.answers))
             return Grpo(
                 student=student,
-                sampler=EngineSampler(engine),
+                sampler=EngineSampler(engine, opened.rebased(student)),
                 learned=learned,
                 held_out=held_out,
                 reward=rewards,

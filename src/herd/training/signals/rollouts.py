@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from herd.backends.base import Placed
 from herd.engine.engine import Engine
 from herd.engine.request import Progress, Request
 from herd.errors import UsageError
+from herd.models.weights import Matrix
 from herd.sampling.params import SamplingParams
 from herd.sampling.stop import StopReason
 from herd.training.company import ALONE, Company
@@ -77,13 +79,17 @@ class Sampler(Protocol):
 
 
 class EngineSampler:
-    """Draws from an engine that nobody else uses meanwhile. It has the student's base weights from the start."""
+    """Draws from an engine that nobody else uses meanwhile. It has the student's base weights from the start, but for those in `base`: what
+    the student learns over that is not as the engine has it, a base in blocks (QLoRA), say."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, base: Mapping[str, Matrix] = MappingProxyType({})) -> None:
+        self._engine, self._base = engine, base
         self._adapter: str | None = None
 
     def push(self, student: Student) -> None:
+        if self._base:
+            self._engine.update(self._base)
+            self._base = {}
         if student.lora is None or student.lora.dora:
             self._engine.update(student.leaves())
             return
