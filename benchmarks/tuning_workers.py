@@ -39,17 +39,16 @@ def timed(step: Callable[[], float], job: Job) -> Result:
 
 
 def herd(job: Job, *, full: bool = False, recompute: bool = False, pairs: bool = False) -> Result:
-    from herd.training.student.allocation import keep_memory
-
-    keep_memory()
     import torch
 
+    from herd import _core
     from herd.checkpoints import open_checkpoint
     from herd.training.settings.lora import Lora
     from herd.training.student.checkpointing import recomputed
     from herd.training.student.computing import fastest_dtype
     from herd.training.student.model import Student
 
+    _core.open_tensor_memory()
     torch.set_num_threads(job["threads"])
     checkpoint = open_checkpoint(Path(job["checkpoint"]))
     dtype = fastest_dtype(torch.device("cpu"))

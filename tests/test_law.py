@@ -60,7 +60,7 @@ LAW = {
     # (models.weights: the type of what `Engine.update` hands through to `Backend.update`)
     "engine": part(4, f"{BASE} models.weights backends.base sampling", "numpy"),
     "training": part(
-        4, f"{BASE} models images family checkpoints text data sampling engine backends.base backends.torch", "numpy torch safetensors"
+        4, f"{BASE} models images family checkpoints text data sampling engine backends.base backends.torch core", "numpy torch safetensors"
     ),
     # level 5: who answers
     "providers.jobs": part(5, BASE),

@@ -73,6 +73,7 @@ void bind_program(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_pictures(nb::module_& m);
 void bind_sample(nb::module_& m);
+void bind_tensor_memory(nb::module_& m);
 void bind_vocabulary(nb::module_& m);
 
 }  // namespace herd

@@ -80,17 +80,18 @@ def run(job: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from herd.family.catalogue import find
-    from herd.training.student.allocation import keep_memory
+    from herd.training.student.allocation import tensor_memory
 
     torch.set_num_threads(2)
-    keep_memory(in_large_pieces=job["method"] != "lora")
     cfg: Any = find(job["release"]).config()
     small = replace(cfg, width=64, num_layers=1, num_heads=2, num_kv_heads=1, head_width=32, ffn_width=64, vocab_size=256,
                     rope=replace(cfg.rope, width=32))  # fmt: skip
-    steps(small, job | {"stored": "f32", "keep": 0, "packs": [[8]]})
-    program = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
-    steps(replace(cfg, **job["changes"]), job)
+    with tensor_memory() as is_bounded:
+        assert is_bounded, "a plan is for a system where tensors lie in pages of their own"
+        steps(small, job | {"stored": "f32", "keep": 0, "packs": [[8]]})
+        program = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
+        steps(replace(cfg, **job["changes"]), job)
     return {"program": program, "peak": status("VmHWM"), "step": status("VmHWM") - program}
 
 

@@ -1,9 +1,6 @@
-"""Layers computed twice learn what layers computed once do; memory that is freed stays."""
+"""Layers computed twice learn what layers computed once do."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,6 @@ from torch import Tensor
 
 from herd.models.architecture import Config
 from herd.models.weights import Matrix
-from herd.training.student import allocation
 from herd.training.student.batches import Batch, Document, batch_of
 from herd.training.student.checkpointing import recomputed
 from herd.training.student.heads import Head, head_of
@@ -106,34 +102,3 @@ def test_a_head_that_does_more_than_a_matrix_and_a_cap_is_left_to_the_model() ->
 
     leaf = random_leaves(CONFIGS["llama"])["embed"]
     assert head_of(Odd(), leaf, CONFIGS["llama"]) is None  # type: ignore[arg-type]
-
-
-def test_memory_stays_only_where_glibc_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert not allocation.keep_memory()
-
-
-def test_large_pieces_that_come_and_go_are_mapped_alone_if_the_kernel_has_huge_pages(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Else all stays in the heap: single pages would cost more time than the memory is worth."""
-    told: list[tuple[int, int]] = []
-
-    class Glibc:
-        def mallopt(self, name: int, value: int) -> int:
-            told.append((name, value))
-            return 1
-
-    monkeypatch.setattr(allocation, "_glibc", Glibc)
-    monkeypatch.setattr(allocation, "HUGE_PAGES", tmp_path / "enabled")
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    for said, alone in (("always [madvise] never", True), ("always madvise [never]", False), (None, False)):
-        (tmp_path / "enabled").unlink(missing_ok=True)
-        if said is not None:
-            (tmp_path / "enabled").write_text(said)
-        told.clear()
-        assert allocation.keep_memory(in_large_pieces=True)
-        assert ((allocation.M_MMAP_THRESHOLD, allocation.ALONE_BYTES) in told) is alone
-        assert ((allocation.M_MMAP_MAX, 0) in told) is not alone
-    told.clear()
-    assert allocation.keep_memory() and (allocation.M_MMAP_MAX, 0) in told

@@ -26,7 +26,7 @@ from herd.training.running.optim import kinds_of, make_optimiser
 from herd.training.running.parallel import Processes, company, divide, gather
 from herd.training.running.runs import HELD_OUT, METRICS, open_run, read_log
 from herd.training.settings.tuning import EpochSettings, TuningSettings
-from herd.training.student.allocation import keep_memory
+from herd.training.student.allocation import tensor_memory
 from herd.training.student.model import Student
 
 
@@ -118,10 +118,10 @@ def over_examples(settings: EpochSettings, learned: Sequence[Any], held_out: Seq
 def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_of: Callable[[Opened, Company], Lesson]) -> Tuned:
     """Runs it in `folder`, which `herd.load` takes when it has come to its end."""
     with ExitStack() as opening:
+        opening.enter_context(tensor_memory())
         together, device = opening.enter_context(company(settings.student.device))
         model = open_tuned(settings.model, chat_format=settings.chat_format, device=device, progress=conduct.progress)
         opened = opening.enter_context(model)
-        keep_memory(in_large_pieces=settings.student.method == "full" or bool(settings.student.base) or opened.is_in_blocks)
         lesson = lesson_of(opened, together)
         settings, is_first = lesson.settings, together.index == 0
         opened.check(settings.student, lesson.draws)

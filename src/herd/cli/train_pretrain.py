@@ -78,7 +78,7 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
     from herd.training.running.runs import saved_settings
     from herd.training.settings.pretrain import PretrainSettings
     from herd.training.settings.reading import read_settings
-    from herd.training.student.allocation import keep_memory
+    from herd.training.student.allocation import tensor_memory
 
     named = {name: options[option] for option, name in NAMED.items() if options[option] is not None}
     if options["data"]:
@@ -88,9 +88,8 @@ def pretrain(out: Path | None, file: Path | None, changes: tuple[str, ...], resu
         settings = saved_settings(out, PretrainSettings)
     else:
         settings = read_settings(PretrainSettings, file, changes, named)
-    keep_memory(in_large_pieces=True)
     notes: list[str] = []
-    with watching(out.name) as told:
+    with tensor_memory(), watching(out.name) as told:
         end = learn(settings, out, partial(write_model, notes=notes), resume=resume, force=force, told=told)
     if not is_first():
         return

@@ -1,63 +1,31 @@
-"""Memory that is freed stays with the process, so that the next layer's buffers need no pages from the kernel.
+"""Where torch's tensors lie on a processor while somebody trains: in pages of their own, not in the C library's heap.
 
-glibc maps every large piece of memory from the kernel and gives it back when it is freed; each page is cleared and faulted in anew at
-the next use. A training step makes thousands of such pieces: on two cores half of its time went there. `keep_memory` tells
-glibc to take large pieces from its heap and to keep what is freed. The price is memory that stays with the process until
-it ends.
+A step of training makes thousands of large tensors and frees them. glibc either maps each from the kernel, which clears and faults in every
+page anew (half of a step's time went there), or keeps all that is freed in its heap. But torch asks for aligned pieces, for which glibc
+wants a little more room than the same piece left, and the slivers beside it go to small objects that stay: so the heap grew by all that a
+step makes, and twice as much was resident as was alive. `herd._core` has torch ask a region that holds large tensors only, and of
+which no more is resident than a step needs at once, and a thirty-second of that (`csrc/base/region.h`, docs/decisions/0026).
 
-Elsewhere (macOS, Windows, musl) nothing is done: those allocators have no such switch.
+Elsewhere (macOS, Windows, musl) tensors lie where torch puts them.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-from pathlib import Path
-
-# malloc.h's names for what `mallopt` sets.
-M_TRIM_THRESHOLD = -1
-M_TOP_PAD = -2
-M_MMAP_THRESHOLD = -3
-M_MMAP_MAX = -4
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-ALONE_BYTES = 16 << 20
-"""Pieces from this size on are mapped alone. Steps that learned all weights took 4 % longer than with all of it in the heap (256 tokens,
-width 2048) and a sixth less memory; those over a base in blocks a fifth less, and no longer."""
-TOP_PAD_BYTES = 64 << 20
-"""How much more than was asked for the heap grows by: pages that are fetched in one go."""
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def keep_memory(*, in_large_pieces: bool = False) -> bool:
-    """Makes this process keep what it frees. Gives whether that could be set: only glibc knows how.
+@contextmanager
+def tensor_memory() -> Iterator[bool]:
+    """Inside, large tensors that torch makes on the processor lie in such pages; at the end free ones go back to the system, and tensors
+    that are left stay. Gives whether that can be here."""
+    import torch  # noqa: F401  (its library is the one that is told)
 
-    `in_large_pieces`: whole matrices will come and go, gradients where all weights are learned, or what is decoded of a base in blocks. In
-    a heap they leave holes of their size that nothing fits, so where the kernel has huge pages (which cost few faults) large pieces are
-    mapped and given back one by one. For torch to ask for such pages this must come before its first tensor.
-    """
-    libc = _glibc()
-    if libc is None:
-        return False
-    kept = ((M_TRIM_THRESHOLD, -1), (M_TOP_PAD, TOP_PAD_BYTES))  # the heap's end is never given back: -1 is the largest threshold
-    if in_large_pieces and _has_huge_pages():
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # read by torch when it makes its first tensor
-        settings = ((M_MMAP_THRESHOLD, ALONE_BYTES), *kept)
-    else:
-        settings = ((M_MMAP_MAX, 0), *kept)  # no piece is mapped alone
-    return all(libc.mallopt(name, value) == 1 for name, value in settings)
+    from herd import _core
 
-
-def _has_huge_pages() -> bool:
-    """Whether the kernel gives huge pages to whoever asks."""
+    is_open = _core.open_tensor_memory()
     try:
-        return "[never]" not in HUGE_PAGES.read_text(encoding="ascii")
-    except OSError:
-        return False
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt") else None
+        yield is_open
+    finally:
+        if is_open:
+            _core.close_tensor_memory()
