@@ -84,7 +84,7 @@ LAW = {
     "providers.worker": part(
         5,
         f"{BASE} text providers.base providers.answering providers.local providers.embedding providers.frames providers.moderating "
-        "providers.telling providers.carrying_out engine",
+        "providers.telling providers.carrying_out engine backends.base",
     ),
     "providers.answers": part(5, f"{BASE} providers.base"),
     "providers.process": part(5, f"{BASE} providers.frames providers.packing"),

@@ -20,6 +20,8 @@ class Choices:
     backend: str
     threads: int | None
     device: str
+    tensor_parallel: int
+    mmproj: str | None
     dtype: str | None
     activations: str
     adapter: str | os.PathLike[str] | None
@@ -37,6 +39,8 @@ class Choices:
 
         self._check_backend()
         _check_count("threads", self.threads, 1024)
+        _check_count("tensor_parallel", self.tensor_parallel, 1024)
+        self._check_devices()
         _check_count("context", self.context, 2**31 - 1)
         check_kv_cache(self.kv_cache)
         _check_count("parallel", self.parallel, 4096)
@@ -57,14 +61,24 @@ class Choices:
 
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("activations", self.activations, ACTIVATIONS)
-        if self.backend == "torch":
-            from herd.api.choosing import torch_backend
+        if self.dtype is not None:
+            _check_choice("dtype", self.dtype, DTYPES)
 
+    def _check_devices(self) -> None:
+        """`UsageError` for a device that the backend does not know or that is not here, and for fewer than the model is divided over."""
+        if self.backend == "torch":
+            from herd.api.choosing import check_divided, torch_backend
+
+            if self.tensor_parallel > 1:
+                check_divided(self.device, self.tensor_parallel)
             torch_backend().check_device(self.device)
         elif self.device != "cpu":
             raise UsageError(f"device is {self.device!r:.60}; the {self.backend} backend runs on 'cpu' only. GPUs are for backend='torch'.")
-        if self.dtype is not None:
-            _check_choice("dtype", self.dtype, DTYPES)
+        elif self.tensor_parallel > 1:
+            raise UsageError(
+                f"tensor_parallel is {self.tensor_parallel}; the {self.backend} backend holds a model in one process. Dividing one over "
+                "several GPUs is for backend='torch'."
+            )
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

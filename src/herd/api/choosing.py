@@ -13,7 +13,7 @@ from herd.errors import CapacityError, UsageError
 
 if TYPE_CHECKING:
     from herd.api.choices import Choices
-    from herd.backends.base import Backend
+    from herd.backends.base import Backend, BackendOptions
     from herd.backends.torch import TorchBackend
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.family.finding import Found
@@ -49,6 +49,8 @@ def make_backend(checkpoint: Checkpoint, choices: Choices, free: int | None = No
     options = BackendOptions(
         threads=choices.threads, dtype=choices.dtype, activations=choices.activations, device=choices.device, kv_cache=choices.kv_cache
     )
+    if choices.tensor_parallel > 1:
+        return _divided(checkpoint, choices, options)
     leaf: Leaf = checkpoint.leaf
     if choices.adapter is not None:
         from herd.checkpoints.adapter import open_adapter
@@ -73,6 +75,24 @@ def make_backend(checkpoint: Checkpoint, choices: Choices, free: int | None = No
 
         larger = Larger(free, told)
     return CpuBackend(checkpoint.config, leaf, options, checkpoint.release_pages, origin=origin, checkpoint=checkpoint, larger=larger)
+
+
+def _divided(checkpoint: Checkpoint, choices: Choices, options: BackendOptions) -> Backend:
+    """In torch, with a process for each device."""
+    torch_backend()
+    from herd.backends.torch.ranks.leader import DividedBackend
+
+    adapter = None if choices.adapter is None else str(Path(choices.adapter).absolute())
+    mmproj = choices.mmproj if choices.mmproj in (None, "off") else str(Path(choices.mmproj).absolute())
+    return DividedBackend(checkpoint, options, choices.tensor_parallel, mmproj=mmproj, adapter=adapter)
+
+
+def check_divided(device: str, count: int) -> None:
+    """`UsageError` where so many processes cannot divide a model over devices of this kind; before anything is opened."""
+    torch_backend()
+    from herd.backends.torch.ranks.checks import check_devices
+
+    check_devices(device, count)
 
 
 def torch_backend() -> type[TorchBackend]:

@@ -43,7 +43,7 @@ def speculation_for(choices: Choices, backend: Backend, words: Words, context: i
         checkpoint = open_checkpoint(found.path)
         opened.callback(checkpoint.close)
         _check_vocabulary(found, checkpoint, backend, words_of(found, checkpoint), words)
-        drafting = make_backend(checkpoint, replace(choices, adapter=None))
+        drafting = make_backend(checkpoint, replace(choices, adapter=None, tensor_parallel=1))  # small: one device holds it
         opened.callback(drafting.close)
         length = min(context, checkpoint.config.context_length)
         pages = default_num_pages(-(-length // PAGE_TOKENS), drafting.page_bytes(), available_bytes())

@@ -35,6 +35,7 @@ def load(
     backend: str = "cpu",
     threads: int | None = None,
     device: str = "cpu",
+    tensor_parallel: int = 1,
     dtype: str | None = None,
     activations: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -57,6 +58,8 @@ def load(
                  of right)
     threads      None: one per physical core that this process may use ("torch": as torch itself decides)
     device       for "torch": "cpu", "cuda", or one of several GPUs, "cuda:1"
+    tensor_parallel  for "torch": so many GPUs of this machine hold a part of each layer, with a process for each (device "cuda"; "cpu" to
+                 try it)
     dtype        convert plain weights to this; None: as stored. "torch" computes in it too
     activations  what block-quantised weights are multiplied with: "int8" (fast; the default of "cpu") or "float32" (exact; the
                  default of the others, the only way of "torch")
@@ -86,6 +89,8 @@ def load(
         backend=backend,
         threads=threads,
         device=device,
+        tensor_parallel=tensor_parallel,
+        mmproj=None if mmproj is None else os.fspath(mmproj),
         dtype=dtype,
         activations=activations,
         adapter=adapter,
@@ -105,7 +110,7 @@ def load(
     named = find_model(model, progress=progress)
     found, adapter = run_behind(named, adapter, progress)
     choices = replace(choices, chat_format=choices.chat_format or format_taught(named.path))
-    checkpoint = open_checkpoint(found.path, None if mmproj is None else os.fspath(mmproj))
+    checkpoint = open_checkpoint(found.path, choices.mmproj)
     try:
         with _no_collector():
             return _assemble(found, checkpoint, replace(choices, adapter=adapter), progress)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from herd.errors import HerdError, UsageError
+from herd.errors import EngineLost, HerdError, UsageError
 from herd.providers.frames import Begin, Broken, FrameReader, Problem, to_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 when the socket was closed, the error's own when the model could not be loaded."""
+    """Returns the exit status: 0 when the socket was closed, the error's own when the model could not be loaded, or can answer no more."""
     if len(arguments) != 1 or not arguments[0].isdecimal():
         print("This is the engine's process of herd serve, which starts it; it is no command of its own.", file=sys.stderr)
         return 2
@@ -57,10 +57,15 @@ def main(arguments: list[str]) -> int:
 
     gc.collect()
     gc.freeze()  # what was loaded stays: the cycle collector need not walk it again in the middle of answers
+    status = 0
     with model:
-        Worker(model.provider, served_facts(model), connection).run()
-        threading.Timer(LAST_S, os._exit, (0,)).start()
-    os._exit(0)  # nothing is left to be written, and no thread is worth waiting for
+        try:
+            Worker(model.provider, served_facts(model), connection).run()
+        except EngineLost as problem:
+            print(f"The engine ends: {problem}", file=sys.stderr, flush=True)
+            status = problem.exit_code
+        threading.Timer(LAST_S, os._exit, (status,)).start()
+    os._exit(status)  # nothing is left to be written, and no thread is worth waiting for
 
 
 def die_with_parent() -> None:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOADING = ("backend", "threads", "device", "dtype", "activations", "adapter", "context", "draft", "mmproj", "chat_format", "kv_cache")
+LOADING = (
+    *("backend", "threads", "device", "tensor_parallel", "dtype", "activations", "adapter", "context", "draft", "mmproj", "chat_format"),
+    "kv_cache",
+)
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
 
 
@@ -65,6 +68,9 @@ loading_options: Callable[[Any], Any] = _group(
         ),
         click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: one per core]"),
         click.option("--device", default="cpu", show_default=True, metavar="NAME", help="For torch: cpu, cuda or cuda:1."),
+        click.option(
+            "--tensor-parallel", type=int, metavar="N", help="For torch: divide the model over N GPUs of this machine.  [default: 1]"
+        ),
         click.option("--dtype", metavar="NAME", help="Convert plain weights: float32, bfloat16, float16.  [default: as stored]"),
         click.option(
             "--activations", metavar="NAME", help="For quantised weights: int8 (fast, the default of cpu) or float32 (exact, of reference)."

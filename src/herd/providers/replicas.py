@@ -259,10 +259,10 @@ class Replicas:
 
 
 def _needs(options: EngineOptions) -> dict[str, float]:
-    """What Ray sets aside for a replica: as many processors as its engine has threads, and a GPU where it computes on one."""
+    """What Ray sets aside for a replica: as many processors as its engine has threads, and as many GPUs as it computes on."""
     threads = options.load.get("threads")
     is_on_gpu = str(options.load.get("device", "")).startswith("cuda")
-    return {"num_cpus": int(threads) if threads else 1, "num_gpus": 1 if is_on_gpu else 0}
+    return {"num_cpus": int(threads) if threads else 1, "num_gpus": int(options.load.get("tensor_parallel", 1)) if is_on_gpu else 0}
 
 
 def _connect(name: str, count: int, needs: dict[str, float]) -> None:

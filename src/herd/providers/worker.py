@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, final
 
+from herd.backends.base import Mortal
 from herd.engine.request import Sequence
 from herd.errors import UsageError
 from herd.providers.answering import Asked
@@ -70,11 +71,12 @@ class Worker:
         self._gauges = Gauges()
         self._gauges_at = 0.0
         self._memory, self._memory_at = self._engine.memory(), time.monotonic()
+        self._mortal = self._engine.backend if isinstance(self._engine.backend, Mortal) else None
         self._step_began: float | None = None
         self._began_s = 0.0
 
     def run(self) -> None:
-        """Returns when the socket is closed and the step in progress is done."""
+        """Returns when the socket is closed and the step in progress is done. `EngineLost` when the backend can never answer again."""
         self._began_s = time.thread_time()
         self._engine.on_start = self._started
         self._telling.send(Ready(self._facts))
@@ -99,7 +101,10 @@ class Worker:
     # the step thread
 
     def _turn(self) -> None:
-        """One step, if there is anything to run, and a piece of an embedding, if any is wanted."""
+        """One step, if there is anything to run, and a piece of an embedding, if any is wanted. What waits is not run when it could only
+        fail: it is left to the next process."""
+        if self._mortal is not None and (lost := self._mortal.lost) is not None:
+            raise lost
         now = time.monotonic()
         if now - self._gauges_at >= BEAT_S:
             self._gauges, self._gauges_at = self._measured(), now
