@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from herd.errors import CapacityError, FileProblem, HerdError
 from herd.files import home, take_lock
+from herd.server.dates import now
 from herd.server.errors import ApiError
 from herd.server.stored import Store
 
@@ -64,7 +64,7 @@ class Keeping:
 
     def expires(self, *, days: int | None = None) -> int:
         """When what is kept now goes, in seconds since 1970; by default as answers do."""
-        return int(time.time()) + (self._settings.keep_days if days is None else days) * DAY_S
+        return now() + (self._settings.keep_days if days is None else days) * DAY_S
 
     @property
     def is_owner(self) -> bool:

@@ -15,13 +15,13 @@ import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from herd.errors import CapacityError, FileProblem, HerdError, lack
+from herd.server.dates import now
 from herd.server.tables import SCHEMA, SCHEMA_VERSION, Tables
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ DEFAULT_OWNER_BYTES = 1 << 30
 class Store:
     """The file and its threads. `close` waits for what was asked for."""
 
-    def __init__(self, path: Path, *, owner_bytes: int = DEFAULT_OWNER_BYTES, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, owner_bytes: int = DEFAULT_OWNER_BYTES, clock: Callable[[], float] = now) -> None:
         self.path = path
         self._owner_bytes = owner_bytes
         self._clock = clock

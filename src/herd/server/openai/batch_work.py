@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from herd.server.callers import LOCAL
+from herd.server.dates import now
 from herd.server.errors import ApiError
 from herd.server.openai.batch_lines import ENDPOINTS, Line, answered, outcome_text, read_line
 from herd.server.openai.files import BATCH_FILE_DAYS, BATCH_OPEN, content, file_value
@@ -84,7 +85,7 @@ class Work(KeptWork):
                 total = await self._validate()
                 self._batch["request_counts"]["total"] = total
                 await self._change("in_progress")
-            left_s = self._batch["expires_at"] - time.time()
+            left_s = self._batch["expires_at"] - now()
             try:
                 async with asyncio.timeout(max(0.0, left_s)):
                     await self._answer_lines()
@@ -162,7 +163,7 @@ class Work(KeptWork):
 
     async def _finish(self, status: str, seconds: int | None) -> None:
         """Makes the files and ends the batch, in one transaction."""
-        expires = int(time.time()) + (seconds if seconds is not None else BATCH_FILE_DAYS * 86_400)
+        expires = now() + (seconds if seconds is not None else BATCH_FILE_DAYS * 86_400)
 
         def finish(tables: Tables) -> None:
             if self._is_over(tables):
@@ -208,7 +209,7 @@ class Work(KeptWork):
         def change(tables: Tables) -> None:
             body = tables.get(self._owner, KIND, self._key)
             if body["batch"]["status"] != "cancelling":
-                self._batch |= {"status": status, f"{status}_at": int(time.time())}
+                self._batch |= {"status": status, f"{status}_at": now()}
                 tables.replace(self._owner, KIND, self._key, {**body, "batch": self._batch})
 
         await self._store.write(change)
@@ -220,7 +221,7 @@ class Work(KeptWork):
 
     def _end(self, tables: Tables, status: str) -> None:
         body = tables.get(self._owner, KIND, self._key)
-        self._batch |= {"status": status, f"{status}_at": int(time.time()), "cancelling_at": body["batch"]["cancelling_at"]}
+        self._batch |= {"status": status, f"{status}_at": now(), "cancelling_at": body["batch"]["cancelling_at"]}
         tables.replace(self._owner, KIND, self._key, {**body, "batch": self._batch})
         tables.remove(self._owner, BATCH_OPEN, self._key)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from herd.server.dates import now
 from herd.server.house import caller, house_of
 from herd.server.openai import batch_work
 from herd.server.openai.batch_work import ENDPOINTS, KIND, OVER, WINDOW_S
@@ -76,7 +76,6 @@ async def create_batch(request: Request) -> Response:
     body = await read_body(request, BatchBody)
     house, owner = house_of(request), caller(request).name
     assert body.endpoint in ENDPOINTS
-    now = int(time.time())
     key = new_id("batch_")
     value = {
         "id": key,
@@ -89,8 +88,8 @@ async def create_batch(request: Request) -> Response:
         "status": "validating",
         "output_file_id": None,
         "error_file_id": None,
-        "created_at": now,
-        "expires_at": now + WINDOW_S,
+        "created_at": (begun := now()),
+        "expires_at": begun + WINDOW_S,
         **dict.fromkeys(
             f"{name}_at" for name in ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
         ),
@@ -140,7 +139,7 @@ async def cancel_batch(request: Request) -> Response:
         body = tables.get(owner, KIND, key)
         batch: dict[str, Any] = body["batch"]
         if batch["status"] not in (*OVER, "cancelling", "finalizing"):
-            batch |= {"status": "cancelling", "cancelling_at": int(time.time())}
+            batch |= {"status": "cancelling", "cancelling_at": now()}
             tables.replace(owner, KIND, key, body)
         return batch_work.with_counts(tables, batch)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from herd.errors import did_you_mean
+from herd.server.dates import now
 from herd.server.errors import ApiError
 from herd.server.house import House, caller, house_of
 from herd.server.openai.kept import FILE as KIND
@@ -100,7 +100,7 @@ async def create_file(request: Request) -> Response:
 
 
 def file_value(key: str, filename: str, purpose: str, size: int, expires: int | None) -> dict[str, Any]:
-    made = {"id": key, "object": "file", "bytes": size, "created_at": int(time.time()), "expires_at": expires}
+    made = {"id": key, "object": "file", "bytes": size, "created_at": now(), "expires_at": expires}
     return {**made, "filename": filename, "purpose": purpose, "status": "processed", "status_details": None}
 
 
@@ -122,12 +122,12 @@ def _file_value(key: str, form: Form, size: int) -> dict[str, Any]:
 def _expires(form: Form, purpose: str) -> int | None:
     anchor, text = form.fields.get("expires_after[anchor]"), form.fields.get("expires_after[seconds]")
     if anchor is None and text is None:
-        return int(time.time()) + BATCH_FILE_DAYS * 86_400 if purpose == "batch" else None
+        return now() + BATCH_FILE_DAYS * 86_400 if purpose == "batch" else None
     if anchor != "created_at":
         raise ApiError(400, "expires_after[anchor] has to be created_at.", param="expires_after[anchor]")
     if text is None or not (text.isascii() and text.isdigit() and 3600 <= int(text[:12]) <= 2_592_000):
         raise ApiError(400, "expires_after[seconds] has to be a whole number from 3600 to 2592000.", param="expires_after[seconds]")
-    return int(time.time()) + int(text)
+    return now() + int(text)
 
 
 _LIST_QUERY = (

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from herd.errors import HerdError, UsageError
 from herd.providers.jobs import JobOrder
+from herd.server.dates import now
 from herd.server.errors import ApiError, api_error
 from herd.server.openai.files import content
 from herd.server.openai.kept import FILE, KeptWork
@@ -133,7 +133,7 @@ class Work(KeptWork):
         await add_result(self._house, self._key, job)
         self._house.keeping.taught.add(self._key)
         learned = int(sum(each.get("tokens", 0) for each in figures(self._house, self._key)))
-        ended: dict[str, Any] = {"finished_at": int(time.time()), "trained_tokens": learned}
+        ended: dict[str, Any] = {"finished_at": now(), "trained_tokens": learned}
         await self._change("succeeded", f"The model {job['fine_tuned_model']} can be asked.", **ended)
 
     async def _bring(self, file: str, place: Path, param: str) -> None:
@@ -178,7 +178,7 @@ class Work(KeptWork):
 
     async def _fail(self, error: ApiError) -> None:
         told = {"code": error.code or "invalid_request", "message": error.message, "param": error.param}
-        ended = {"error": told, "finished_at": int(time.time()), "fine_tuned_model": None}
+        ended = {"error": told, "finished_at": now(), "fine_tuned_model": None}
         await self._change("failed", error.message, level="error", **ended)
 
     async def _change(self, status: str, said: str, level: str = "info", **fields: Any) -> None:
@@ -194,7 +194,7 @@ def changed(owner: str, key: str, status: str, said: str, level: str = "info", *
         if job["status"] in OVER:
             return job
         job |= {"status": status, **fields}
-        body["events"] = [*body["events"], [int(time.time()), level, said]][-EVENTS_MAX:]
+        body["events"] = [*body["events"], [now(), level, said]][-EVENTS_MAX:]
         tables.replace(owner, KIND, key, body)
         if status in OVER:
             with suppress(NotThere):
