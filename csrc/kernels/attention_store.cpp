@@ -13,19 +13,28 @@ namespace {
 
 constexpr int64_t kW = Vector::kWidth;
 
+// x [count] -> elements, and some more up to a register's width: there is room for them.
+template <typename Element>
+void convert_row(const float* x, int64_t count, Element* to) {
+    int64_t h = 0;
+    for (; h + kW <= count; h += kW) store(to + h, load(x + h));
+    if (h == count) return;
+    float padded[kW] = {};
+    for (int64_t i = 0; h + i < count; ++i) padded[i] = x[h + i];
+    store(to + h, load(padded));
+}
+
 template <typename Element>
 void store_columns(const PageShape& shape, const float* k, int64_t stride, int64_t tokens, int64_t at, Element* keys) {
-    for (int64_t t = 0; t < tokens;) {
-        const int64_t place = at + t, lane = place % 16, some = tokens - t < 16 - lane ? tokens - t : 16 - lane;
-        Element* block = keys + place / 16 * 16 * shape.head_width + lane;
-        for (int64_t h = 0; h < shape.head_width; ++h) {
-            float column[16] = {};
-            Element converted[16];
-            for (int64_t i = 0; i < some; ++i) column[i] = k[(t + i) * stride + h];
-            for (int64_t i = 0; i < some; i += kW) store(converted + i, load(column + i));
-            std::memcpy(block + 16 * h, converted, static_cast<size_t>(some) * sizeof(Element));
+    constexpr int64_t kSome = 128;
+    Element converted[kSome];
+    for (int64_t t = 0; t < tokens; ++t) {
+        Element* column = keys + (at + t) / 16 * 16 * shape.head_width + (at + t) % 16;
+        for (int64_t first = 0; first < shape.head_width; first += kSome) {
+            const int64_t some = shape.head_width - first < kSome ? shape.head_width - first : kSome;
+            convert_row(k + t * stride + first, some, converted);
+            for (int64_t h = 0; h < some; ++h) column[16 * (first + h)] = converted[h];
         }
-        t += some;
     }
 }
 

@@ -14,7 +14,7 @@ from cli.running import REFERENCE, STORIES, invoke
 from conformance.running import cpu_is_built
 from herd.api import load
 from herd.bench.bounds import BANDWIDTH, Bounds
-from herd.bench.engines import Settings
+from herd.bench.engines import Herd, Settings
 from herd.bench.report import figures_of, rows_of, write_lines
 from herd.bench.roofline import roofline
 from herd.bench.shapes import FIRST_TOKEN, shape_of, write_shape
@@ -221,6 +221,15 @@ def test_the_command_sets_a_model_against_this_machine(tmp_path: Path) -> None:
     done = invoke("bench", STORIES, *SHORT, "--threads", "1", "--what", "decode,prompt", *files)
     assert done.exit_code == 0 and "read bandwidth" in done.stdout and "MB read" in done.stdout, done.output
     assert (tmp_path / "roof.svg").read_text().startswith("<svg") and len((tmp_path / "out.json").read_text().splitlines()) == 4
+
+
+@needs_cpu
+def test_sequences_are_timed_together_or_not_at_all() -> None:
+    prompts = [[1, 5, number] for number in range(6, 12)]
+    small = {"context": 64}
+    assert Herd(Settings(STORIES, 1, 64, 6, small)).together(prompts, 4) > 0
+    with pytest.raises(ProviderError, match="no room for 6 sequences"):
+        Herd(Settings(STORIES, 1, 64, 2, small)).together(prompts, 40)
 
 
 @needs_cpu

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from herd.errors import UsageError
+from herd.errors import ProviderError, UsageError
 from herd.records import dataclass
 
 PEERS = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai"}
@@ -21,8 +21,8 @@ _DISTRIBUTIONS = {"llama.cpp": "llama-cpp-python", "openvino": "openvino-genai"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How an engine is loaded. `context`: the longest sequence it will be given; `sequences`: how many at once; `options`: what
-    `herd.load` takes besides, for herd alone."""
+    """How an engine is loaded. `context`: the longest sequence it will be given; `sequences`: how many short ones (of 64 tokens at most)
+    at once; `options`: what `herd.load` takes besides, for herd alone."""
 
     path: str
     threads: int
@@ -62,8 +62,9 @@ class Herd:
 
     def __init__(self, settings: Settings) -> None:
         from herd.api import load
+        from herd.backends.base import PAGE_TOKENS
 
-        options: dict[str, Any] = settings.options or {}
+        options: dict[str, Any] = {"parallel": -(-settings.sequences * PAGE_TOKENS // settings.context), **(settings.options or {})}
         is_cpu = options.get("backend", "cpu") == "cpu"
         self.abilities = frozenset({"answer", "step", "together", *(("parts",) if is_cpu else ())})
         self._model = load(settings.path, **(({"threads": settings.threads} if is_cpu else {}) | options))
@@ -110,6 +111,8 @@ class Herd:
         running = [self._engine.submit(self._request(prompt, count + 1)) for prompt in prompts]
         while any(not sequence.answer for sequence in running):
             self._step_all()
+        if self._engine.load.running < len(prompts):
+            raise ProviderError(f"The cache has no room for {len(prompts)} sequences of {len(prompts[0]) + count} tokens at once.")
         made = sum(len(sequence.answer) for sequence in running)
         before = time.perf_counter()
         while any(sequence.stop_reason is None for sequence in running):
