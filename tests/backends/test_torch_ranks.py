@@ -158,8 +158,8 @@ def test_pages_adapters_weights_and_values_are_those_of_one_process(folder: Path
     with pytest.raises(UsageError, match="cannot be replaced"):
         backend.step(Plan(prompt.spans, watch=Watch(patch={"final": lambda x: x})))
     uses = backend.memory()
-    assert uses.weights == uses.other["weights, device 1"] < alone.memory().weights * 0.6
-    assert uses.cache + uses.other["cache, device 1"] == alone.memory().cache
+    assert uses.weights == uses.other["weights on device 1"] < alone.memory().weights * 0.6
+    assert uses.cache + uses.other["cache on device 1"] == alone.memory().cache
     backend.update({"layers.0.ffn.down": whole_down})
 
 

@@ -80,7 +80,7 @@ def test_a_divided_model_is_served_and_comes_back_when_one_of_its_processes_is_k
     server, url = served
     before = ask(url)
     metrics = httpx.get(f"{url}/metrics").text
-    assert 'use="weights"' in metrics and 'use="weights, device 1"' in metrics
+    assert 'use="weights"' in metrics and 'use="weights on device 1"' in metrics
     (victim,), first = below(server.pid, killed), all_below(server.pid)
     os.kill(victim, signal.SIGKILL)
     assert until(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in first), 15)

@@ -12,7 +12,6 @@ only: NCCL can be captured, but it was not tried here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,7 +41,7 @@ from herd.backends.base import (
 )
 from herd.backends.torch.attention import is_fused
 from herd.backends.torch.choosing import choose, judge
-from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, uncaptured
+from herd.backends.torch.decoding import CudaGraphs, Decoder, Outcome, is_capturing_together, is_compiling, uncaptured
 from herd.backends.torch.devices import compute_dtype, device_name, find_device, use_threads
 from herd.backends.torch.divided import DividedOps, Together
 from herd.backends.torch.finite import not_finite
@@ -120,7 +119,7 @@ class TorchBackend:
     def fingerprint(self) -> str:
         formats = "+".join(sorted({part.dtype.name for leaf in self._leaves.values() for part in parts(leaf)}))
         attention = "fused" if is_fused(self._device, self._dtype) else "plain"
-        compiled = " compiled" if _is_compiling() and self._device.type == "cuda" else ""
+        compiled = " compiled" if is_compiling() and self._device.type == "cuda" else ""
         dtype = str(self._dtype).removeprefix("torch.")
         where = f"{device_name(self._device)} {dtype} attention-{attention}{compiled} weights-{formats}"
         return f"torch-{torch.__version__} {where} herd-{__version__}"
@@ -302,9 +301,9 @@ class TorchBackend:
     def _make_decoder(self) -> Decoder:
         has_experts = any(spec.kind is Kind.EXPERTS for spec in self._specs.values())
         most = MAX_DECODED_ROWS_WITH_EXPERTS if has_experts else MAX_DECODED_ROWS
-        if self._device.type != "cuda" or (self._together is not None and not _is_capturing_together()):
+        if self._device.type != "cuda" or (self._together is not None and not is_capturing_together()):
             return Decoder(self._decode, self._device, uncaptured, rounds=False, max_rows=MAX_DECODED_ROWS)
-        if _is_compiling() and self._together is None:
+        if is_compiling() and self._together is None:
             self._judged_forward = torch.compile(self._judged, dynamic=False)
         return Decoder(self._decode, self._device, lambda: CudaGraphs(self._device), rounds=True, max_rows=most)
 
@@ -390,12 +389,3 @@ class TorchBackend:
 
 
 _NO_MEMORY = "{} has no memory for the weights. Close other programs, or load a smaller or more quantised model."
-
-
-def _is_compiling() -> bool:
-    return os.environ.get("HERD_TORCH_COMPILE") == "1"
-
-
-def _is_capturing_together() -> bool:
-    """Whether decoding steps with sums between processes in them are captured too, which nobody has seen working yet."""
-    return os.environ.get("HERD_TORCH_CAPTURE") == "1"

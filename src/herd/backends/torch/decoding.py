@@ -8,6 +8,7 @@ nothing rounded up, but it is the same function of the same table.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,3 +136,13 @@ class CudaGraphs:
 
 def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
+
+
+def is_compiling() -> bool:
+    """Whether decoding steps are compiled before they are captured."""
+    return os.environ.get("HERD_TORCH_COMPILE") == "1"
+
+
+def is_capturing_together() -> bool:
+    """Whether decoding steps with sums between processes in them are captured too, which nobody has seen working yet."""
+    return os.environ.get("HERD_TORCH_CAPTURE") == "1"

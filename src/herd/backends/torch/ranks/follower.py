@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
+import torch
 
 from herd.backends.base import BackendOptions
 from herd.backends.torch.backend import TorchBackend
@@ -60,6 +61,8 @@ class Follower:
         self._send = send
         options = BackendOptions(**begin.options)
         device = find_device(options.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         group = ProcessGroup(device, Path(begin.meeting), begin.index, begin.count, begin.wait_s)
         checkpoint = open_checkpoint(Path(begin.model), begin.mmproj)
         self._division: Division = to_run(checkpoint.config, begin.index, begin.count)

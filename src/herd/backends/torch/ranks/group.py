@@ -37,11 +37,11 @@ class ProcessGroup:
     def __init__(self, device: torch.device, folder: Path, index: int, count: int, wait_s: float = WAIT_S) -> None:
         self._count = count
         self._is_gpu = device.type == "cuda"
-        store = dist.FileStore(  # type: ignore[attr-defined]
+        self._store: Any = dist.FileStore(  # type: ignore[attr-defined]
             str(folder / "meeting"), count
         )
         make = _nccl if self._is_gpu else _gloo
-        self._group: Any = make(store, index, count, timedelta(seconds=wait_s))
+        self._group: Any = make(self._store, index, count, timedelta(seconds=wait_s))
 
     def total(self, x: Tensor) -> None:
         self._group.allreduce([x]).wait()

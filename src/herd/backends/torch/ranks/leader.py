@@ -93,7 +93,7 @@ class DividedBackend:
                 begin = Begin(str(checkpoint.path.absolute()), mmproj, adapter, asdict(each), str(self._meeting), index, count, wait_s)
                 self._ranks.append(Rank(begin, self._lose))
             answers(self._ranks, LOAD_S)
-            self._group = ProcessGroup(find_device(mine.device), self._meeting, 0, count, wait_s)
+            self._group = self._met(mine.device)
             together = Together(self._division, self._group, self._announced)
             self._part = TorchBackend(cfg, leaf, mine, checkpoint.release_pages, together=together)
             self._check_devices(mine.device, answers(self._ranks, LOAD_S))
@@ -102,6 +102,13 @@ class DividedBackend:
             raise
         self.vocab_size, self.num_embeddings = self._part.vocab_size, self._part.num_embeddings
         self.num_pages = 0
+
+    def _met(self, device: str) -> ProcessGroup:
+        """The group, once all others are there. `EngineLost` if they do not find each other."""
+        try:
+            return ProcessGroup(find_device(device), self._meeting, 0, self._division.count, self._wait_s)
+        except RuntimeError as problem:
+            raise EngineLost(f"The processes of this model do not find each other: {self._reason(problem)}") from problem
 
     @property
     def lost(self) -> EngineLost | None:
@@ -192,7 +199,7 @@ class DividedBackend:
         for rank in self._ranks:
             held = rank.memory
             uses = {"weights": held.weights, "cache": held.cache, "buffers": held.buffers, **held.other}
-            other |= {f"{use}, device {rank.index}": num_bytes for use, num_bytes in uses.items()}
+            other |= {f"{use} on device {rank.index}": num_bytes for use, num_bytes in uses.items()}
         return replace(mine, other=other)
 
     def close(self) -> None:
@@ -285,6 +292,8 @@ class DividedBackend:
 
     def _end(self) -> None:
         self._is_closed = True
+        for rank in self._ranks:
+            rank.dismiss()
         for rank in self._ranks:
             rank.close()
         shutil.rmtree(self._meeting, ignore_errors=True)

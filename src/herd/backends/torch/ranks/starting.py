@@ -79,11 +79,14 @@ class Rank:
         if self._process.poll() is None:
             self._process.kill()
 
-    def close(self) -> None:
-        """Closes the socket, which ends the process; kills it if it does not end."""
+    def dismiss(self) -> None:
+        """Closes the socket, which ends the process."""
         self._is_closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Waits for the end of a process that was dismissed; kills it if it does not end."""
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -132,16 +135,17 @@ class Rank:
 
 
 def answers(ranks: Iterable[Rank], wait_s: float) -> list[Here | Done]:
-    """One of each, in their order. Raises the first problem when all have said something."""
+    """One of each, in their order. When all have said something the first problem is raised; that a process is gone, only if no other says
+    why: one that fails takes the others with it."""
     found: list[Here | Done] = []
-    problem: HerdError | None = None
+    problems: list[HerdError] = []
     for rank in ranks:
         try:
             found.append(rank.answer(wait_s))
-        except HerdError as error:
-            problem = problem or error
-    if problem is not None:
-        raise problem
+        except HerdError as problem:
+            problems.append(problem)
+    if problems:
+        raise next((each for each in problems if not isinstance(each, EngineLost)), problems[0])
     return found
 
 
