@@ -9,6 +9,7 @@ measured before, after a step of a tiny model.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 STEPS = 3
+SMALL = {"width": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_width": 32, "ffn_width": 64, "vocab_size": 256}
+SMALL_MIXTURE = {"expert_width": 64, "num_experts": 2, "expert_layers": (0,), "rotary_layers": (0,), "chunked_layers": (0,), "vision": None}
 
 
 def status(name: str) -> int:
@@ -38,8 +41,9 @@ def leaf_of(cfg: Any, matrices: Any) -> Any:
         shape, kind = specs[name].shape, specs[name].kind
         if kind.is_vector:
             return Dense(F32, shape, np.ones((1, *shape), np.float32).view(np.uint8))
-        rows, columns = shape
-        stored = matrices if kind is Kind.MATRIX else F32
+        *leading, columns = shape
+        rows = math.prod(leading)
+        stored = matrices if kind in (Kind.MATRIX, Kind.EXPERTS) else F32
         data = np.empty((rows, stored.row_bytes(columns)), np.uint8)
         for first in range(0, rows, 1024):
             values = chance.standard_normal((min(1024, rows - first), columns), np.float32) * np.float32(0.02)
@@ -84,14 +88,14 @@ def run(job: dict[str, Any]) -> dict[str, int]:
 
     torch.set_num_threads(2)
     cfg: Any = find(job["release"]).config()
-    small = replace(cfg, width=64, num_layers=1, num_heads=2, num_kv_heads=1, head_width=32, ffn_width=64, vocab_size=256,
-                    rope=replace(cfg.rope, width=32))  # fmt: skip
+    small = replace(cfg, **SMALL, **(SMALL_MIXTURE if hasattr(cfg, "num_experts") else {}), rope=replace(cfg.rope, width=32))
     with tensor_memory() as is_bounded:
         assert is_bounded, "a plan is for a system where tensors lie in pages of their own"
         steps(small, job | {"stored": "f32", "keep": 0, "packs": [[8]]})
         program = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
-        steps(replace(cfg, **job["changes"]), job)
+        changes = {name: tuple(value) if isinstance(value, list) else value for name, value in job["changes"].items()}
+        steps(replace(cfg, **changes, rope=replace(cfg.rope, width=64)), job)
     return {"program": program, "peak": status("VmHWM"), "step": status("VmHWM") - program}
 
 

@@ -1,7 +1,7 @@
 """What a plan says that a step of training takes on a processor, beside what real steps took, each in a process of its own.
 
-Models have the shape of SmolLM2-135M with other numbers of layers and tokens, and random weights. Set HERD_RESULTS to a file to have
-the figures of the table in the docs written there.
+Models have the shapes of releases with other widths and numbers of layers and tokens, and random weights. Set HERD_RESULTS to a file to
+have the figures of the table in the docs written there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pytest
 
 from herd.engine.memory import available_bytes
 from herd.family.catalogue import find
-from herd.planner.student import Learning, taken
+from herd.planner.step import Learning
+from herd.planner.student import taken
 from planner.test_memory_against_real_runs import kept
 
 WITHIN = 0.10
@@ -41,11 +42,12 @@ class Real:
     keep: bool = False
     rank: int = 16
     width: int = 576
-    within: float = WITHIN
+    release: str = RELEASE
 
     def __str__(self) -> str:
         packs = " + ".join("x".join(str(length) for length in pack) for pack in self.packs)
         how = [
+            *([self.release] if self.release != RELEASE else []),
             f"width {self.width}",
             f"{self.layers} layers",
             f"{self.vocabulary} tokens known",
@@ -54,15 +56,23 @@ class Real:
         return f"{self.method} of {packs}, {', '.join([*how, *(['decoded once'] if self.keep else [])])}"
 
     @property
-    def release(self) -> str:
-        return "smollm2-135m" if self.width == 576 else "llama-3.2-1b"
+    def changes(self) -> dict[str, Any]:
+        heads, kv_heads, ffn = SHAPES[self.width]
+        shape = {"width": self.width, "num_heads": heads, "num_kv_heads": kv_heads, "head_width": 64, "ffn_width": ffn}
+        every = list(range(self.layers))
+        mixture = {"expert_width": ffn, "num_experts": 4, "expert_layers": every[1::2], "rotary_layers": every, "chunked_layers": [],
+                   "chunk": None, "vision": None}  # fmt: skip
+        is_mixture = self.release.startswith("llama-4")
+        return {"num_layers": self.layers, "vocab_size": self.vocabulary, **shape, **(mixture if is_mixture else {})}
 
     @property
-    def changes(self) -> dict[str, int]:
-        between = {"width": 1024, "num_heads": 16, "num_kv_heads": 4, "ffn_width": 4096} if self.width == 1024 else {}
-        return {"num_layers": self.layers, "vocab_size": self.vocabulary, **between}
+    def config(self) -> Any:
+        config: Any = find(self.release).config()
+        return dataclasses.replace(config, **self.changes, rope=dataclasses.replace(config.rope, width=64))
 
 
+SHAPES = {320: (5, 1, 896), 576: (9, 3, 1536), 768: (12, 4, 2048), 1024: (16, 4, 4096), 1536: (24, 8, 4096), 2048: (32, 8, 8192)}
+"""By width: query heads, kv heads and the feed-forward's width."""
 RUNS = [
     Real("full", ((512,),)),
     Real("full", ((256, 256), (512,))),
@@ -77,7 +87,7 @@ RUNS = [
     Real("full", ((512,),), layers=4, width=1024),
     Real("lora", ((512,),), layers=6, width=1024),
     Real("qlora", ((1024,),), recompute=True),
-    Real("qlora", ((512,),), layers=5, width=1024, within=0.2),
+    Real("qlora", ((512,),), layers=5, width=1024),
     Real("qlora", ((512,),), layers=6, recompute=True, width=1024),
     Real("full", ((256,),), layers=2, width=2048),
     Real("full", ((512,),), layers=2, recompute=True, width=2048),
@@ -85,6 +95,16 @@ RUNS = [
     Real("lora", ((1024,),), layers=3, recompute=True, width=2048),
     Real("qlora", ((512,),), layers=2, width=2048),
     Real("qlora", ((512,),), layers=3, recompute=True, width=2048),
+    # These were planned before they were measured.
+    Real("full", ((384,),), layers=12, vocabulary=16384, width=320),
+    Real("full", ((700,),), layers=3, vocabulary=32000, width=768, release="tinyllama-1.1b-chat"),
+    Real("full", ((300,), (500,)), layers=2, recompute=True, width=1536),
+    Real("lora", ((200, 200, 200), (600,)), layers=5, vocabulary=4096, rank=64, width=1536),
+    Real("lora", ((2048,),), layers=4, vocabulary=32000, recompute=True, rank=8, width=768),
+    Real("lora", ((512,),), layers=4, width=768, release="llama-4-scout"),
+    Real("qlora", ((768,),), layers=3, rank=32, width=1536),
+    Real("qlora", ((1536,),), layers=10, keep=True, rank=8, width=320),
+    Real("qlora", ((640,),), layers=4, vocabulary=49152, recompute=True, width=768),
 ]
 
 
@@ -94,7 +114,7 @@ def predicted(real: Real) -> int:
         rank=0 if real.method == "full" else real.rank, blocks=real.method == "qlora", tokens=tokens, packs=len(real.packs),
         recompute=real.recompute, keep_bytes=AMPLE if real.keep else 0,
     )  # fmt: skip
-    return taken(dataclasses.replace(find(real.release).config(), **real.changes), learning).total
+    return taken(real.config, learning).total
 
 
 def measured(real: Real) -> int:
@@ -114,14 +134,14 @@ def measured(real: Real) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from /proc")
 @pytest.mark.parametrize("real", RUNS, ids=str)
 def test_a_step_takes_what_was_planned(real: Real) -> None:
-    """Within 10 % (one step: 20 %) of what is in memory at most, less the program itself."""
+    """Within 10 % of what is in memory at most, less the program itself."""
     pytest.importorskip("torch")
     said, free = predicted(real), available_bytes()
     if free is None or free < 2 * said:
         pytest.skip(f"{2 * said / 1e9:.1f} GB are needed, {(free or 0) / 1e9:.1f} GB are free")
     found = measured(real)
     kept(f"step of training, {real}", said, found)
-    assert said == pytest.approx(found, rel=real.within)
+    assert said == pytest.approx(found, rel=WITHIN)
 
 
 def test_states_are_twelve_bytes_a_weight_beside_its_own_four() -> None:

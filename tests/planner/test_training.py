@@ -9,7 +9,7 @@ import pytest
 from herd.errors import UsageError
 from herd.family.catalogue import find
 from herd.models.sizes import count_parameters
-from herd.planner import student
+from herd.planner import step, student
 from herd.planner.devices import changed, find_device
 from herd.planner.memory import PAGE_TOKENS, STEP_OUTPUTS, STEP_TOKENS
 from herd.planner.training import COMPUTE_SHARE, Run, check_run, operations_per_token, parts, reckon_run, step_memory
@@ -102,10 +102,12 @@ def test_the_sums_know_what_the_trainer_and_the_engine_do() -> None:
     pytest.importorskip("torch")
     from herd.api import tuning
     from herd.backends import base
-    from herd.training.student import allocation, cross_entropy
+    from herd.backends.torch import blocks
+    from herd.training.student import attention, cross_entropy
 
-    assert (student.CHUNK_BYTES, student.MIN_CHUNK_ROWS) == (cross_entropy.CHUNK_BYTES, cross_entropy.MIN_CHUNK_ROWS)
-    assert (student.KEPT_SHARE, student.ALONE_BYTES) == (tuning.KEPT_SHARE, allocation.ALONE_BYTES)
+    assert (step.CHUNK_BYTES, step.MIN_CHUNK_ROWS) == (cross_entropy.CHUNK_BYTES, cross_entropy.MIN_CHUNK_ROWS)
+    assert (step.BLOCK_ROWS, step.PIECE) == (attention.BLOCK_ROWS, blocks.CHUNK_ELEMENTS_ON_CPU)
+    assert student.KEPT_SHARE == tuning.KEPT_SHARE
     options = base.BackendOptions()
     assert (base.PAGE_TOKENS, options.max_step_tokens, options.max_step_outputs) == (PAGE_TOKENS, STEP_TOKENS, STEP_OUTPUTS)
 
@@ -113,7 +115,7 @@ def test_the_sums_know_what_the_trainer_and_the_engine_do() -> None:
 def test_the_encoder_of_pictures_is_among_the_weights_that_are_learned() -> None:
     """It is float32 as all others; where the data shows no pictures it has no gradients."""
     config = find("llama-3.2-11b-vision").config()
-    learning = student.Learning(rank=0, blocks=False, tokens=512, packs=2, recompute=True, keep_bytes=0)
+    learning = step.Learning(rank=0, blocks=False, tokens=512, packs=2, recompute=True, keep_bytes=0)
     found = student.taken(config, learning)
     assert found.weights == 4 * count_parameters(config) and found.gradients < found.weights
 

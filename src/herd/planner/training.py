@@ -14,7 +14,7 @@ from herd.errors import UsageError
 from herd.models.architecture import Config, architecture_of, classifying
 from herd.models.sizes import count_parameters, layer_widths, part_of
 from herd.models.weights import Kind, TensorSpec, stored_bytes
-from herd.planner import student
+from herd.planner import step, student
 from herd.planner.devices import Device
 from herd.planner.formats import Format
 from herd.planner.memory import USABLE_SHARE, runtime_bytes
@@ -31,7 +31,7 @@ PROCESSOR_ASSUMED = (
     "weights, gradients, both moments and activations are float32, as herd trains on processors without products in bfloat16",
     "a frozen base stays as it is multiplied where a quarter of the free memory holds it",
     "all parts are of the moment that takes most: gradients of one pack come while its activations go, those of earlier packs stay",
-    "the process keeps what it frees: its heap outgrows what is alive by about as much as all layers make (measured with glibc 2.36)",
+    "tensors lie in pages of their own (64-bit Linux with glibc): a thirty-second more than is alive may be resident; elsewhere more",
 )
 ASSUMED = (
     f"a step computes at {COMPUTE_SHARE:.0%} of the dense 16-bit peak; Meta reports 38 to 43 % for Llama 3.1 405B on up to 16,384 H100",
@@ -67,18 +67,18 @@ class StepMemory:
     optimizer: int
     activations: int
     gathered: int
-    heap: int = 0
+    products: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.heap
+        return self.weights + self.gradients + self.optimizer + self.activations + self.products
 
     def on_each(self, devices: int, tensor: int = 1, context: int = 1) -> int:
         """With weights and states sharded over so many devices (FSDP), of which `tensor` share each layer and `context` each
         sequence: they share its activations. Alone, nothing needs gathering."""
         shared = (self.weights + self.gradients + self.optimizer) / devices
         gathered = self.gathered / tensor if devices > tensor else 0
-        return int(shared + (self.activations + self.heap) / (tensor * context) + gathered)
+        return int(shared + (self.activations + self.products) / (tensor * context) + gathered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def step_memory(config: Config, run: Run) -> StepMemory:
     """The bytes of one step of one device's sequences."""
     specs = list(architecture_of(config).tensors(config))
     adapters = _adapter_count(specs, run.rank) if _is_adapter(run) else 0
-    frozen = sum(stored_bytes(Q4_0 if run.method == "qlora" and student.is_in_blocks(spec) else BF16, spec.shape) for spec in specs)
+    frozen = sum(stored_bytes(Q4_0 if run.method == "qlora" and step.is_in_blocks(spec) else BF16, spec.shape) for spec in specs)
     trained = adapters if _is_adapter(run) else sum(spec.count for spec in specs if part_of(spec) != "vision")
     return StepMemory(
         weights=frozen + 2 * adapters,
@@ -170,7 +170,7 @@ def processor_memory(config: Config, run: Run, free_bytes: int) -> StepMemory:
     pack = run.sequences * run.sequence_tokens
     found = student.taken(
         config,
-        student.Learning(
+        step.Learning(
             rank=run.rank if _is_adapter(run) else 0,
             blocks=run.method == "qlora",
             tokens=pack,
@@ -179,7 +179,7 @@ def processor_memory(config: Config, run: Run, free_bytes: int) -> StepMemory:
             keep_bytes=0 if run.checkpointing else free_bytes // student.KEPT_SHARE,
         ),
     )
-    return StepMemory(found.weights, found.gradients, found.optimizer, found.activations, 0, found.heap)
+    return StepMemory(found.weights, found.gradients, found.optimizer, found.activations, 0, found.products)
 
 
 def _adapter_count(specs: list[TensorSpec], rank: int) -> int:
@@ -271,7 +271,7 @@ def parts(memory: StepMemory) -> Mapping[str, int]:
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
         "activations": memory.activations,
-        **({"freed, not given back": memory.heap} if memory.heap else {}),
+        **({"kept by products": memory.products} if memory.products else {}),
     }
 
 
