@@ -19,7 +19,6 @@ RANDOM = np.random.default_rng(7)
 CHOSEN, REJECTED = RANDOM.normal(-20, 8, 6), RANDOM.normal(-22, 8, 6)
 LIKELY, UNLIKELY = -RANDOM.exponential(0.7, 6), -RANDOM.exponential(1.5, 6)
 DOCUMENT = np.array([0, 0, 0, 1, 2, 2, 2, 2, 2, 3])
-WEIGHTS = np.array([1, 1, 0.5, 1, 2, 1, 1, 0.25, 1, 1.0])
 
 
 def sigmoid(x: float) -> float:
@@ -53,15 +52,6 @@ def agree(ours: Callable[..., Tensor], formula: Callable[..., float], *inputs: A
         for tensor, gradient in zip(tensors, gradients, strict=True):
             assert tensor.grad is not None
             np.testing.assert_allclose(tensor.grad.numpy(), gradient, rtol=near, atol=near)
-
-
-def test_supervised_fine_tuning_is_the_weighted_mean_over_tokens() -> None:
-    values = -RANDOM.exponential(2, 10)
-
-    def formula(logprobs: Array) -> float:
-        return -sum(w * x for w, x in zip(WEIGHTS, logprobs, strict=True)) / float(sum(WEIGHTS))
-
-    agree(lambda x: losses.nll(x, torch.from_numpy(WEIGHTS)), formula, values)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

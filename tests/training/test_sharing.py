@@ -17,6 +17,7 @@ from herd.models.architecture import architecture_of
 from herd.models.ops import Chunks, Sliding, Window
 from herd.training.running.parallel import company
 from herd.training.running.runs import State, _is_harmless, read_log, state_of
+from herd.training.settings.lora import Lora
 from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.parallel import ParallelSettings
 from herd.training.settings.pretrain import PretrainSettings, TeacherSettings
@@ -148,13 +149,23 @@ def test_what_does_not_divide_is_refused_by_name() -> None:
         PretrainSettings(parallel=ParallelSettings(tensor=2), optimiser=OptimiserSettings(name="muon"))
 
 
-def test_weights_in_blocks_are_not_divided() -> None:
+def test_blocks_are_divided_where_that_cuts_none() -> None:
     from herd.dtypes import Q8_0
     from herd.models.weights import Blocks
 
     stored = Blocks(Q8_0, (8, 32), np.zeros((8, 34), np.uint8))
-    with pytest.raises(UsageError, match="stored in blocks"):
-        sharing().leaf(lambda name: stored)("layers.0.ffn.gate")
+    assert sharing().leaf(lambda name: stored)("layers.0.ffn.gate").shape == (4, 32)
+    with pytest.raises(UsageError, match=r"layers\.0\.ffn\.down has 32 columns in blocks of 32 .*would cut"):
+        sharing().leaf(lambda name: stored)("layers.0.ffn.down")
+
+
+def test_what_looks_at_whole_rows_or_tokens_is_refused_in_a_part_of_a_model() -> None:
+    cfg = tiny_llama()
+    leaf = random_leaves(cfg).__getitem__
+    with pytest.raises(UsageError, match="DoRA looks at whole rows"):
+        Student(cfg, leaf, lora=Lora(rank=2, dora=True), sharing=sharing())
+    with pytest.raises(UsageError, match="Learning for four bits looks at whole tokens"):
+        Student(cfg, leaf, four_bits=True, sharing=sharing())
 
 
 def test_a_resumed_run_may_have_other_processes_but_no_other_model() -> None:

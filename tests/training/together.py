@@ -1,7 +1,8 @@
 """A tiny model that one process trains, or two together; run as a program it is one of them.
 
-`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER CASE ...`, CASE being METHOD-OPTIMISER-WEIGHTS[-STOP],
-METHOD all weights ("full"), updates ("lora"), or the name of a recipe over all weights.
+`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER [tensor|context] CASE ...`, CASE being
+METHOD-OPTIMISER-WEIGHTS[-STOP], METHOD all weights ("full"), updates ("lora", "dropped" with dropout), or the name of a recipe over all
+weights; tensor: all processes hold one model; context: each has a stretch of every document.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from herd.training.running.saving import write_tensors
 from herd.training.schedules import Schedule
 from herd.training.settings.loop import LoopSettings
 from herd.training.settings.optimiser import OptimiserSettings
-from herd.training.student.batches import Document, batch_of
+from herd.training.settings.parallel import ParallelSettings
+from herd.training.student.batches import Document
 from herd.training.student.model import Student
 from tiny import random_leaves, tiny_llama
 
@@ -58,7 +60,7 @@ class Packed:
         total = sum(sum(document.weights) for pack in packs for document in pack)
         mine = 0.0
         for _, pack, counts in shared(self.company, packs):
-            nll, _ = self.student.nll(batch_of(pack))
+            nll, _ = self.student.nll(self.student.batch_of(pack))
             loss = nll * counts / total
             if is_learning:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -88,23 +90,25 @@ def documents_of(lengths: tuple[int, ...], seed: int) -> list[Document]:
     return made
 
 
-def student_of(method: str) -> Student:
+def student_of(method: str, together: Company = ALONE) -> Student:
     from herd.training.settings.lora import Lora
 
     cfg = tiny_llama()
     leaves = random_leaves(cfg)
-    return Student(cfg, leaves.__getitem__, dtype=torch.float64, lora=Lora(rank=4, targets=("all",)) if method == "lora" else None)
+    lora = Lora(rank=4, targets=("all",), dropout=0.5 if method == "dropped" else 0.0) if method in ("lora", "dropped") else None
+    sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
+    return Student(cfg, leaves.__getitem__, dtype=torch.float64, lora=lora, sharing=sharing, context=context)
 
 
 def work(folder: Path, case: str, together: Company = ALONE) -> None:
     """Trains to the end, or until it is stopped; writes the weights that came of it as `learned.safetensors`."""
     method, optimiser, weights, *stop = case.split("-")
-    student = student_of(method)
+    student = student_of(method, together)
     recipe, settings = Packed(student, together), SETTINGS
-    if method not in ("full", "lora"):
+    if method not in ("full", "lora", "dropped"):
         from training.recipes_together import recipe_of
 
-        recipe, settings = recipe_of(method, student, student_of("lora"), documents_of, together), SHORT
+        recipe, settings = recipe_of(method, student, student_of("lora", together), documents_of, together), SHORT
     if weights == "divided" and isinstance(together, Processes):
         divide(student, together)
     kinds = {**kinds_of(student.cfg, student.parameters), HEAD: Kind.BIAS}
@@ -123,10 +127,13 @@ def work(folder: Path, case: str, together: Company = ALONE) -> None:
 
 
 def main() -> None:
-    with company() as (together, _):
-        for case in sys.argv[2:]:
+    folder, *cases = sys.argv[1:]
+    way = cases.pop(0) if cases[0] in ("tensor", "context") else ""
+    parallel = ParallelSettings(**{way: int(os.environ["WORLD_SIZE"])}) if way else ParallelSettings()
+    with company(parallel=parallel) as (together, _):
+        for case in cases:
             name, _, case = case.rpartition("=")
-            work(Path(sys.argv[1]) / (name or case), case, together)
+            work(Path(folder) / (name or case), case, together)
             together.all_agree(True)
 
 

@@ -49,6 +49,8 @@ from herd.training.student.checkpointing import recomputed
 from herd.training.student.computing import fastest_dtype
 from herd.training.student.four_bits import is_rounded
 from herd.training.student.model import Student
+from herd.training.student.sharing import Sharing
+from herd.training.student.spread import Context
 
 # The share of free memory that a base in blocks may take decoded, so that it is not decoded twice in each step.
 KEPT_SHARE = 4
@@ -98,8 +100,8 @@ class Opened:
             raise FileProblem(f"{self.found.name}: has no tokenizer, so texts cannot become its tokens. Give a model that came with one.")
         return self.words.tokenizer
 
-    def student(self, settings: StudentSettings, seed: int) -> Student:
-        """The model as these settings let it learn."""
+    def student(self, settings: StudentSettings, seed: int, sharing: Sharing | None = None, context: Context | None = None) -> Student:
+        """The model as these settings let it learn, or with `sharing` this process's part of it; `context`: as of `Student`."""
         device = find_device(self.device or settings.device)
         if settings.qat and self.checkpoint.architecture not in IN_GGUF:
             raise UsageError(f"{self.found.name} cannot learn for four bits: GGUF has no files of its architecture to keep them in.")
@@ -110,7 +112,18 @@ class Opened:
         lora = settings.lora if settings.method == "lora" else None
         dtype = fastest_dtype(device) if settings.dtype == "auto" else DTYPES[settings.dtype]
         kept = (available_bytes() or 0) // KEPT_SHARE if device.type == "cpu" and lora is not None and not settings.recompute else 0
-        made = Student(self.cfg, leaf, device=device, dtype=dtype, lora=lora, seed=seed, keep_bytes=kept, four_bits=settings.qat)
+        made = Student(
+            self.cfg,
+            leaf,
+            device=device,
+            dtype=dtype,
+            lora=lora,
+            seed=seed,
+            keep_bytes=kept,
+            four_bits=settings.qat,
+            sharing=sharing,
+            context=context,
+        )
         if settings.recompute:
             made.run = recomputed
         return made

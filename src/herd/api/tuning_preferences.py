@@ -76,7 +76,7 @@ def tune_reward(settings: RewardModelSettings, folder: Path, conduct: Conduct = 
 
 def reference_of(opened: Opened, student: Student, settings: StudentSettings) -> Reference:
     """The model as it was: the student without its updates, or where all weights are learned a second one whose updates stay at zero."""
-    frozen = None if student.lora is not None else opened.student(replace(settings, method="lora"), student.seed)
+    frozen = None if student.lora is not None else opened.student(replace(settings, method="lora"), student.seed, student.sharing)
     return Reference(student, frozen)
 
 

@@ -17,6 +17,7 @@ from herd.data.account import Account
 from herd.errors import UsageError
 from herd.family.progress import Progress
 from herd.family.progress import silent as unseen
+from herd.models.architecture import seeing
 from herd.models.weights import Kind
 from herd.training.company import Company, by_the_first
 from herd.training.running.curves import write_svg
@@ -96,6 +97,7 @@ class Lesson:
     before     what the first process does before the first step
     beside     writes what the recipe has learned beside the student, into the run's folder
     draws      whether answers are drawn from the model while it learns
+    stretches  whether its loss is a sum over tokens, so that processes may have a part of a document each
     """
 
     name: str
@@ -107,6 +109,7 @@ class Lesson:
     before: Callable[[], None] = lambda: None
     beside: Callable[[Any, Path], None] = lambda recipe, folder: None
     draws: bool = False
+    stretches: bool = False
 
 
 def over_examples(settings: EpochSettings, learned: Sequence[Any], held_out: Sequence[Any], together: Company) -> dict[str, Any]:
@@ -119,21 +122,19 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
     """Runs it in `folder`, which `herd.load` takes when it has come to its end."""
     with ExitStack() as opening:
         opening.enter_context(tensor_memory())
-        together, device = opening.enter_context(company(settings.student.device))
+        together, device = opening.enter_context(company(settings.student.device, parallel=settings.parallel))
         model = open_tuned(settings.model, chat_format=settings.chat_format, device=device, progress=conduct.progress)
         opened = opening.enter_context(model)
         lesson = lesson_of(opened, together)
         settings, is_first = lesson.settings, together.index == 0
         opened.check(settings.student, lesson.draws)
-        if lesson.draws and settings.loop.divided and together.count > 1:
-            raise UsageError(
-                "loop.divided is true; with this recipe every process draws answers from the model, and needs all of it. Leave it false."
-            )
+        _check_together(lesson, opened, together)
         about = {"recipe": lesson.name, "account": lesson.account.as_json(), "base": opened.asked}
         files = lesson.account.files if lesson.files is None else lesson.files
         facts = gathered((*files, *opened.files), opened.checkpoint.digest(), about)
         run = opening.enter_context(open_run(folder, settings, facts, resume=conduct.resume, force=conduct.force, company=together))
-        student = opened.student(settings.student, settings.loop.seed)
+        sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
+        student = opened.student(settings.student, settings.loop.seed, sharing, context)
         recipe = lesson.recipe(student, opening)
 
         def begin() -> None:
@@ -155,6 +156,18 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
             written, notes = finish(folder, opened, student)
             lesson.beside(recipe, folder)
         return replace(tuned, model=written, notes=notes)
+
+
+def _check_together(lesson: Lesson, opened: Opened, together: Company) -> None:
+    """`UsageError` for ways to share a model or its documents that a recipe or a model does not know."""
+    loop, parallel = lesson.settings.loop, lesson.settings.parallel
+    is_held_apart = loop.divided and together.count > 1
+    if lesson.draws and (is_held_apart or parallel.together > 1):
+        name = "loop.divided" if is_held_apart else "parallel"
+        raise UsageError(f"{name} is set; with this recipe every process draws answers from the model, and needs all of it. Leave it out.")
+    if parallel.context > 1 and (not lesson.stretches or seeing(opened.cfg) is not None):
+        what = "the recipe looks at whole answers" if not lesson.stretches else "a model that sees has whole pictures"
+        raise UsageError(f"parallel.context takes documents apart, and {what}. Leave it at 1.", param="parallel.context")
 
 
 def _measured(folder: Path) -> dict[str, float]:

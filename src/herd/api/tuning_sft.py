@@ -57,7 +57,7 @@ def tune_sft(settings: SftSettings, folder: Path, conduct: Conduct = PLAIN) -> T
         def answer() -> None:
             before.extend(_answers(asked, lambda: opened.answering(chat_format=settings.chat_format)))
 
-        return Lesson(name="sft", settings=settled, account=account, recipe=recipe, before=answer)
+        return Lesson(name="sft", settings=settled, account=account, recipe=recipe, before=answer, stretches=True)
 
     tuned = conducted(settings, folder, conduct, lesson)
     if tuned.model is None:

@@ -30,17 +30,14 @@ def part_of(name: str, whole: Matrix, division: Division) -> Matrix:
 
 
 def part_of_update(name: str, whole: Update, division: Division) -> Update:
-    """This process's part of the low-rank update of a weight: of a matrix whose rows are divided `up` is, of the others `down`, so that
-    what each process adds are its own rows, or sums up like its own products."""
-    axis = division.axis(name)
+    """This process's part of the low-rank update of a weight."""
+    down, up = division.update_axes(name)
+    return Update(_cut(name, whole.down, division, down), _cut(name, whole.up, division, up), whole.scale)
+
+
+def _cut(name: str, whole: Dense, division: Division, axis: int | None) -> Dense:
     if axis is None:
         return whole
-    if axis == 0:
-        return Update(whole.down, _cut(name, whole.up, division, 0), whole.scale)
-    return Update(_cut(name, whole.down, division, 1), whole.up, whole.scale)
-
-
-def _cut(name: str, whole: Dense, division: Division, axis: int) -> Dense:
     part = Part(InMemory(whole), axis, *division.span(name, whole.shape[axis]))
     return Dense(part.dtype, part.shape, part.rows())
 

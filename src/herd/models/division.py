@@ -71,6 +71,12 @@ class Division:
             return 0 if Divided.EXPERTS in self.of else None
         return LAYERS.get(_last(pieces)) if Divided.LAYERS in self.of and BLOCKS.intersection(pieces) else None
 
+    def update_axes(self, name: str) -> tuple[int | None, int | None]:
+        """Which side of `down` and which of `up` is divided, of the low-rank update of the matrix of this name: of a matrix whose rows are
+        divided `up` is, of others `down`. What each process adds are its own rows then, or it sums up like its own products."""
+        axis = self.axis(name)
+        return (None, None) if axis is None else (None, 0) if axis == 0 else (1, None)
+
     def span(self, name: str, size: int) -> tuple[int, int]:
         """Which of the `size` steps along its divided side this process has of a weight: from, to."""
         copies = self.kv_copies if _last(name.split(".")) in OF_KV_HEADS else 1

@@ -18,7 +18,7 @@ from herd.data.packing import packed_rows
 from herd.data.tokenising import Example
 from herd.training.recipes.packed import OverExamples, as_tensors
 from herd.training.running.loop import Figures
-from herd.training.student.batches import Document, batch_of
+from herd.training.student.batches import Document
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class Sft(OverExamples[Example]):
         return [[items[index] for index in row] for row in packed_rows(range(len(items)), list(map(size_of, items)), self.pack)]
 
     def _measured(self, examples: list[Example]) -> tuple[Tensor, dict[str, float]]:
-        nll, _ = self.student.nll(batch_of([self.document(example) for example in examples], self.student.device))
+        nll, _ = self.student.nll(self.student.batch_of([self.document(example) for example in examples]))
         return nll, {"loss": nll.item()}
 
 

@@ -32,6 +32,7 @@ from herd.training.company import ALONE, Company, by_the_first
 from herd.training.running import leaving
 from herd.training.running.waiting import BEATS, Beats, First
 from herd.training.settings.parallel import ParallelSettings
+from herd.training.student.lora import Learned
 from herd.training.student.model import Student
 from herd.training.student.sharing import Sharing
 from herd.training.student.spread import Context
@@ -129,6 +130,9 @@ class Processes:
                 if each.grad is None:
                     each.grad = torch.zeros_like(each)
                 dist.all_reduce(each.grad, group=self._data)
+        for name in () if self.sharing is None else sorted(self.sharing.partial & parameters.keys()):
+            if (gradient := parameters[name].grad) is not None:
+                self._total_together(gradient)
 
     def norm(self, parameters: Mapping[str, torch.nn.Parameter]) -> float:
         if self.sharing is not None:
@@ -293,7 +297,9 @@ def gather(student: Student) -> None:
     if student.sharing is not None:
         student.cfg = student.sharing.whole_config(student.cfg)
         for name, parameter in list(student.parameters.items()):
-            student.parameters[name] = torch.nn.Parameter(student.sharing.whole(name, parameter))
+            whole = student.parameters[name] = torch.nn.Parameter(student.sharing.whole(name, parameter))
+            if student.lora is not None:
+                setattr(*_half(student, name), whole)
     for name, parameter in list(student.parameters.items()):
         if isinstance(parameter, DTensor):
             whole = torch.nn.Parameter(parameter.full_tensor().detach().clone())
@@ -310,10 +316,15 @@ def _bind(student: Student, name: str, tensor: torch.nn.Parameter) -> None:
         assert isinstance(leaf, Dense), "a learned weight's leaf is a name for its parameter"
         student.tensors.bind(leaf, tensor)
         return
-    matrix, _, which = name.rpartition(".")
-    learned = next(each for each in student.adapters.of.values() if each.name == matrix)
+    learned, which = _half(student, name)
     setattr(learned, which, tensor)
     student.tensors.bind(learned.leaf.down if which == "down" else learned.leaf.up, tensor)
+
+
+def _half(student: Student, name: str) -> tuple[Learned, str]:
+    """Which update a learned tensor of this name belongs to, and what it is there."""
+    matrix, _, which = name.rpartition(".")
+    return next(each for each in student.adapters.of.values() if each.name == matrix), which
 
 
 def _local(tensor: Tensor) -> Tensor:

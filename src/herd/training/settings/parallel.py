@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from herd.errors import UsageError
 from herd.records import dataclass
+from herd.training.settings.loop import LoopSettings
+from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.reading import need_least
 
 
@@ -44,3 +46,13 @@ class ParallelSettings:
     def together(self) -> int:
         """Processes that do the same part of a step."""
         return max(self.model, self.context)
+
+
+def check_parallel(parallel: ParallelSettings, loop: LoopSettings, optimiser: OptimiserSettings) -> None:
+    """`UsageError` for what does not go together with a model that several processes hold."""
+    if parallel.model == 1:
+        return
+    if loop.divided:
+        raise UsageError("loop.divided is true, and [parallel] divides the model already. Leave one of them.", param="loop.divided")
+    if optimiser.name != "adamw":
+        raise UsageError("Muon looks at whole matrices; with [parallel] take optimiser.name=adamw.", param="optimiser.name")

@@ -14,7 +14,7 @@ from herd.records import dataclass
 from herd.training.settings.initial import InitialSettings
 from herd.training.settings.loop import LoopSettings
 from herd.training.settings.optimiser import OptimiserSettings
-from herd.training.settings.parallel import ParallelSettings
+from herd.training.settings.parallel import ParallelSettings, check_parallel
 from herd.training.settings.reading import need, need_above, need_least, need_positive
 from herd.training.shape import ModelSettings
 
@@ -200,8 +200,7 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         need_least(self, 2, "sequence")
-        if self.parallel.model > 1:
-            _check_parallel(self)
+        check_parallel(self.parallel, self.loop, self.optimiser)
         if self.parallel.context > 1 and self.teacher.model:
             raise UsageError("A teacher reads whole documents; with parallel.context leave teacher.model out.", param="teacher.model")
         longest = max(stage.sequence for stage in self.all_stages)
@@ -233,11 +232,3 @@ class PretrainSettings:
     def context(self) -> int:
         """The longest sequence of the run."""
         return max(stage.sequence for stage in self.all_stages)
-
-
-def _check_parallel(settings: PretrainSettings) -> None:
-    """`UsageError` for what does not go together with a model that several processes hold."""
-    if settings.loop.divided:
-        raise UsageError("loop.divided is true, and [parallel] divides the model already. Leave one of them.", param="loop.divided")
-    if settings.optimiser.name != "adamw":
-        raise UsageError("Muon looks at whole matrices; with [parallel] take optimiser.name=adamw.", param="optimiser.name")

@@ -12,6 +12,7 @@ from herd.records import dataclass
 from herd.training.schedules import Schedule
 from herd.training.settings.loop import LoopSettings
 from herd.training.settings.optimiser import OptimiserSettings
+from herd.training.settings.parallel import ParallelSettings, check_parallel
 from herd.training.settings.reading import need, need_least, need_positive
 from herd.training.settings.student import StudentSettings
 
@@ -31,6 +32,7 @@ class TuningSettings:
     lr            the peak learning rate; 0: the recipe's own, one with LoRA and another for all weights. loop.schedule.lr follows it
     student       what of the model is learned
     optimiser     how weights are changed
+    parallel      processes that hold one model together
     loop          the schedule, and what is kept of the run
     """
 
@@ -45,9 +47,13 @@ class TuningSettings:
     lr: float = 0.0
     student: StudentSettings = field(default_factory=StudentSettings)
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(weight_decay=0.0, beta2=0.999))
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
+        check_parallel(self.parallel, self.loop, self.optimiser)
+        dropout = self.student.lora.dropout
+        need(not dropout or self.parallel.context == 1, "lora.dropout", dropout, "0 with parallel.context, whose processes draw apart")
         need(len(self.data) > 0 or not self.needs_data, "data", self.data, "files or folders")
         need_positive(self, "held_out", "lr")
         need(self.held_out < 1 or self.held_out % 1 == 0, "held_out", self.held_out, "a share below 1, or a whole number")

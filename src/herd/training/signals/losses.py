@@ -7,7 +7,8 @@
 A loss gives one number for each document, pair or row, so that who calls it decides how they are averaged; `token_weights` has
 the ways of the papers. Everything is computed in the type that it is given (float32 in a run, float64 in tests). sigmoid(x) is
 1 / (1 + exp(-x)), π the model that is trained, π_ref the one that it started from, |y| how many tokens of an answer count.
-Divergences from a teacher are in `divergences.py`.
+Divergences from a teacher are in `divergences.py`; what a token costs by itself, all that supervised fine-tuning asks, is in
+`student/cross_entropy.py`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,6 @@ ADVANTAGE_EPSILON = 1e-4
 def document_sums(values_R: Tensor, document_R: Tensor, num_documents: int) -> Tensor:
     """Rows -> [N]: the sum over the rows of each document; 0 for one without rows."""
     return values_R.new_zeros(num_documents).index_add(0, document_R, values_R)
-
-
-def nll(logprobs_R: Tensor, weights_R: Tensor) -> Tensor:
-    """Supervised fine-tuning: - Σ w log π(token) / Σ w, a mean over tokens of the whole batch."""
-    weights_R = weights_R.to(logprobs_R.dtype)
-    return -(weights_R * logprobs_R).sum() / weights_R.sum()
 
 
 def dpo(chosen_P: Tensor, rejected_P: Tensor, beta: float, label_smoothing: float = 0.0, margin_P: Tensor | float = 0.0) -> Tensor:

@@ -23,6 +23,7 @@ from herd.backends.torch.picture_ops import TorchPictureOps
 from herd.backends.torch.products import product
 from herd.dtypes import F32
 from herd.errors import UsageError, did_you_mean
+from herd.models.ops import Experts
 from herd.models.weights import Adapted, Blocks, Dense, Kind, Matrix, TensorSpec, Vector
 from herd.records import dataclass
 from herd.training.keyed import generator
@@ -66,12 +67,18 @@ class Learned:
         return found if self.magnitude is None else found | {f"{self.name}.magnitude": self.magnitude}
 
 
-def begin(spec: TensorSpec, base: Dense | Blocks, lora: Lora, seed: int, device: torch.device, dtype: torch.dtype) -> Learned:
-    """A fresh update of one matrix. The name takes part in its random numbers, so that nothing depends on the order of making."""
+def begin(
+    spec: TensorSpec, base: Dense | Blocks, lora: Lora, seed: int, device: torch.device, dtype: torch.dtype, sharing: Sharing | None = None
+) -> Learned:
+    """A fresh update of one matrix, of which `base` may be this process's part. The name takes part in its random numbers, so that nothing
+    depends on the order of making."""
     out, columns = spec.shape
     bound = columns**-0.5
     down = torch.empty((lora.rank, columns)).uniform_(-bound, bound, generator=generator(seed, "lora", spec.name))
     up = torch.zeros((out, lora.rank))
+    if sharing is not None:
+        sharing.learn_update(spec.name)
+        down, up = (sharing.part(f"{spec.name}.{half}", value).clone() for half, value in (("down", down), ("up", up)))
     leaf = Adapted(base, Dense(F32, tuple(down.shape), None), Dense(F32, tuple(up.shape), None), lora.scale)
     return Learned(spec.name, leaf, torch.nn.Parameter(down.to(device, dtype)), torch.nn.Parameter(up.to(device, dtype)))
 
@@ -98,9 +105,11 @@ class Adapters:
 
 
 class LearningOps(CommonOps):
-    """Operations with updates that can be switched off, drop inputs, or learn rows' lengths. Mixed into both kinds of operations."""
+    """Operations with updates that can be switched off, drop inputs, or learn rows' lengths. Mixed into both kinds of operations.
+    `sharing`: with whom they hold the model."""
 
     adapters: Adapters
+    sharing: Sharing | None = None
 
     def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:
         if self.adapters.four_bits:
@@ -140,7 +149,11 @@ class LearningOps(CommonOps):
             return x
         kept = 1 - self.adapters.dropout
         random = generator(*self.adapters.key, "dropout", learned.name, device=x.device)
-        mask = torch.empty(x.shape, dtype=torch.float32, device=x.device).bernoulli_(kept, generator=random)
+        name, count = f"{learned.name}.down", 1
+        if self.sharing is not None and self.sharing.axis(name) is not None:
+            count = self.sharing.count
+        mask = torch.empty((len(x), count * x.shape[1]), dtype=torch.float32, device=x.device).bernoulli_(kept, generator=random)
+        mask = mask if self.sharing is None else self.sharing.part(name, mask)
         return x * (mask / kept).to(x.dtype)
 
     def _row_factors(self, learned: Learned) -> Tensor:
@@ -161,14 +174,26 @@ class LearningOps(CommonOps):
 
 
 class LearningTextOps(LearningOps, FusedOps):
-    """`Ops` of a student. `sharing`: with whom it holds the model."""
-
-    sharing: Sharing | None = None
+    """`Ops` of a student."""
 
     def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:
         if self.sharing is None:
             return super().linear(x, w, bias)
         return self.sharing.linear(super().linear, x, w, bias, lambda y: y if bias is None else y + self._tensors.get(bias))
+
+    def experts(self, x_TD: Tensor, scores_TE: Tensor, w: Experts, num_chosen: int) -> Tensor:
+        if self.sharing is None or self.sharing.settings.expert == 1:
+            return super().experts(x_TD, scores_TE, w, num_chosen)
+        here = self.sharing.experts(scores_TE.shape[-1])
+        x_TD, scores_TE = self.sharing.copied(x_TD, scores_TE)
+        chosen_TX = torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices[:, :num_chosen]
+        y_TD = x_TD * 0  # of all tokens, so that every process has the same way back
+        for expert in sorted({each for each in chosen_TX.flatten().tolist() if each in here}):
+            rows = (chosen_TX == expert).any(dim=-1).nonzero()[:, 0]
+            x = self.sigmoid_gate(x_TD[rows], scores_TE[rows, expert, None])
+            gate, up, down = (self._tensors.expert(leaf, expert - here.start) for leaf in (w.gate, w.up, w.down))
+            y_TD = y_TD.index_add(0, rows, self.silu_gate(x @ gate.T, x @ up.T) @ down.T)
+        return self.sharing.summed(y_TD)
 
 
 class LearningPictureOps(LearningOps, TorchPictureOps):

@@ -52,8 +52,8 @@ class Student:
 
     `keep_bytes`: a frozen base is kept as it is multiplied as far as that reaches: decoded, and matrices of one input as one
     (`joined.py`). Else blocks are decoded twice in each step. `four_bits`: learn for blocks of four bits (`four_bits.py`).
-    `sharing`: only this process's part of the model, all of whose weights are learned (`sharing.py`).
-    `context`: processes that each compute some tokens of a batch (`spread.py`).
+    `sharing`: only this process's part of the model (`sharing.py`). `context`: processes that each compute some tokens of a batch
+    (`spread.py`).
     """
 
     def __init__(
@@ -70,36 +70,35 @@ class Student:
         sharing: Sharing | None = None,
         context: Context | None = None,
     ) -> None:
-        if classifying(cfg) is not None:
-            raise UsageError("This model is a classifier of whole texts; language models are trained here.")
+        _check(cfg, lora, four_bits, sharing)
+        self.model, self._seeing = architecture_of(cfg), seeing(cfg)
+        self.specs = {spec.name: spec for spec in self.model.tensors(cfg)}
         if sharing is not None:
-            sharing.check(cfg)
             cfg, leaf = sharing.config(cfg), sharing.leaf(leaf)
         self.cfg, self.sharing, self.context = cfg, sharing, context
         self.device = find_device(device) if isinstance(device, str) else device
-        self.dtype = dtype
-        self.lora = lora
-        self.seed = seed
+        self.dtype, self.lora, self.seed = dtype, lora, seed
         self.run: Callable[..., Tensor] = as_it_stands
-        self.model, self._seeing = architecture_of(cfg), seeing(cfg)
-        self.specs = {spec.name: spec for spec in self.model.tensors(cfg)}
         self.tensors = FourBitTensors(self.device, dtype, keep_bytes)
         self.adapters = Adapters(four_bits=four_bits)
-        if four_bits and lora is not None and lora.dora:
-            raise UsageError("DoRA changes rows' lengths, which four bits do not hold; learn for four bits with plain updates.")
         self.parameters: dict[str, torch.nn.Parameter] = {}
         self._leaves = self._learn_all(leaf) if lora is None else self._learn_updates(leaf, lora)
         self.weights = self.model.weights(cfg, self._leaves.__getitem__)
         self._head = head_of(self.model, self.weights, cfg)
         self.ops, self._picture_ops = LearningTextOps(self.tensors), LearningPictureOps(self.tensors)
+        self._equip()
+
+    def _equip(self) -> None:
+        """Gives the operations what is learned, and with whom."""
         self.ops.adapters = self._picture_ops.adapters = self.adapters
-        if sharing is not None:
-            assert lora is None, "all weights are learned"
-            sharing.bind(self._leaves)
-            self.ops.sharing = sharing
-        if lora is not None and lora.dora:
+        if self.sharing is not None:
+            self.sharing.bind(self._leaves)
+            self.ops.sharing = self.sharing
+        if self.lora is None:
+            return
+        if self.lora.dora:
             self._learn_magnitudes()
-        elif lora is not None and not lora.dropout and not four_bits:
+        elif not self.lora.dropout and not self.adapters.four_bits and self.sharing is None:
             self.ops.joined = joined(self.tensors, {learned.name: learned.leaf for learned in self.adapters.of.values()})
 
     def begin(self, step: int, part: int = 0) -> None:
@@ -273,7 +272,7 @@ class Student:
                 stored = self._in_four_bits(stored)
             leaves[name] = stored
             if name in chosen:
-                learned = begin(spec, stored, lora, self.seed, self.device, self.tensors.wide)
+                learned = begin(spec, stored, lora, self.seed, self.device, self.tensors.wide, self.sharing)
                 self.tensors.bind(learned.leaf.down, learned.down)
                 self.tensors.bind(learned.leaf.up, learned.up)
                 self.adapters.of[id(learned.leaf)] = learned
@@ -317,6 +316,20 @@ class Student:
         pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).to(self.device, self.dtype)
         step = PictureStep(self._picture_ops, pixels, tiles, height, width, picture.rows, picture.columns)
         return list(self._seeing.encode(self.weights, self.cfg, step))
+
+
+def _check(cfg: Config, lora: Lora | None, four_bits: bool, sharing: Sharing | None) -> None:
+    """`UsageError` for what cannot be trained so."""
+    if classifying(cfg) is not None:
+        raise UsageError("This model is a classifier of whole texts; language models are trained here.")
+    has_lengths = lora is not None and lora.dora
+    if four_bits and has_lengths:
+        raise UsageError("DoRA changes rows' lengths, which four bits do not hold; learn for four bits with plain updates.")
+    if sharing is not None:
+        sharing.check(cfg)
+        if four_bits or has_lengths:
+            what = "Learning for four bits looks at whole tokens" if four_bits else "DoRA looks at whole rows"
+            raise UsageError(f"{what}, of which each process has a part where [parallel] divides a model; leave one of them out.")
 
 
 def dense(tensor: Tensor, dtype: DType) -> Dense:

@@ -2,7 +2,9 @@
 
 What is divided, and how, is said once for all: `models/division.py`. Here embedding, norms, router and head are whole in each process. In a
 block of attention or a feed-forward there is one sum on the way there, of what comes out, and one on the way back, of the gradient of what
-went in. Sums are plain operations between processes that autograd is told of here, not DTensor's: docs/decisions/0024-parts-of-a-model.md.
+went in. Of a low-rank update the half that meets the divided side of its matrix is divided with it; the other half is whole, and what each
+process finds of its gradient is a part of a sum, made once a step (`partial`). Sums are plain operations between processes that autograd is
+told of here, not DTensor's: docs/decisions/0024-parts-of-a-model.md.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from herd.models.architecture import Config, seeing
 from herd.models.division import Divided, Division
 from herd.models.llama import LlamaConfig
 from herd.models.llama4 import Llama4Config
-from herd.models.weights import Adapted, Dense, Leaf, Matrix, Vector
+from herd.models.weights import Leaf, Matrix, Vector
 from herd.training.settings.parallel import ParallelSettings
 
 SETTINGS: Mapping[Divided, str] = {Divided.LAYERS: "parallel.tensor", Divided.EXPERTS: "parallel.expert"}
@@ -30,7 +32,8 @@ SETTINGS: Mapping[Divided, str] = {Divided.LAYERS: "parallel.tensor", Divided.EX
 @dataclass(frozen=True, eq=False)
 class Sharing:
     """This process's part, `index` of `count`. total: the sum of a tensor over the processes of the model, written over it. gathered: what
-    each of them has, in their order. axes: which side of a leaf is divided, by the leaf's identity."""
+    each of them has, in their order. axes: which side of a leaf is divided, by the leaf's identity. factors: which side
+    of the halves of updates is, by their names. partial: those whose gradients are to be summed over the processes of the model."""
 
     settings: ParallelSettings
     index: int
@@ -38,6 +41,8 @@ class Sharing:
     total: Callable[[Tensor], Tensor]
     gathered: Callable[[Tensor], list[Tensor]]
     axes: dict[int, int] = field(default_factory=dict)
+    factors: dict[str, int | None] = field(default_factory=dict)
+    partial: set[str] = field(default_factory=set)
 
     @cached_property
     def division(self) -> Division:
@@ -47,7 +52,15 @@ class Sharing:
 
     def axis(self, name: str) -> int | None:
         """Which side of the weight of this name, or of a moment of it ("NAME.first"), is divided; None: it is whole."""
-        return self.division.axis(name)
+        known = next((each for each in (name, name.rpartition(".")[0]) if each in self.factors), None)
+        return self.division.axis(name) if known is None else self.factors[known]
+
+    def learn_update(self, name: str) -> None:
+        """The matrix of this name gets a low-rank update."""
+        axes = dict(zip((f"{name}.down", f"{name}.up"), self.division.update_axes(name), strict=True))
+        self.factors.update(axes)
+        if any(axis is not None for axis in axes.values()):
+            self.partial.update(half for half, axis in axes.items() if axis is None)
 
     def check(self, cfg: Config) -> None:
         """`UsageError` by name for what cannot be divided so."""
@@ -69,10 +82,7 @@ class Sharing:
         """This process's part of each weight."""
 
         def part(name: str) -> Matrix:
-            stored = whole(name)
-            if self.axis(name) is not None and not isinstance(stored, Dense):
-                raise UsageError(f"parallel: {name} is stored in blocks; weights that are divided among processes are plain.")
-            return part_of(name, stored, self.division)
+            return part_of(name, whole(name), self.division)
 
         return part
 
@@ -94,7 +104,6 @@ class Sharing:
 
     def linear(self, make: Callable[..., Tensor], x: Tensor, w: Matrix, bias: Vector | None, add: Callable[[Tensor], Tensor]) -> Tensor:
         """x W^T, by `make`, of a matrix that may be divided. `add` adds the bias to a finished sum."""
-        assert not isinstance(w, Adapted), "all weights are learned"
         axis = self.axes.get(id(w))
         if axis == 0:
             return make(self.copied(x)[0], w, bias)
