@@ -1,7 +1,10 @@
-"""A server as a process of its own, with a scripted model: `python serving_process.py PORT GRACE_S [PROBLEM]`."""
+"""A server as a process of its own, with a scripted model: `python serving_process.py PORT GRACE_S [PROBLEM]`. SERVER_SETTINGS: more,
+as JSON."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +36,7 @@ async def start(pool: FakePool) -> None:
 
 
 def main() -> None:
-    settings = Settings(port=int(sys.argv[1]), grace_s=float(sys.argv[2]))
+    settings = Settings(port=int(sys.argv[1]), grace_s=float(sys.argv[2]), **json.loads(os.environ.get("SERVER_SETTINGS", "{}")))
     listener = listen(settings)
     port = listener.getsockname()[1]
     run(listener, settings, Keys(None), models(), start, lambda house: print(port, flush=True), echo.ROUTES)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -18,7 +16,6 @@ from herd.server import front
 from server.echo import ROUTES, body
 from server.fake_pool import FakePool, FakeService, Wait, words
 from server.raw import Answered, ask, connection, is_closed, read, receive, send_all, until
-from server.test_stopping import Process
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -418,27 +415,3 @@ def test_time_without_requests_is_no_pace(serve: Serve) -> None:
     server.house.admission._ended_at -= 3600.0
     assert httpx.post(f"{server.url}/v1/ask", json=body()).status_code == 200
     assert until(lambda: server.house.admission._interval_s > 0) and server.house.admission._interval_s < 1.0
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory as Linux tells it")
-def test_hundreds_of_half_sent_heads_cost_little_and_hold_up_nobody() -> None:
-    server = Process(0.2)
-    try:
-        for _ in range(50):
-            httpx.get(f"{server.url}/health")
-        before = resident_bytes(server.process.pid)
-        with ExitStack() as held:
-            for _ in range(600):
-                made = held.enter_context(connection(server.port))
-                made.sendall(GET[:-2])
-            began = time.monotonic()
-            for _ in range(20):
-                assert httpx.get(f"{server.url}/health").status_code == 200
-            assert time.monotonic() - began < 5
-            assert (resident_bytes(server.process.pid) - before) / 600 < 50_000
-    finally:
-        server.close()
-
-
-def resident_bytes(process_id: int) -> int:
-    return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -28,9 +29,10 @@ PROGRAM = Path(__file__).with_name("serving_process.py")
 class Process:
     """A server in a process; `url` once it is ready."""
 
-    def __init__(self, grace_s: float, *before: str) -> None:
+    def __init__(self, grace_s: float, *before: str, **settings: Any) -> None:
         words = [*before, sys.executable, str(PROGRAM), "0", str(grace_s)]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+        found = environment(SERVER_SETTINGS=json.dumps(settings))
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=found)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().split()[0])
         self.url = f"http://127.0.0.1:{self.port}"

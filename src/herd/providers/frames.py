@@ -373,8 +373,3 @@ class FrameReader:
                 yield from_body(body)
         finally:
             del held[:at]
-
-    @property
-    def num_held(self) -> int:
-        """Bytes of a frame that is not whole yet."""
-        return len(self._held)

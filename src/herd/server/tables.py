@@ -192,10 +192,6 @@ class Tables:
             self._sql.execute(query, (key, piece, key))
         self._take(owner, len(data), checked)
 
-    def drop_pieces(self, owner: str, key: str) -> None:
-        """The bytes of an upload that broke off."""
-        self._take(owner, -self._drop("pieces", "data", key))
-
     def pieces(self, key: str, first: int, count: int) -> list[bytes]:
         """Up to `count` pieces of an object's bytes, from the one numbered `first`."""
         query = "SELECT data FROM pieces WHERE id = ? AND number >= ? ORDER BY number LIMIT ?"
