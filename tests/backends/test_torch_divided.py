@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,12 @@ from herd.backends.base import BackendOptions, Placed, Plan, Span
 from herd.backends.torch import TorchBackend
 from herd.backends.torch.divided import Together
 from herd.backends.torch.ranks.checks import check_model
+from herd.backends.torch.ranks.reading import divided_leaf, drop_copied
+from herd.checkpoints.adapter import open_adapter
 from herd.checkpoints.divided import part_of, part_of_update
+from herd.checkpoints.open import open_checkpoint
+from herd.convert import write_adapter
+from herd.convert.trained import write_trained
 from herd.errors import UsageError
 from herd.models.architecture import architecture_of
 from herd.models.division import Divided, is_whole, to_run
@@ -200,6 +206,34 @@ def test_parts_of_adapters_add_up_for_the_spans_that_name_them() -> None:
     assert not np.allclose(wanted, whole.logits(Plan((span(1, 2, 3), span(4, 5, pages=(2, 3))))), atol=1e-3)
     for found in together(parts, lambda part: part.logits(plan)):
         np.testing.assert_allclose(found, wanted, atol=1e-10)
+
+
+def test_parts_of_an_adapter_that_looks_at_whole_rows_are_cut_from_the_whole_sum(tmp_path: Path) -> None:
+    cfg = tiny_llama(num_layers=1)
+    write_trained(tmp_path / "m", cfg, random_leaves(cfg))
+    updates = updates_for(cfg)
+    names = ("layers.0.attention.q", "layers.0.ffn.down", "layers.0.attention.out")
+    chosen, lengths = {name: updates[name] for name in names}, {}
+    for name in names:
+        lengths[name] = dense_f32(np.linspace(0.5, 2, updates[name].up.shape[0]))
+    write_adapter(tmp_path / "dora", cfg, chosen, magnitudes=lengths)
+    write_adapter(tmp_path / "lora", cfg, chosen)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    for folder in (tmp_path / "dora", tmp_path / "lora"):
+        leaf = open_adapter(folder, cfg).leaf_over(checkpoint.leaf)
+        whole = whole_of(cfg, {spec.name: leaf(spec.name) for spec in checkpoint.specs})
+        group, parts = InMemory(2), []
+        for index in range(2):
+            division = to_run(cfg, index, 2)
+            mine = divided_leaf(checkpoint, division, str(folder))
+            parts.append(TorchBackend(cfg, mine, EXACT, together=Together(division, group.of(index))))
+            parts[-1].allocate(8)
+            drop_copied(checkpoint, division)
+        for plan in plans(300):
+            wanted = whole.logits(plan)
+            for found in together(parts, lambda part, plan=plan: part.logits(plan)):
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10)
+    checkpoint.close()
 
 
 def test_what_each_part_holds_makes_up_the_model_and_its_cache() -> None:

@@ -52,6 +52,7 @@ class KeptWeights:
         self._unwritten: Mapping[str, Packed] | None = None
         self._writer: threading.Thread | None = None
         self._is_cancelled = threading.Event()
+        self._mapped: Kept | None = None
 
     def load(self, specs: Mapping[str, TensorSpec]) -> dict[str, Packed] | None:
         """Every weight, without a copy; None if they are not kept."""
@@ -59,9 +60,20 @@ class KeptWeights:
         if kept is None or set(kept.names) != set(specs):
             return None
         try:
-            return {name: self._packed(kept, spec) for name, spec in specs.items()}
+            packed = {name: self._packed(kept, spec) for name, spec in specs.items()}
         except (LookupError, TypeError, ValueError):
             return None  # not as we write it: packed again, and replaced
+        self._mapped = kept
+        return packed
+
+    def damage(self) -> str | None:
+        """What there is to say if the weights came from a kept file whose bytes are not those that were written: it is deleted. None if it
+        is whole, or nothing came from one. Reads all of it."""
+        kept, self._mapped = self._mapped, None
+        if kept is None or not (damaged := kept.damaged()):
+            return None
+        kept.path.unlink(missing_ok=True)
+        return f"{kept.path} was damaged ({len(damaged)} of its {len(kept.names)} weights) and has been deleted"
 
     def pack(self, specs: Mapping[str, TensorSpec], pieces: PackedInPieces) -> dict[str, Packed]:
         """Every weight, packed into the kept file and mapped there, for weights that memory does not hold. `CapacityError` where the disk

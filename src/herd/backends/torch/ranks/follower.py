@@ -43,7 +43,7 @@ from herd.backends.torch.ranks.frames import (
 )
 from herd.backends.torch.ranks.group import ProcessGroup
 from herd.backends.torch.ranks.known import KnownPictures
-from herd.backends.torch.ranks.reading import divided_leaf
+from herd.backends.torch.ranks.reading import divided_leaf, drop_copied
 from herd.checkpoints.divided import part_of, part_of_update
 from herd.checkpoints.open import open_checkpoint
 from herd.models.division import Division, to_run
@@ -69,6 +69,7 @@ class Follower:
         leaf = divided_leaf(checkpoint, self._division, begin.adapter)
         together = Together(self._division, group)
         self._part = TorchBackend(checkpoint.config, leaf, options, checkpoint.release_pages, together=together)
+        drop_copied(checkpoint, self._division)
         self._device = device_name(device).removeprefix(f"{device} ")
         self._known = KnownPictures()
         self._told_at = 0.0

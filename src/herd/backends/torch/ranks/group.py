@@ -52,9 +52,15 @@ class ProcessGroup:
         return parts
 
     def abort(self) -> None:
-        """Ends what is waited for, as another process is gone; gloo finds that out by itself."""
-        if self._is_gpu:
-            self._group.abort()
+        """Ends what is waited for, as another process is gone; gloo finds that out by itself. From any thread."""
+        group = self._group
+        if self._is_gpu and group is not None:
+            group.abort()
+
+    def close(self) -> None:
+        """Lets go of what the library holds, its threads among it. Idempotent."""
+        self.abort()
+        self._group = None
 
 
 def _gloo(store: Any, index: int, count: int, timeout: timedelta) -> Any:

@@ -42,7 +42,7 @@ from herd.backends.torch.ranks.frames import (
 from herd.backends.torch.ranks.group import WAIT_S, ProcessGroup
 from herd.backends.torch.ranks.interrupts import uninterrupted
 from herd.backends.torch.ranks.known import KnownPictures
-from herd.backends.torch.ranks.reading import divided_leaf
+from herd.backends.torch.ranks.reading import divided_leaf, drop_copied
 from herd.backends.torch.ranks.starting import Rank, answers
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.divided import part_of, part_of_update
@@ -96,6 +96,7 @@ class DividedBackend:
             self._group = self._met(mine.device)
             together = Together(self._division, self._group, self._announced)
             self._part = TorchBackend(cfg, leaf, mine, checkpoint.release_pages, together=together)
+            drop_copied(checkpoint, self._division)
             self._check_devices(mine.device, answers(self._ranks, LOAD_S))
         except BaseException:
             self._end()
@@ -296,6 +297,8 @@ class DividedBackend:
             rank.dismiss()
         for rank in self._ranks:
             rank.close()
+        if hasattr(self, "_group"):
+            self._group.close()
         shutil.rmtree(self._meeting, ignore_errors=True)
 
 

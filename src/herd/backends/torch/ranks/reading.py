@@ -28,3 +28,12 @@ def _adapted(name: str, checkpoint: Checkpoint, parts: Checkpoint, adapter: Adap
     if name in adapter.magnitudes:  # DoRA looks at whole rows of the sum, so this one is made whole first
         return part_of(name, adapter.leaf_over(checkpoint.leaf)(name), division)
     return part_of_update(name, update, division).over(parts.leaf(name), name)
+
+
+def drop_copied(checkpoint: Checkpoint, division: Division) -> None:
+    """Gives the memory of mapped weights back of which this process has taken its columns: those were copied, and with them all rows were
+    read."""
+    for spec in checkpoint.specs:
+        if len(spec.shape) > 1 and division.axis(spec.name) == len(spec.shape) - 1:
+            for tensor in checkpoint.source(spec.name).tensors:
+                tensor.file.drop_pages(tensor.offset, tensor.num_bytes)
