@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from herd.family.release import Release
-    from herd.planner.cost import Range
     from herd.planner.devices import Device
     from herd.planner.plan import Choice, Plan
     from herd.planner.training import TrainingPlan
@@ -94,7 +93,7 @@ def _print_devices(out: Console, plan: Plan) -> None:
 
 
 def _device_row(choice: Choice) -> list[str]:
-    from herd.planner.units import seconds, size
+    from herd.planner.units import money, seconds, size
 
     expected, bound, cost = choice.expected, choice.bound, choice.cost
     assert expected is not None and bound is not None and cost is not None
@@ -105,15 +104,9 @@ def _device_row(choice: Choice) -> list[str]:
         f"{expected.alone:,.3g} ({bound.alone:,.3g})",
         f"{expected.together:,.0f} ({bound.together:,.0f})",
         "unknown" if expected.first_token_s is None else seconds(expected.first_token_s),
-        "no price" if cost.per_hour is None else span(cost.per_hour),
-        "" if cost.per_million is None else span(cost.per_million),
+        "no price" if cost.per_hour is None else cost.per_hour.said(money),
+        "" if cost.per_million is None else cost.per_million.said(money),
     ]
-
-
-def span(found: Range) -> str:
-    from herd.planner.units import money
-
-    return money(found.low) if found.low == found.high else f"{money(found.low)} to {money(found.high)}"
 
 
 def _print_cost(out: Console, best: Choice) -> None:
@@ -131,8 +124,8 @@ def _print_cost(out: Console, best: Choice) -> None:
         ("power", None if cost.watts is None else f"{cost.watts / 1000:,.2f} kW"),
         ("energy for a million tokens", None if cost.kwh_per_million is None else f"{cost.kwh_per_million:,.3g} kWh"),
         ("of it, price", None if cost.power_dollars_per_million is None else money(cost.power_dollars_per_million)),
-        ("a million tokens read and written", None if cost.per_million is None else span(cost.per_million)),
-        ("a million written, reading included", None if cost.per_million_written is None else span(cost.per_million_written)),
+        ("a million tokens read and written", None if cost.per_million is None else cost.per_million.said(money)),
+        ("a million written, reading included", None if cost.per_million_written is None else cost.per_million_written.said(money)),
         ("what it can do in a month", None if cost.capacity is None else f"{people(cost.capacity)} tokens"),
     ]  # fmt: skip
     for what, value in rows:

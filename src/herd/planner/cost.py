@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from herd.planner.devices import Device
 from herd.planner.memory import Load
@@ -28,6 +28,11 @@ class Range:
 
     def times(self, factor: float) -> Range:
         return Range(self.low * factor, self.high * factor)
+
+    def said(self, say: Callable[[float], str]) -> str:
+        """Both ends as `say` writes them, or the one that they are."""
+        low, high = say(self.low), say(self.high)
+        return low if low == high else f"{low} to {high}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2em auto
 table { border-collapse: collapse; margin: 0.6em 0 1.4em; width: 100%; }
 td, th { padding: 0.2em 0.7em 0.2em 0; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 td:first-child, th:first-child { text-align: left; }
-figure { margin: 1.2em 0; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; font-size: 13px; }
+figure { margin: 1.2em 0; overflow-x: auto; } figcaption { font-weight: 600; }
+svg { width: 100%; min-width: 600px; height: auto; font-size: 13px; }
+.table { overflow-x: auto; } p, li { overflow-wrap: anywhere; }
 .best td { font-weight: 600; } .warning { color: #a33; } li { margin: 0.2em 0; } small { color: #666; }
 """
 
@@ -79,7 +81,7 @@ def _devices(plan: Plan) -> str:
         expected, bound, cost = choice.expected, choice.bound, choice.cost
         assert expected is not None and bound is not None and cost is not None
         first = "unknown" if expected.first_token_s is None else seconds(expected.first_token_s)
-        hour = "no price" if cost.per_hour is None else f"{money(cost.per_hour.low)} to {money(cost.per_hour.high)}"
+        hour = "no price" if cost.per_hour is None else cost.per_hour.said(money)
         needed = f"{choice.fit.devices} ({choice.fit.why})"
         rows.append([choice.fit.device.title, needed, f"{expected.alone:,.3g}", f"{expected.together:,.0f}", first, hour])
         label = f"{choice.fit.devices} x {choice.fit.device.name}"
@@ -97,7 +99,7 @@ def _costs(best: Choice) -> str:
     assert cost is not None
     rows = []
     if cost.per_million is not None:
-        rows.append(["a million tokens, own devices always busy", f"{money(cost.per_million.low)} to {money(cost.per_million.high)}"])
+        rows.append(["a million tokens, own devices always busy", cost.per_million.said(money)])
     if cost.watts is not None:
         rows.append(["power", f"{cost.watts / 1000:,.2f} kW"])
     if cost.kwh_per_million is not None:
@@ -105,12 +107,12 @@ def _costs(best: Choice) -> str:
     if cost.capacity is not None:
         rows.append(["what they can do in a month", f"{people(cost.capacity)} tokens"])
     if cost.break_even is not None:
-        rows.append(["break-even", f"{people(cost.break_even.low)} to {people(cost.break_even.high)} tokens a month"])
+        rows.append(["break-even", f"{cost.break_even.said(people)} tokens a month"])
     current = [each for each in cost.hosted if not each.is_over]
     bars = [Bar(each.offer.service, each.per_million, money(each.per_million)) for each in current]
     if cost.per_million is not None:
         low, high = cost.per_million.low, cost.per_million.high
-        bars.insert(0, Bar(f"own {best.fit.devices} x {best.fit.device.name}", low, f"{money(low)} to {money(high)}", low, high))
+        bars.insert(0, Bar(f"own {best.fit.devices} x {best.fit.device.name}", low, cost.per_million.said(money), low, high))
     pieces = [f"<h2>Cost on {best.fit.devices} x {escape(best.fit.device.title)}</h2>", _table(["what", "figure"], rows)]
     if bars:
         pieces.append(bars_chart("US dollars for a million tokens of this mix", bars))
@@ -170,4 +172,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[bo
         f"<tr{' class=best' if number < len(best) and best[number] else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
         for number, row in enumerate(rows)
     )
-    return f"<table><tr>{cells}</tr>{body}</table>"
+    return f"<div class=table><table><tr>{cells}</tr>{body}</table></div>"

@@ -73,8 +73,10 @@ class Layout:
     def __str__(self) -> str:
         if self.devices == 1:
             return "one device"
-        stages = f"{self.stages} groups of layers, each shared by {self.tensor}" if self.stages > 1 else f"layers shared by {self.tensor}"
-        return f"{stages}{f', kv heads kept {self.copies} times' if self.copies > 1 else ''}"
+        shared = f"{self.stages} groups of layers, each shared by {self.tensor}" if self.stages > 1 else f"layers shared by {self.tensor}"
+        if self.tensor == 1:
+            shared = f"{self.stages} groups of layers"
+        return f"{shared}{f', kv heads kept {self.copies} times' if self.copies > 1 else ''}"
 
 
 class Work:
