@@ -84,7 +84,7 @@ def licence(model: str | None, uses: tuple[str, ...], derivative: str | None, as
     is_asking = not given and not uses and derivative is None and is_terminal(sys.stdin) and not as_json
     if model is None and not is_asking:
         raise UsageError("Name a model: herd licence llama-3.1-8b. `herd models` lists what is known.")
-    release = find(model or click.prompt("Which model?"))
+    release = _asked_release() if model is None else find(model)
     rulings = [(each, check(release.name, each)) for each in ([_ask(release)] if is_asking else _each_use(given, uses, derivative))]
     if as_json:
         print_json({"rulings": [{"answers": each, **ruling_data(ruling)} for each, ruling in rulings]})
@@ -99,11 +99,24 @@ def _each_use(given: dict[str, Any], uses: tuple[str, ...], derivative: str | No
     """One set of answers for each use; a derivative is a further one, which reaches whoever the other uses reach."""
     if derivative is not None and derivative.lower() not in ("yes", "no"):
         raise UsageError(f"--derivative is {derivative!r:.40}; it must be yes or no.")
+    if (derivative or "").lower() == "no" and "derivative-model" in uses:
+        raise UsageError("--use derivative-model and --derivative no contradict each other. Leave one of them out.")
     found = [{**given, "use": use} for use in uses] or ([] if (derivative or "").lower() == "yes" else [given])
     if (derivative or "").lower() == "yes" and "derivative-model" not in uses:
         reaches = any(use in ("service", "product", "redistribute-weights") for use in uses)
         found.append({**given, "use": "derivative-model", "distributes": given.get("distributes", "yes" if reaches else "no")})
     return found
+
+
+def _asked_release() -> Release:
+    """Asks until a name is known."""
+    from herd.family.catalogue import find
+
+    while True:
+        try:
+            return find(click.prompt("Which model?"))
+        except UsageError as error:
+            click.echo(str(error), err=True)
 
 
 def _ask(release: Release) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def this_machine(model: str | None, threads: int | None, as_json: bool, **option
     herd plan train smollm2-135m --method lora --tokens 1M --sequence 1024 --device this-machine
     """,
 )
-@click.argument("model")
+@click.argument("name", required=False, metavar="[MODEL]")
+@click.option("--model", metavar="MODEL", help="The model, instead of as an argument.")
 @click.option("--method", default="lora", show_default=True, metavar="NAME", help="full, lora, qlora or pretrain.")
 @click.option("--tokens", required=True, metavar="N", help="Tokens to train on in all, such as 10M.")
 @click.option("--sequence", default="2048", show_default=True, metavar="N", help="Length of a sequence in tokens.")
@@ -152,11 +153,11 @@ def this_machine(model: str | None, threads: int | None, as_json: bool, **option
 @click.option("--compute", metavar="RATE", help="Describe a device: dense 16-bit operations, such as 165TFLOPS.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @offline_option
-def train(model: str, as_json: bool, **options: Any) -> None:
+def train(name: str | None, model: str | None, as_json: bool, **options: Any) -> None:
     """Say what memory and time training MODEL takes, and on how many devices it fits."""
     from herd.planner import training, units
 
-    release = release_asked(model)
+    release = release_asked(name, model)
     config = release.config()
     method = options["method"].lower()
     if options["rank"] is not None and method in ("full", "pretrain"):

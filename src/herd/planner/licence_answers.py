@@ -150,6 +150,11 @@ def contradictions(answers: Answers, release: Release) -> tuple[tuple[str, ...],
         (("release", "modality"), f"{release.name} takes no images", is_text and answers["modality"] == "image"),
         (("release", "vision_removed"), f"{release.name} has no image part to remove", is_text and answers["vision_removed"] == "yes"),
         (
+            ("vision_removed", "modality"),
+            "the image part is removed, and images are put in",
+            answers["vision_removed"] == "yes" and answers.given.get("modality") == "image",
+        ),
+        (
             ("use", "trains_other_model_with"),
             "another model is taught, and with nothing of this one",
             use == "train-other-model" and taught == "none",
