@@ -19,14 +19,14 @@ from charts import chart
 from measuring import compared, costs, in_words, mean_and_error, report
 
 from herd.cli.train_pretrain import write_model
-from herd.cli.train_progress import printed
+from herd.cli.watching import watching
 from herd.data.reading import find_files, read_records
 from herd.data.tokenizer_training import train_tokenizer
 from herd.training.beginning.pretrain_run import pretrain
 from herd.training.running.runs import read_log
 from herd.training.settings.pretrain import PretrainSettings
 from herd.training.settings.reading import read_settings
-from herd.training.student.allocation import keep_memory
+from herd.training.student.allocation import tensor_memory
 
 RATES = {"adamw": 3e-3, "muon": 6e-3}
 BATCH = 4096
@@ -53,7 +53,6 @@ def main() -> None:
     if not (words / "tokenizer.json").is_file():
         train_tokenizer((str(each.value["text"]) for each in read_records(learned)), 2048, words)
     asked = passages(unread, given.asked)
-    keep_memory()
     curves, cost, minutes = {}, {}, {}
     for seed in range(given.seeds):
         for optimiser, rate in RATES.items():
@@ -116,7 +115,8 @@ def run(folder: Path, learned: list[Path], words: Path, steps: int, what: dict[s
         },
     }
     settings = read_settings(PretrainSettings, None, (), named)
-    pretrain(settings, folder, write_model, resume=(folder / "config.toml").is_file(), told=printed())
+    with tensor_memory(), watching(folder.name) as told:
+        pretrain(settings, folder, write_model, resume=(folder / "config.toml").is_file(), told=told)
     lines = list(read_log(folder / "metrics.jsonl"))
     return {
         "held_out": of(lines, "held_out.loss")[1:],

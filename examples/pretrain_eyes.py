@@ -20,7 +20,7 @@ from measuring import compared, in_words, log_of, report
 
 import herd
 from herd.cli.train_pretrain import write_model
-from herd.cli.train_progress import printed
+from herd.cli.watching import watching
 from herd.data.drawings import COLOURS, COUNTS, SHAPES, Drawing, caption, drawing
 from herd.data.reading import find_files, read_records
 from herd.data.tokenizer_training import train_tokenizer
@@ -28,7 +28,7 @@ from herd.training.beginning.pretrain_run import pretrain
 from herd.training.settings.pretrain import PretrainSettings
 from herd.training.settings.reading import read_settings
 from herd.training.sources.drawn import HELD_OUT, QUESTION
-from herd.training.student.allocation import keep_memory
+from herd.training.student.allocation import tensor_memory
 
 HERE = Path(__file__).resolve().parent
 PAGES = sorted((HERE.parent / "docs").rglob("*.md"))
@@ -59,8 +59,8 @@ def main() -> None:
             ],
         },
     )
-    keep_memory()
-    pretrain(settings, given.out, write_model, told=printed(), resume=(given.out / "config.toml").is_file())
+    with tensor_memory(), watching(given.out.name) as told:
+        pretrain(settings, given.out, write_model, told=told, resume=(given.out / "config.toml").is_file())
     learned_s = time.monotonic() - began
     hits, blind = asked(given.out / "model", given.seed, given.asked)
     guesses = {"shape": 1 / len(SHAPES), "colour": 1 / len(COLOURS), "count": 1 / len(COUNTS)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def test_what_an_example_types_makes_settings_of_a_run(command: list[str], monke
     done = invoke(*command)
     assert done.exit_code == 0, done.output
     assert begun == [command[1]]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_everything_that_an_example_imports_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / name), run_name="imported")
 
 
 def test_every_script_that_types_commands_is_looked_at() -> None:
