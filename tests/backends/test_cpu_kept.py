@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from herd.backends.base import BackendOptions, Plan, Span
 from herd.checkpoints import open_checkpoint
 from herd.dtypes import ALL, BF16, F32, Q4_1, Q8_0, DType
-from herd.errors import UsageError
+from herd.errors import FileProblem, UsageError
 from herd.files import kept as files_kept
 from herd.files.folders import cache_folder
 from herd.models.weights import Kind, TensorSpec
@@ -149,6 +149,72 @@ def test_a_damaged_or_foreign_kept_file_is_packed_again_and_replaced(path: Path)
     for about, parts in (({}, {}), ({"matrices": {}}, {"x": memoryview(b"")})):
         files_kept.keep(name, about, parts, lambda: False)
         assert run(path)[0] == first and run(path) == (first, 0)
+
+
+def _changed(file: Path, part: str, num_bytes: int, value: int) -> None:
+    """Bytes in the middle of a part of a kept file, replaced."""
+    whole = bytearray(file.read_bytes())
+    found = files_kept.read_kept(file)
+    assert found is not None
+    data = bytes(found.part(part))
+    at = bytes(whole).index(data) + len(data) // 2 // 64 * 64
+    whole[at : at + num_bytes] = bytes([value]) * num_bytes
+    file.write_bytes(whole)
+
+
+@pytest.fixture
+def _unread_when_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files are whose weights are not tiny."""
+    monkeypatch.setattr(files_kept, "CHECKED_AT_ONCE_BYTES", 0)
+
+
+def test_a_small_kept_file_with_changed_bytes_is_packed_again_and_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_kept, "CHECKED_AT_ONCE_BYTES", 16 << 20)
+    first, _ = run(path)
+    _changed(files()[0], "layers.1.ffn.up", 16, 0x55)
+    bits, count = run(path)
+    assert bits == first and count > 0 and run(path) == (first, 0)
+
+
+@pytest.mark.usefixtures("_unread_when_opened")
+def test_logits_that_are_no_numbers_because_the_kept_file_is_damaged_are_computed_again_and_the_file_is_replaced(path: Path) -> None:
+    first, _ = run(path)
+    _changed(files()[0], "norm", 8, 0xFF)
+    backend, count = start(path)
+    assert count == 0, "a start does not read what it maps"
+    assert answer(backend).tobytes() == first
+    backend.close()
+    assert run(path) == (first, 0)
+
+
+@pytest.mark.usefixtures("_unread_when_opened")
+def test_after_the_first_answer_a_damaged_kept_file_ends_the_model_with_its_own_name(path: Path) -> None:
+    first, _ = run(path)
+    (file,) = files()
+    backend, _ = start(path)
+    assert answer(backend).tobytes() == first
+    backend._packed["norm"] = backend._packer.pack(backend._specs["norm"], dense_f32(np.full(CFG.width, np.nan, np.float32)))
+    backend._traced()
+    _changed(file, "norm", 8, 0xFF)
+    for _ in range(2):
+        with pytest.raises(FileProblem, match=rf"{file.name} was damaged \(1 of its \d+ weights\).* Load the model again"):
+            answer(backend)
+    backend.close()
+    assert run(path)[0] == first
+    assert run(path) == (first, 0)
+
+
+@pytest.mark.usefixtures("_unread_when_opened")
+def test_logits_that_are_no_numbers_from_a_whole_kept_file_are_the_models_own(path: Path) -> None:
+    leaves = random_leaves(CFG, dtype=mixed)
+    write_gguf(path, CFG, leaves | {"norm": dense_f32(np.full(CFG.width, np.nan, np.float32))})
+    for _ in range(2):
+        backend, _ = start(path)
+        with pytest.raises(FileProblem, match="check the file against its published SHA-256"):
+            answer(backend)
+        backend._loading.answered()
+        backend.close()
+    assert len(files()) == 1
 
 
 def test_parts_of_wrong_lengths_and_formats_are_packed_again(path: Path) -> None:

@@ -21,6 +21,8 @@ from herd.family.download import digest
 from herd.family.finding import Found
 from herd.family.store import SOURCE_FILE, publish
 from herd.files import models_folder
+from herd.files.folders import cache_folder
+from herd.files.kept import keep
 from herd.models.weights import Dense
 from meta_files import write_meta
 from tiny import random_leaves, tiny_llama
@@ -52,6 +54,22 @@ def test_a_real_small_model_is_whole() -> None:
     verdict = verify(STORIES)
     assert verdict.is_good, verdict
     assert {"files", "weights", "tokenizer", "chat format", "self-test"} <= set(outcomes(verdict))
+
+
+def test_damaged_packed_weights_are_found_told_and_deleted(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", CFG, random_leaves(CFG, 1, F32))
+    about = {"source": str(path), "matrices": {}, "experts": {}}
+    for name in ("weights-1", "weights-2"):
+        keep(name, about, {"norm": memoryview(bytes(4096)), "embed": memoryview(bytes(2 << 20))}, lambda: False)
+    assert text_of(verify(path), "cache").startswith("2 files have the bytes that were kept")
+    file = cache_folder() / "weights-2.kept"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 16] = b"\xff" * 16
+    file.write_bytes(data)
+    shown = CliRunner().invoke(main, ["verify", str(path)], standalone_mode=False)
+    assert f"{file}: the bytes of embed are not what was written" in shown.output and "Deleted: the next start packs" in shown.output
+    assert shown.return_value == 3 and not file.exists()
+    assert outcomes(verify(path))["cache"] is Outcome.GOOD
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: dtype.name)

@@ -9,6 +9,7 @@ import pytest
 
 from herd.errors import UsageError
 from herd.files import kept
+from herd.files.checking import Checked, check_kept, kept_bytes
 from herd.files.folders import cache_folder
 
 ABOUT = {"source": "/models/a.gguf", "number": 3}
@@ -25,6 +26,18 @@ def keep(name: str, num_bytes: int, source: str = "/models/a.gguf") -> bool:
 
 def names() -> list[str]:
     return sorted(path.name for path in cache_folder().iterdir())
+
+
+def size_of(name: str) -> int:
+    return (cache_folder() / f"{name}.kept").stat().st_size
+
+
+def change(name: str, place: bytes) -> None:
+    """One bit of a kept file, in the middle of these bytes."""
+    path = cache_folder() / f"{name}.kept"
+    data = bytearray(path.read_bytes())
+    data[data.index(place) + len(place) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def test_what_was_kept_comes_back_aligned() -> None:
@@ -56,17 +69,52 @@ def test_parts_larger_than_a_piece_are_written_in_pieces(monkeypatch: pytest.Mon
     assert found is not None and bytes(found.part("last")) == bytes(range(256))
 
 
-def test_every_cut_and_every_changed_byte_of_head_and_table_makes_it_absent() -> None:
+def test_every_cut_and_every_changed_byte_of_head_table_and_data_makes_it_absent() -> None:
     kept.keep("one", ABOUT, PARTS, never)
     path = cache_folder() / "one.kept"
     whole = path.read_bytes()
     table_end = whole.index(b"}}") + 2
     damaged = [whole[:size] for size in (0, 7, 31, 40, table_end, len(whole) - 1)] + [whole + b"x"]
     damaged += [whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :] for at in range(table_end)]
+    damaged += [whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :] for at in (whole.index(b"x" * 100) + 50, len(whole) - 1)]
     for data in damaged:
         path.write_bytes(data)
         assert kept.open_kept("one") is None
         assert not path.exists(), "a damaged file is removed"
+
+
+def test_of_a_large_file_only_checking_reads_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "CHECKED_AT_ONCE_BYTES", 0)
+    kept.keep("one", ABOUT, PARTS, never)
+    kept.keep("other", {"source": "/models/b.gguf"}, PARTS, never)
+    kept.keep_pieces("pieces", ABOUT, {"data": (6, iter([memoryview(b"abc"), memoryview(b"def")]))})
+    read: list[int] = []
+    assert check_kept(Path("/models/a.gguf"), read.append) == Checked(2, kept_bytes(Path("/models")) - size_of("other"), ())
+    assert sum(read) == 100 + 256 + 6
+    for name, place in (("one", b"x" * 100), ("other", b"x" * 100), ("pieces", b"abcdef")):
+        change(name, place)
+        assert kept.open_kept(name) is not None
+    checked = check_kept(Path("/models/a.gguf"))
+    assert checked.num_files == 0 and [line.split(": ")[1] for line in checked.removed] == [
+        "the bytes of first are not what was written",
+        "the bytes of data are not what was written",
+    ]
+    assert names() == ["other.kept"], "another model's is not looked at"
+
+
+def test_checking_finds_a_changed_table_and_a_cut_and_leaves_the_files_of_other_versions() -> None:
+    for name, source in (("table", "/models/a.gguf"), ("cut", "/models/b.gguf"), ("whole", "/models/a.gguf"), ("later", "/models/a.gguf")):
+        kept.keep(name, {"source": source}, PARTS, never)
+    change("table", b'"parts"')
+    cut, later = (cache_folder() / f"{name}.kept" for name in ("cut", "later"))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    data = bytearray(later.read_bytes())
+    data[8] += 1
+    later.write_bytes(data)
+    checked = check_kept(Path("/models/a.gguf"))
+    assert checked.num_files == 1 and len(checked.removed) == 2 and all("its table or its length" in line for line in checked.removed)
+    assert names() == ["later.kept", "whole.kept"]
+    assert check_kept(Path("/models/a.gguf")).removed == ()
 
 
 def test_a_cancelled_write_leaves_nothing() -> None:

@@ -17,6 +17,7 @@ from herd.family.download import digest
 from herd.family.finding import Found, find_model
 from herd.family.progress import Progress, silent
 from herd.family.store import SOURCE_FILE, announced_sums
+from herd.files.checking import check_kept, kept_bytes
 
 
 def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Verdict:
@@ -29,6 +30,7 @@ def verify(model: str | os.PathLike[str], *, progress: Progress = silent) -> Ver
     tokenizer    against the embedding
     chat format  against the template that came with the model
     self-test    the compiled backend against the definition, on a short prompt
+    cache        what is kept of it in HERD_HOME/cache against the digests that were kept with it; what is damaged is deleted
 
     `UsageError` if there is no such model; what is wrong with it is in the verdict.
     """
@@ -57,7 +59,21 @@ def _findings(found: Found, checkpoint: Checkpoint, progress: Progress) -> list[
         findings.append(self_test(checkpoint, tokenizer.encode(TEXTS[2]) if tokenizer is not None else None))
     else:
         findings.append(Finding("self-test", Outcome.SKIPPED, "something above is wrong already"))
+    findings.append(_kept(found, checkpoint, progress))
     return [each for each in findings if each is not None]
+
+
+def _kept(found: Found, checkpoint: Checkpoint, progress: Progress) -> Finding | None:
+    """Weights as an earlier start packed them, which the next start would map unread. None where nothing is kept."""
+    told = Told(progress, f"reading what is kept of {found.name}", kept_bytes(checkpoint.path))
+    checked = check_kept(checkpoint.path, told.add)
+    if checked.removed:
+        advice = "Deleted: the next start packs the weights anew. End what still runs this model; answers it gave may be wrong"
+        return Finding("cache", Outcome.PROBLEM, "\n".join([*checked.removed, advice]))
+    if not checked.num_files:
+        return None
+    files = "1 file has" if checked.num_files == 1 else f"{checked.num_files} files have"
+    return Finding("cache", Outcome.GOOD, f"{files} the bytes that were kept ({checked.num_bytes:,})")
 
 
 def _files(checkpoint: Checkpoint) -> Finding:

@@ -8,7 +8,6 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from herd import _core
@@ -24,22 +23,22 @@ from herd.backends.base import (
 )
 from herd.backends.cpu.adapters import Adapters
 from herd.backends.cpu.choosing import choose, copied, not_finite
-from herd.backends.cpu.kept import KeptWeights, Origin
+from herd.backends.cpu.kept import Origin
+from herd.backends.cpu.loading import Loading, Source
 from herd.backends.cpu.lower import lower
 from herd.backends.cpu.machine import check_options, make_machine
-from herd.backends.cpu.packed import PLAIN_DTYPES, Packed, PackedAdapted, PackedMatrix, Packer, Updates
+from herd.backends.cpu.packed import PLAIN_DTYPES, PackedAdapted, PackedMatrix, Packer, Updates
 from herd.backends.cpu.trace import OUTPUT_ROWS, PICTURES, POSITIONS, SEEN, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import CacheShape, Config, architecture_of, classifying, num_embeddings, seeing
 from herd.models.ops import Step
-from herd.models.weights import Kind, Leaf, Matrix, TensorSpec, Update
+from herd.models.weights import Leaf, Matrix, TensorSpec, Update
 from herd.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from herd.backends.cpu.in_place import InPlace
     from herd.backends.cpu.larger import Larger
     from herd.backends.cpu.lower import Mark
     from herd.backends.cpu.pictures import Pictures, StepPictures
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from herd.checkpoints.checkpoint import Checkpoint
 
 _SHORT = {"float32": "f32", "float16": "f16"}
-# After so many bytes were packed the pages of the file that they came from are given back.
-_RELEASE_BYTES = 256 << 20
 
 
 class CpuBackend:
@@ -81,11 +78,10 @@ class CpuBackend:
         self._specs: dict[str, TensorSpec] = {spec.name: spec for spec in self._model.tensors(cfg)}
         self._watched: WatchedProgram | None = None
         self._pictures: Pictures | None = None
-        self._kept = None if origin is None else KeptWeights(origin, self._machine, options)
-        self._in_place: InPlace | None = None
+        self._loading = Loading(self._packer, options, self._specs, Source(leaf, release, origin, checkpoint, larger))
         self._adapters = Adapters(self._packer, self._specs)
         try:
-            self._packed = self._load_or_pack(leaf, release, checkpoint, larger)
+            self._packed = self._loading.load()
             caches = self._model.caches(cfg)
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
@@ -141,12 +137,17 @@ class CpuBackend:
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
         refuse_classifier(self._cfg)
+        self._loading.refuse_damaged()
         program, bad_rows, values = self._run(plan)
+        if bad_rows and (packed := self._loading.again()) is not None:
+            self._packed = packed
+            self._traced()
+            program, bad_rows, values = self._run(plan)
         if bad_rows:
             raise FileProblem(not_finite(plan, bad_rows[0]))
         choices = choose(self._chooser, plan, program)
         logits_RV = copied(program.logits()) if plan.want_logits else None
-        self._answered()
+        self._loading.answered()
         return StepResult(choices, logits_RV, values)
 
     def _run(self, plan: Plan) -> tuple[_core.Program, list[int], Mapping[str, Any]]:
@@ -184,7 +185,7 @@ class CpuBackend:
         check_tokens(tokens, self.num_embeddings)
         ops = cast(Any, CpuPictureOps(self._machine))
         scores = cast("NDArray[np.float32]", classifier.classify(self._weights(), self._cfg, ops, tokens)[0])
-        self._answered()
+        self._loading.answered()
         return scores
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
@@ -235,69 +236,12 @@ class CpuBackend:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._in_place is not None:
-            self._in_place.close()
-        if self._kept is not None:
-            self._kept.close()
+        self._loading.close()
         self.allocate(0)
         del self._program
         self._watched = self._pictures = None
         self._adapters.clear()
         self._packed.clear()
-
-    def _answered(self) -> None:
-        """Nobody waits for the first answer any more: what it did not need can be done now."""
-        keep = _nothing if self._kept is None else self._kept.start
-        if self._in_place is None:
-            keep()
-        else:
-            self._in_place.start(keep)
-
-    def _load_or_pack(
-        self, leaf: Leaf, release: Callable[[], None], checkpoint: Checkpoint | None, larger: Larger | None
-    ) -> dict[str, Packed]:
-        packed = None if self._kept is None else self._kept.load(self._specs)
-        if packed is None and larger is not None:
-            from herd.backends.cpu.larger import in_pieces
-
-            assert self._kept is not None and checkpoint is not None, "weights that are packed on the disk have an origin"
-            return self._kept.pack(self._specs, in_pieces(self._specs, leaf, checkpoint, self._packer, larger.told))
-        if packed is None:
-            if checkpoint is not None:
-                from herd.backends.cpu.in_place import InPlace
-
-                self._in_place = InPlace(checkpoint, self._machine, self._options.activations, PLAIN_DTYPES[self._options.dtype])
-            try:
-                packed = self._pack(leaf, release)
-            except BaseException:
-                if self._in_place is not None:
-                    self._in_place.close()
-                raise
-            if self._kept is not None:
-                self._kept.keep_later(packed)
-        return packed
-
-    def _pack(self, leaf: Leaf, release: Callable[[], None]) -> dict[str, Packed]:
-        packer = replace(self._packer, memory=_core.Chunks())
-        packed: dict[str, Packed] = {}
-        since_release = 0
-        # Tables last: a step reads a few rows of them, and all of one only as the head.
-        specs = sorted(self._specs.values(), key=lambda spec: spec.kind is Kind.EMBEDDING)
-        if self._in_place is not None:
-            self._in_place.read_ahead(specs)
-        for spec in specs:
-            matrix = None if self._in_place is None else self._in_place.matrix(spec)
-            if matrix is not None:
-                packed[spec.name] = matrix
-                continue
-            source = leaf(spec.name)
-            packed[spec.name] = packer.pack(spec, source)
-            since_release += source.num_bytes
-            if since_release >= _RELEASE_BYTES:
-                release()
-                since_release = 0
-        release()
-        return packed
 
     def _cache_form(self) -> str:
         """Float16 loses less than int8 activations do; a model computed in more precision keeps its cache in more."""
@@ -380,10 +324,6 @@ class CpuBackend:
         if self._pictures is None:
             self._pictures = Pictures(self._machine, model, self._cfg, self._weights(), self._cache_form())
         return self._pictures.of(plan)
-
-
-def _nothing() -> None:
-    pass
 
 
 _NO_MEMORY = "The system refused memory for the weights or buffers. Close other programs, or load a smaller or more quantised model."
