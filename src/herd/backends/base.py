@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from herd.errors import EngineLost, UsageError, did_you_mean
+from herd.errors import EngineLost, UnknownModel, UsageError, did_you_mean
 from herd.models.architecture import Config, classifying
 from herd.models.weights import Kind, TensorSpec, Update
 from herd.records import dataclass
@@ -132,8 +132,8 @@ def check_weights(weights: Mapping[str, Matrix], specs: Mapping[str, TensorSpec]
             raise UsageError(f"The new {name} has shape {list(leaf.shape)}; the model's has {list(specs[name].shape)}.")
 
 
-def unknown_adapter(name: str, known: Iterable[str]) -> UsageError:
-    return UsageError(f"There is no adapter {name!r:.80} here; there are {', '.join(sorted(known)) or 'none'}.", param="model")
+def unknown_adapter(name: str, known: Iterable[str]) -> UnknownModel:
+    return UnknownModel(f"There is no adapter {name!r:.80} here; there are {', '.join(sorted(known)) or 'none'}.", param="model")
 
 
 def pictures_seen(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, list[Picture]]]:

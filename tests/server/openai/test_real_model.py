@@ -11,8 +11,9 @@ import numpy as np
 import openai
 import pydantic
 import pytest
+from tokenizers import pre_tokenizers
 
-from server.openai.real import CONTEXT, engines_behind, write_model
+from server.openai.real import CONTEXT, SPECIALS, engines_behind, write_model
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 FORMATS = {"three": "llama3.1", "three-two": "llama3.2", "four": "llama4", "guard": "guard3"}
@@ -202,3 +203,48 @@ def test_a_stream_that_is_left_frees_its_place(client: openai.OpenAI) -> None:
         next(stream)
         stream.close()
     assert chat(client).usage.completion_tokens > 0
+
+
+FUNCTIONS: list[Any] = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}}
+    for name in ("clock", "calendar")
+]
+
+
+def test_calls_in_parallel_are_the_same_streamed_and_whole(client: openai.OpenAI) -> None:
+    counts = set()
+    fields = {"model": "four", "tools": FUNCTIONS, "tool_choice": "required", "max_tokens": 300, "temperature": 1}
+    goes_on = {str(len(pre_tokenizers.ByteLevel.alphabet()) + SPECIALS.index("<|eot|>")): -4}  # the end becomes less likely
+    for seed in range(8):
+        asked = {**fields, "seed": seed, "logit_bias": goes_on}
+        (whole,) = chat(client, **asked).choices
+        told: dict[int, list[str]] = {}
+        ends = []
+        for piece in chat(client, **asked, stream=True):
+            for choice in piece.choices:
+                ends += [choice.finish_reason] if choice.finish_reason else []
+                for call in choice.delta.tool_calls or []:
+                    parts = told.setdefault(call.index, ["", "", ""])
+                    parts[0] += call.id or ""
+                    parts[1] += call.function.name or ""
+                    parts[2] += call.function.arguments or ""
+        calls = [(call.function.name, json.loads(call.function.arguments)) for call in whole.message.tool_calls or []]
+        assert [(name, json.loads(arguments)) for _, name, arguments in told.values()] == calls and ends == [whole.finish_reason]
+        assert sorted(told) == list(range(len(calls))) and len({each[0] for each in told.values()}) == len(calls)
+        assert len({call.id for call in whole.message.tool_calls or []}) == len(calls)
+        assert {name for name, _ in calls} <= {"clock", "calendar"}
+        counts.add(len(calls))
+        (single,) = chat(client, **asked, parallel_tool_calls=False).choices
+        assert len(single.message.tool_calls or []) <= 1
+    assert max(counts) > 1, "the format has several calls in an answer"
+
+
+def test_what_a_model_cannot_do_is_refused_by_the_field_that_asks_for_it(client: openai.OpenAI) -> None:
+    for ask, param, said in (
+        (lambda: chat(client, model="guard", tools=FUNCTIONS), "tools", "defines none"),
+        (lambda: client.completions.create(model="three", prompt="def f():", suffix="return"), "suffix", "not taught to fill in"),
+        (lambda: client.moderations.create(model="three", input="x"), "model", "three is no guard"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask()
+        assert caught.value.param == param and said in caught.value.message

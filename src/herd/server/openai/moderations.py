@@ -94,6 +94,8 @@ async def create_moderation(request: Request) -> Response:
     name = only_model(request, wanted, lambda facts: facts.is_guard, "a Llama Guard")
     messages = await with_pictures(_messages(body), fetch_rules(house.settings))
     async with house.use(request, name) as service:
+        if not service.facts.is_guard:
+            raise UsageError(f"{name} is no guard, so it gives no verdicts. Name a Llama Guard as model.", param="model")
         verdicts: list[Verdict] = []
         for start in range(0, len(messages), AT_ONCE):
             asked = [_verdict(service, message, request) for message in messages[start : start + AT_ONCE]]

@@ -30,7 +30,8 @@ class Infilling:
         if missing or self.tokenizer.bos_id is None:
             raise UsageError(
                 f"this model's vocabulary has no token {missing[0] if missing else 'BOS'}, so it was not taught to fill in; Code Llama"
-                " 7B and 13B (base and Instruct) and 70B base were."
+                " 7B and 13B (base and Instruct) and 70B base were.",
+                param="suffix",
             )
 
     def render(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> list[int]:

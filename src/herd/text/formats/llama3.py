@@ -87,7 +87,8 @@ class Llama3(ChatFormat):
 
     def _check(self, conversation: Conversation) -> None:
         if conversation.images and conversation.has_tools:
-            raise UsageError(f"tools are offered beside a picture; the chat format {self.name} calls tools in text-only chats.")
+            what = f"tools are offered beside a picture; the chat format {self.name} calls tools in text-only chats."
+            raise UsageError(what, param="tools")
         search = [tool.value for tool in conversation.built_ins if tool is not BuiltIn.CODE_INTERPRETER]
         if search and self.version != "llama3.1":
             raise UsageError(f"the built-in tool {search[0]} is offered; the chat format {self.name} knows only code_interpreter.")

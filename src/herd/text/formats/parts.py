@@ -266,7 +266,7 @@ def only_call(index: int, message: Message, format_name: str) -> ToolCall:
 def refuse_tools(conversation: Conversation, format_name: str) -> None:
     """For formats that define no tools."""
     if conversation.has_tools:
-        raise UsageError(f"tools are offered; the chat format {format_name} defines none.")
+        raise UsageError(f"tools are offered; the chat format {format_name} defines none.", param="tools")
     for index, message in enumerate(conversation.messages):
         if message.role is Role.TOOL:
             raise UsageError(f"messages[{index}] is a tool result; the chat format {format_name} defines none.")
