@@ -184,6 +184,13 @@ def test_a_peer_that_fails_in_the_middle_is_left_out(monkeypatch: pytest.MonkeyP
     assert [question.sequences for question in seen.values] == [8, 16, 32]
 
 
+def test_memory_is_asked_of_an_engine_that_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Fake, "answer", lambda self, tokens, count: asked.append(len(tokens)) or (0.1, 0.0))
+    seen = seen_with_fakes(monkeypatch, "memory", peers=())
+    assert asked == [512] and [question.title for question in seen.values] == ["peak memory"]
+
+
 def test_a_worker_answers_requests_about_its_engine() -> None:
     engine = Fake("herd", Settings("m", 1))
     assert answered(engine, {"do": "answer", "tokens": [1, 2], "count": 1}) == {"seconds": (0.002, 0.0)}

@@ -67,7 +67,7 @@ class Wanted:
     def context(self) -> int:
         """The longest sequence of all tasks."""
         lengths = [STEP_CONTEXT + max(STEP_TOKENS), SHORT_PROMPT + self.decode_tokens, TOGETHER_PROMPT + TOGETHER_TOKENS + 1]
-        if "prompt" in self.tasks:
+        if "prompt" in self.tasks or "memory" in self.tasks:
             lengths.append(self.prompt_tokens + 1)
         if "context" in self.tasks or "long-prompt" in self.tasks:
             lengths.append(CONTEXT_TOKENS + CONTEXT_DECODED)
@@ -168,6 +168,8 @@ def _ask_all(worker: Worker, wanted: Wanted, number: int, seen: Seen) -> None:
         seconds, _ = worker.answer(ids(wanted.prompt_tokens), 1)
         question = Question("prompt", f"prompt of {wanted.prompt_tokens}", "tokens/s", tokens=wanted.prompt_tokens)
         seen.add(question, engine, wanted.prompt_tokens / seconds)
+    elif "memory" in tasks and number == 0:
+        worker.answer(ids(wanted.prompt_tokens), 1)  # an engine that has answered nothing has touched little
     if "steps" in tasks and "step" in worker.abilities:
         _ask_steps(worker, ids, seen)
     if "parts" in tasks and "parts" in worker.abilities:

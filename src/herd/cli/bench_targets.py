@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +85,7 @@ def model_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
 def shape_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
     """A release's shape with random weights, in a file that is gone afterwards."""
     from herd.bench.bounds import Bounds
+    from herd.bench.scratch import scratch_folder
     from herd.bench.shapes import FIRST_TOKEN, shape_of, write_shape
     from herd.cli.output import fetching
     from herd.engine.memory import available_bytes
@@ -97,8 +97,8 @@ def shape_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
         raise CapacityError(
             f"{shape.title} takes {size:,} bytes and {free:,} are available. Measure fewer layers: --layers {max(1, shape.layers // 4)}."
         )
-    with tempfile.TemporaryDirectory(prefix="herd-bench-") as folder:
-        path = Path(folder) / "model.gguf"
+    with scratch_folder() as folder:
+        path = folder / "model.gguf"
         with fetching() as progress:
             write_shape(path, shape, progress)
         dtypes = {shape.stored.chosen(spec) for spec in _specs(shape.config)}
