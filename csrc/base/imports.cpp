@@ -1,6 +1,7 @@
 #include "base/imports.h"
 
-#if defined(__linux__) && defined(__GLIBC__) && defined(__LP64__)
+// Elsewhere the loader leaves addresses in these sections as they are in the file.
+#if defined(__linux__) && defined(__GLIBC__) && defined(__LP64__) && (defined(__x86_64__) || defined(__aarch64__))
 
 #include <elf.h>
 #include <link.h>
@@ -15,9 +16,11 @@ namespace herd {
 
 namespace {
 
+// Where the address of an imported function is kept. `is_sealed`: in pages that the loader made read-only.
 struct Slot {
     void** place;
     void* function;
+    bool is_sealed;
 };
 
 struct Search {
@@ -56,6 +59,16 @@ Tables tables_of(const dl_phdr_info& info) {
     return tables;
 }
 
+bool is_sealed(const dl_phdr_info& info, uintptr_t address) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    for (int index = 0; index < info.dlpi_phnum; ++index) {
+        const ElfW(Phdr)& part = info.dlpi_phdr[index];
+        const uintptr_t begin = info.dlpi_addr + part.p_vaddr, end = (begin + part.p_memsz) / page * page;
+        if (part.p_type == PT_GNU_RELRO && begin / page * page <= address && address < end) return true;
+    }
+    return false;
+}
+
 int look(dl_phdr_info* info, size_t, void* argument) {
     auto& search = *static_cast<Search*>(argument);
     const std::string_view path(info->dlpi_name);
@@ -68,7 +81,8 @@ int look(dl_phdr_info* info, size_t, void* argument) {
             for (const ElfW(Rela)& entry : entries) {
                 const size_t symbol = ELF64_R_SYM(entry.r_info);
                 if (symbol == 0 || import.name != tables.names + tables.symbols[symbol].st_name) continue;
-                search.slots.push_back({reinterpret_cast<void**>(info->dlpi_addr + entry.r_offset), import.function});
+                const uintptr_t place = info->dlpi_addr + entry.r_offset;
+                search.slots.push_back({reinterpret_cast<void**>(place), import.function, is_sealed(*info, place)});
             }
         }
         if (search.slots.size() > before) ++search.found;
@@ -76,11 +90,10 @@ int look(dl_phdr_info* info, size_t, void* argument) {
     return 1;
 }
 
-// The pages of such tables may be read-only once a library is loaded.
-bool make_writable(const Slot& slot) {
+bool protect(const Slot& slot, int protection) {
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const uintptr_t begin = reinterpret_cast<uintptr_t>(slot.place) / page * page;
-    return mprotect(reinterpret_cast<void*>(begin), page, PROT_READ | PROT_WRITE) == 0;
+    return mprotect(reinterpret_cast<void*>(begin), page, protection) == 0;
 }
 
 }  // namespace
@@ -88,8 +101,12 @@ bool make_writable(const Slot& slot) {
 bool redirect(std::string_view library, std::span<const Import> imports) {
     Search search{library, imports, {}};
     dl_iterate_phdr(look, &search);
-    if (search.found != imports.size() || !std::ranges::all_of(search.slots, make_writable)) return false;
+    const auto open = [](const Slot& slot) { return !slot.is_sealed || protect(slot, PROT_READ | PROT_WRITE); };
+    if (search.found != imports.size() || !std::ranges::all_of(search.slots, open)) return false;
     for (const Slot& slot : search.slots) __atomic_store_n(slot.place, slot.function, __ATOMIC_RELEASE);
+    for (const Slot& slot : search.slots) {
+        if (slot.is_sealed) protect(slot, PROT_READ);
+    }
     return true;
 }
 

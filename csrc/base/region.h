@@ -40,6 +40,11 @@ class Region {
     // Free pages go back to the system, and the most that was used counts from now.
     void shrink();
     RegionBytes bytes() const;
+    size_t page() const { return page_; }
+
+    // Around a fork: nobody may be in the middle of a change when the process is doubled.
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
 
   private:
     struct Hole {

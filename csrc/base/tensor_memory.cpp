@@ -6,6 +6,7 @@
 #include <mutex>
 #include <new>
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include "base/imports.h"
@@ -14,7 +15,7 @@ namespace herd {
 
 namespace {
 
-constexpr size_t kLeast = size_t{32} << 10;  // smaller tensors stay in the heap: pages would round them up by more than an eighth
+constexpr size_t kLeastPages = 8;            // smaller tensors stay in the heap: pages would round them up by more than an eighth
 constexpr size_t kSpare = 32;                // one part in so many of the most that was used is kept beside it
 constexpr size_t kReach = 4;                 // times the machine's memory: addresses are plenty, and holes among them cost nothing
 
@@ -25,7 +26,7 @@ std::mutex opening;
 // Both are called by torch in the place of the functions of the C library whose names they have.
 int posix_memalign_instead(void** piece, size_t alignment, size_t size) {
     Region* own = region.load(std::memory_order_acquire);
-    if (size >= kLeast && alignment <= static_cast<size_t>(sysconf(_SC_PAGESIZE)) && times_open.load(std::memory_order_relaxed) > 0) {
+    if (size >= kLeastPages * own->page() && alignment <= own->page() && times_open.load(std::memory_order_relaxed) > 0) {
         if (void* found = own->take(size)) {
             *piece = found;
             return 0;
@@ -56,7 +57,10 @@ bool begin() {
         Import{"free", reinterpret_cast<void*>(&free_instead)},
         Import{"posix_memalign", reinterpret_cast<void*>(&posix_memalign_instead)},
     };
-    if (redirect("libc10.so", imports)) return true;
+    if (redirect("libc10.so", imports)) {
+        pthread_atfork([] { region.load()->lock(); }, [] { region.load()->unlock(); }, [] { region.load()->unlock(); });
+        return true;
+    }
     region.store(nullptr, std::memory_order_release);
     delete made;
     return false;

@@ -1,7 +1,9 @@
 // Pages for pieces that come and go, and calls of a loaded library that go elsewhere.
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <random>
 #include <thread>
 #include <vector>
@@ -92,6 +94,23 @@ void threads_share_a_region() {
     CHECK(region.bytes().used == 0, "%zu bytes are in use", region.bytes().used);
 }
 
+int asked = 0;
+int clock_gettime_counted(clockid_t clock, timespec* now) {
+    ++asked;
+    return clock_gettime(clock, now);
+}
+
+// The C++ library asks the C library for the time, if both are loaded and not part of this program.
+void calls_of_a_loaded_library_go_elsewhere_and_back() {
+    const std::array there{Import{"clock_gettime", reinterpret_cast<void*>(&clock_gettime_counted)}};
+    if (!redirect("libstdc++", there)) return;
+    const auto first = std::chrono::steady_clock::now(), second = std::chrono::steady_clock::now();
+    CHECK(asked == 2 && second >= first, "%d calls were seen", asked);
+    const std::array back{Import{"clock_gettime", reinterpret_cast<void*>(&clock_gettime)}};
+    CHECK(redirect("libstdc++", back), "the way back was not found");
+    CHECK(std::chrono::steady_clock::now() >= second && asked == 2, "%d calls were seen", asked);
+}
+
 void a_library_that_is_not_loaded_is_not_changed() {
     const std::array imports{Import{"free", nullptr}};
     CHECK(!redirect("libof_nobody.so", imports), "it was");
@@ -106,6 +125,7 @@ int main() {
     what_is_resident_is_bounded_by_what_was_used_at_once();
     addresses_end();
     threads_share_a_region();
+    calls_of_a_loaded_library_go_elsewhere_and_back();
     a_library_that_is_not_loaded_is_not_changed();
     return herd::test::report("region");
 }
