@@ -85,11 +85,12 @@ class EngineLost(ProviderError):
     http_status = 503
 
 
-_LACKS = {errno.EAGAIN: "processes", errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
+_LACKS = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files"}
 
 
 def lack(problem: BaseException) -> CapacityError | None:
-    """What the system has none of any more, if that is what a problem of Python's is about: threads, processes, memory, open files."""
+    """What the system has none of any more, if that is what a problem of Python's is about: threads, memory, open files. What
+    starts a process tells of those by itself: its EAGAIN is also what a fault of ours would look like."""
     what = None
     if isinstance(problem, MemoryError):
         what = "memory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiny_files import write_gguf
 
 FORMS = ("auto", "float32", "float16", "int8", "int4")
 KEPT = [("reference", form) for form in FORMS[:3]] + [("cpu", form) for form in FORMS if cpu_is_built()]
+KEPT += [("torch", "auto")] if find_spec("torch") is not None else []
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return {False: plain, True: write_gguf(folder / "quantised.gguf", cfg, random_leaves(cfg, dtype=Q8_0))}
 
 
-def needs(path: Path, load: dict[str, Any]) -> tuple[int, int]:
+def needs(path: Path, load: dict[str, Any]) -> tuple[int, int | None]:
     checkpoint = open_checkpoint(path)
     try:
         return cache_needs(checkpoint, load)
@@ -47,6 +49,16 @@ def test_the_least_that_is_needed_is_one_page_and_the_most_is_all_contexts(
         assert model.provider.engine.page_bytes == least and most == 3 * (512 // 64) * least
     with pytest.raises(CapacityError, match="bytes are left for keys and values"):
         herd.load(models[is_quantised], **load, cache_bytes=least - 1)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_computed_in_says_how_torch_keeps_it(models: dict[bool, Path], dtype: str) -> None:
+    load: dict[str, Any] = {"backend": "torch", "dtype": dtype}
+    least, _ = needs(models[False], load)
+    with herd.load(models[False], **load, cache_bytes=least) as model:
+        assert model.provider.engine.page_bytes == least
+    assert needs(models[False], {**load, "device": "cuda"}) == (0, None), "a GPU's memory is not this computer's"
 
 
 def test_pages_on_their_way_to_the_disk_count(models: dict[bool, Path], tmp_path: Path) -> None:

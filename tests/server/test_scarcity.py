@@ -66,7 +66,6 @@ def large(num_bytes: int = 1_500_000) -> dict[str, Any]:
         (RuntimeError("Resource temporarily unavailable"), "threads"),
         (MemoryError(), "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
-        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "processes"),
         (OSError(errno.EMFILE, "Too many open files"), "open files"),
         (OSError(errno.ENFILE, "Too many open files in system"), "open files"),
     ],
@@ -79,7 +78,13 @@ def test_what_the_system_lacks_is_a_503_wherever_it_is_met(problem: Exception, w
 
 
 def test_other_problems_stay_what_they_are() -> None:
-    for problem in (RuntimeError("dictionary changed size"), OSError(errno.ENOENT, "No such file"), KeyError("x"), OSError("odd")):
+    for problem in (
+        RuntimeError("dictionary changed size"),
+        OSError(errno.ENOENT, "No such file"),
+        KeyError("x"),
+        OSError("odd"),
+        BlockingIOError(errno.EAGAIN, "x"),
+    ):
         assert lack(problem) is None and api_error(problem).status == 500
 
 

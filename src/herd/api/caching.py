@@ -51,12 +51,14 @@ def cache_room(context: int, page_bytes: int, choices: Choices, available: int |
     return CacheRoom(max(1, min(pages)), copies)
 
 
-def cache_needs(checkpoint: Checkpoint, load: Mapping[str, Any]) -> tuple[int, int]:
+def cache_needs(checkpoint: Checkpoint, load: Mapping[str, Any]) -> tuple[int, int | None]:
     """The least bytes that hold keys and values of a model, loaded with these arguments of `herd.load`, and the most that it has a use
-    for: what `cache_room` will say, known before the model is loaded."""
+    for: what `cache_room` will say, known before the model is loaded. Of a GPU's memory nothing is said: 0 and None."""
     from herd.backends.base import PAGE_TOKENS
     from herd.models.sizes import CACHE_DTYPES, cache_bytes_per_token
 
+    if (load.get("device") or "cpu") != "cpu":
+        return 0, None
     page_bytes = PAGE_TOKENS * cache_bytes_per_token(checkpoint.config, CACHE_DTYPES[_cache_form(checkpoint, load)])
     copies = _least_copies(page_bytes) if load.get("cache_folder") is not None else 0
     pages = _wanted_pages(load.get("context") or checkpoint.config.context_length, load.get("parallel", 1))
@@ -69,10 +71,20 @@ def _cache_form(checkpoint: Checkpoint, load: Mapping[str, Any]) -> str:
         return str(form)
     backend = load.get("backend") or "cpu"
     if backend == "torch":
-        return "float32" if load.get("dtype") == "float32" else "float16"
+        return _computed_in(checkpoint, load)
     activations = load.get("activations") or ("int8" if backend == "cpu" else "float32")
     has_blocks = activations == "int8" and any(checkpoint.dtype(spec.name).block > 1 for spec in checkpoint.specs)
     return "float16" if has_blocks else "float32"
+
+
+def _computed_in(checkpoint: Checkpoint, load: Mapping[str, Any]) -> str:
+    """What torch computes in, and keeps keys and values in: as said, else as all plain matrices are stored; "float16" for both types of 16
+    bits."""
+    if (dtype := load.get("dtype")) is not None:
+        return "float16" if dtype in ("float16", "bfloat16") else "float32"
+    stored = {checkpoint.dtype(spec.name) for spec in checkpoint.specs if len(spec.shape) >= 2}
+    is_short = all(dtype.block == 1 for dtype in stored) and len(stored) == 1 and all(dtype.block_bytes == 2 for dtype in stored)
+    return "float16" if is_short else "float32"
 
 
 def _wanted_pages(context: int, parallel: int) -> int:

@@ -34,7 +34,7 @@ def _rows(house: House, url: str, model: str) -> Iterator[tuple[str, str]]:
             yield "adapter", offer.name
     measured = house.pool.gauges()
     for name, gauges in measured.items():
-        uses = ", ".join(f"{use} {size(num_bytes)}" for use, num_bytes in gauges.memory_bytes.items()) or "unknown"
+        uses = ", ".join(f"{use} {size(num_bytes)}" for use, num_bytes in gauges.memory_bytes.items() if num_bytes) or "unknown"
         yield "memory", uses if len(measured) == 1 else f"{name}: {uses}"
     if settings.cache_folder is not None:
         yield "disk", f"keys and values in {settings.cache_folder}, up to {size(settings.cache_disk_bytes or LIMIT_BYTES)}"

@@ -182,7 +182,8 @@ def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours.setblocking(False)
         try:
             with theirs:
-                command = [sys.executable, "-m", "herd.api.serving", str(theirs.fileno())]
+                # -P: modules are not looked for in the folder where somebody happens to stand.
+                command = [sys.executable, "-P", "-m", "herd.api.serving", str(theirs.fileno())]
                 # Not in this process' group: Ctrl-C is for the parent alone, which lets running answers finish.
                 process = subprocess.Popen(
                     command,

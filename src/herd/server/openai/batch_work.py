@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from herd.server.callers import LOCAL
-from herd.server.dates import now
+from herd.server.dates import now, shown
 from herd.server.errors import ApiError
 from herd.server.openai.batch_lines import ENDPOINTS, Line, answered, outcome_text, read_line
 from herd.server.openai.files import BATCH_FILE_DAYS, BATCH_OPEN, content, file_value
@@ -209,7 +209,7 @@ class Work(KeptWork):
         def change(tables: Tables) -> None:
             body = tables.get(self._owner, KIND, self._key)
             if body["batch"]["status"] != "cancelling":
-                self._batch |= {"status": status, f"{status}_at": now()}
+                self._batch |= {"status": status, f"{status}_at": shown()}
                 tables.replace(self._owner, KIND, self._key, {**body, "batch": self._batch})
 
         await self._store.write(change)
@@ -221,7 +221,7 @@ class Work(KeptWork):
 
     def _end(self, tables: Tables, status: str) -> None:
         body = tables.get(self._owner, KIND, self._key)
-        self._batch |= {"status": status, f"{status}_at": now(), "cancelling_at": body["batch"]["cancelling_at"]}
+        self._batch |= {"status": status, f"{status}_at": shown(), "cancelling_at": body["batch"]["cancelling_at"]}
         tables.replace(self._owner, KIND, self._key, {**body, "batch": self._batch})
         tables.remove(self._owner, BATCH_OPEN, self._key)
 

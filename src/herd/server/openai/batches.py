@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from herd.server.dates import now
+from herd.server.dates import now, shown
 from herd.server.house import caller, house_of
 from herd.server.openai import batch_work
 from herd.server.openai.batch_work import ENDPOINTS, KIND, OVER, WINDOW_S
@@ -88,8 +88,8 @@ async def create_batch(request: Request) -> Response:
         "status": "validating",
         "output_file_id": None,
         "error_file_id": None,
-        "created_at": (begun := now()),
-        "expires_at": begun + WINDOW_S,
+        "created_at": shown(),
+        "expires_at": now() + WINDOW_S,
         **dict.fromkeys(
             f"{name}_at" for name in ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
         ),
@@ -139,7 +139,7 @@ async def cancel_batch(request: Request) -> Response:
         body = tables.get(owner, KIND, key)
         batch: dict[str, Any] = body["batch"]
         if batch["status"] not in (*OVER, "cancelling", "finalizing"):
-            batch |= {"status": "cancelling", "cancelling_at": now()}
+            batch |= {"status": "cancelling", "cancelling_at": shown()}
             tables.replace(owner, KIND, key, body)
         return batch_work.with_counts(tables, batch)
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from herd.errors import did_you_mean
-from herd.server.dates import now
+from herd.server.dates import now, shown
 from herd.server.errors import ApiError
 from herd.server.house import House, caller, house_of
 from herd.server.openai.kept import FILE as KIND
@@ -100,7 +100,7 @@ async def create_file(request: Request) -> Response:
 
 
 def file_value(key: str, filename: str, purpose: str, size: int, expires: int | None) -> dict[str, Any]:
-    made = {"id": key, "object": "file", "bytes": size, "created_at": now(), "expires_at": expires}
+    made = {"id": key, "object": "file", "bytes": size, "created_at": shown(), "expires_at": expires}
     return {**made, "filename": filename, "purpose": purpose, "status": "processed", "status_details": None}
 
 

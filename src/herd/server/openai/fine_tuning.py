@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from herd.errors import UnknownModel, did_you_mean
-from herd.server.dates import now
+from herd.server.dates import shown
 from herd.server.errors import ApiError
 from herd.server.house import House, caller, house_of, visit_of
 from herd.server.openai import tuning_work
@@ -129,7 +129,7 @@ async def create_job(request: Request) -> Response:
         if body.validation_file is not None:
             check_file(tables, owner, body.validation_file, "fine-tune", "validation_file")
         check_open(tables, owner, OPEN, OPEN_MOST, "jobs")
-        begun = [[now(), "info", "The job was taken."]]
+        begun = [[shown(), "info", "The job was taken."]]
         tables.put(owner, KIND, key, {"job": value, "choices": choices, "events": begun})
         tables.put(owner, OPEN, key, {})
 
@@ -141,7 +141,7 @@ async def create_job(request: Request) -> Response:
 
 def _first_value(key: str, body: JobBody) -> dict[str, Any]:
     chosen = body.chosen.model_dump()
-    value = {"id": key, "object": "fine_tuning.job", "created_at": now(), "finished_at": None, "error": None}
+    value = {"id": key, "object": "fine_tuning.job", "created_at": shown(), "finished_at": None, "error": None}
     value |= {"model": body.model, "fine_tuned_model": f"{body.model}:{body.suffix or 'tuned'}-{key[-8:]}"}
     value |= {"organization_id": "", "status": "validating_files", "training_file": body.training_file}
     value |= {
@@ -182,7 +182,7 @@ async def get_job(request: Request) -> Response:
 async def cancel_job(request: Request) -> Response:
     """Nothing is kept of what it learned. One that is over stays as it is."""
     house, owner, key = house_of(request), caller(request).name, request.path_params["id"]
-    ended: dict[str, Any] = {"finished_at": now()}
+    ended: dict[str, Any] = {"finished_at": shown()}
     job = await house.keeping.store.write(changed(owner, key, "cancelled", "The job was cancelled.", **ended))
     await house.keeping.cancel(owner, key)
     return reply(_shown(job))

@@ -16,7 +16,7 @@ from typing import Any
 
 from herd.providers.base import Called, Calling, Event, Failed, Finished, Text, TokenLogprob, Usage
 from herd.sampling.stop import StopReason
-from herd.server.dates import now
+from herd.server.dates import shown
 from herd.server.errors import ApiError, api_error, to_json
 from herd.server.openai.wire import chat_logprobs
 from herd.server.tables import new_id
@@ -158,7 +158,7 @@ class Building:
                 return self.fail(ApiError(503, "The answer was given up before it was complete."))
             case _:
                 closed = self._closed(COMPLETED)
-                return closed + self._over(COMPLETED, now(), usage)
+                return closed + self._over(COMPLETED, shown(), usage)
 
     def _over(self, status: str, completed: int | None, more: dict[str, Any]) -> bytes:
         self.value |= {"status": status, "completed_at": completed, **more}

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from herd.errors import HerdError, UsageError
 from herd.providers.base import Answer, ChatRequest, Failed, Service
-from herd.server.dates import now
+from herd.server.dates import shown
 from herd.server.errors import ApiError, api_error
 from herd.server.fetching import Rules
 from herd.server.house import House, caller, house_of, visit_of
@@ -259,7 +259,7 @@ def _first_value(body: ResponseBody, question: ChatRequest, is_kept: bool, dropp
     return {
         "id": new_id("resp_"),
         "object": "response",
-        "created_at": now(),
+        "created_at": shown(),
         "completed_at": None,
         "status": "queued",
         "background": bool(body.background),

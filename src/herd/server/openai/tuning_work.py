@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from herd.errors import HerdError, UsageError
+from herd.errors import CapacityError, HerdError, UsageError
 from herd.providers.jobs import JobOrder
-from herd.server.dates import now
+from herd.server.dates import shown
 from herd.server.errors import ApiError, api_error
 from herd.server.openai.files import content
 from herd.server.openai.kept import FILE, KeptWork
@@ -133,7 +133,7 @@ class Work(KeptWork):
         await add_result(self._house, self._key, job)
         self._house.keeping.taught.add(self._key)
         learned = int(sum(each.get("tokens", 0) for each in figures(self._house, self._key)))
-        ended: dict[str, Any] = {"finished_at": now(), "trained_tokens": learned}
+        ended: dict[str, Any] = {"finished_at": shown(), "trained_tokens": learned}
         await self._change("succeeded", f"The model {job['fine_tuned_model']} can be asked.", **ended)
 
     async def _bring(self, file: str, place: Path, param: str) -> None:
@@ -151,7 +151,10 @@ class Work(KeptWork):
         """Runs a command to its end: its status, and the end of what it said of problems."""
         self._end_earlier()
         output, error = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*command, stdin=output, stdout=output, stderr=error, start_new_session=True)
+        try:
+            process = await asyncio.create_subprocess_exec(*command, stdin=output, stdout=output, stderr=error, start_new_session=True)
+        except OSError as problem:
+            raise CapacityError(f"The process that learns cannot be started ({problem.strerror}). Try again later.") from problem
         (self._folder / "process").write_text(str(process.pid))
         said = bytearray()
         try:
@@ -178,7 +181,7 @@ class Work(KeptWork):
 
     async def _fail(self, error: ApiError) -> None:
         told = {"code": error.code or "invalid_request", "message": error.message, "param": error.param}
-        ended = {"error": told, "finished_at": now(), "fine_tuned_model": None}
+        ended = {"error": told, "finished_at": shown(), "fine_tuned_model": None}
         await self._change("failed", error.message, level="error", **ended)
 
     async def _change(self, status: str, said: str, level: str = "info", **fields: Any) -> None:
@@ -194,7 +197,7 @@ def changed(owner: str, key: str, status: str, said: str, level: str = "info", *
         if job["status"] in OVER:
             return job
         job |= {"status": status, **fields}
-        body["events"] = [*body["events"], [now(), level, said]][-EVENTS_MAX:]
+        body["events"] = [*body["events"], [shown(), level, said]][-EVENTS_MAX:]
         tables.replace(owner, KIND, key, body)
         if status in OVER:
             with suppress(NotThere):
