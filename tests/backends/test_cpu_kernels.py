@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from herd.dtypes import BF16, Q4_0, Q6_K, DType
+from herd.errors import UsageError
 
 _core = pytest.importorskip("herd._core", reason="the extension herd._core is not built (pip install -e .)", exc_type=ImportError)
 limits = pytest.importorskip("herd.backends.cpu.limits")
@@ -62,6 +63,19 @@ def test_matrices_that_cannot_be_are_refused(machine: object) -> None:
         _core.Matrix(machine, 99, "int8", 4, 8, data)
     with pytest.raises(ValueError, match="columns is 8, expected a multiple of the block of 32"):
         _core.Matrix(machine, 2, "int8", 4, 8, data)
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_the_peak_of_bf16_is_that_of_the_instruction_set_in_use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERD_ISA", isa)
+    assert limits.multiplies_bf16() is (isa == "avx512")
+    if limits.multiplies_bf16():
+        assert limits.measure_peak("bf16", 1) > limits.measure_peak("float32", 1)
+    else:
+        with pytest.raises(UsageError, match=f"{isa} has no dot product of bf16"):
+            limits.measure_peak("bf16", 1)
+        with pytest.raises(ValueError, match="no dot product of bf16"):
+            _core.Machine(1, isa).bf16_operations_per_second(10)
 
 
 def test_limits_are_rates_a_second() -> None:

@@ -15,6 +15,9 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 import torch
 from torch import Tensor
 
+from conformance.running import error, logits_of, oracle, prompt
+from conformance.running import whole as whole_text
+from conformance.test_torch import rounding_reference
 from herd import dtypes
 from herd.backends.base import BackendOptions, Placed, Plan, Span
 from herd.backends.torch import TorchBackend
@@ -166,6 +169,17 @@ def muse() -> MuseGlimmerConfig:
         width=256, num_heads=8, num_kv_heads=2, head_width=32, ffn_width=512, vocab_size=320, context_length=512, norm_eps=1e-5,
         post_norm_eps=1e-5, rope=Rope(10000.0, 32), layers=layers, query_factor=1.5, logit_factor=0.5, logit_cap=20.0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_in_16_bits_parts_stay_within_the_budget_of_the_whole(count: int) -> None:
+    cfg = tiny_llama()
+    leaves, tokens = random_leaves(cfg, dtype=dtypes.BF16), prompt(cfg, 80)
+    exact = oracle(cfg, leaves, tokens)
+    allowed = 2 * error(logits_of(rounding_reference(cfg, leaves, dtypes.BF16), whole_text(tokens)), exact)
+    parts = parts_of(cfg, leaves, count, BackendOptions(activations="float32", threads=1))
+    for found in together(parts, lambda part: part.logits(Plan((whole_text(tokens),)))):
+        assert 0 < error(found, exact) <= allowed
 
 
 @pytest.mark.parametrize("dtype", [dtypes.Q4_0, dtypes.Q8_0, dtypes.BF16], ids=lambda dtype: dtype.name)

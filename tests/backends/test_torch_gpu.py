@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,9 +16,12 @@ from conformance.running import NUM_PAGES, error, logits_of, oracle, prompt, who
 from conformance.test_torch import median_error, rounding_reference
 from herd.backends.base import BackendOptions, Plan, Span
 from herd.backends.torch import TorchBackend
+from herd.backends.torch.ranks.leader import DividedBackend
+from herd.checkpoints.open import open_checkpoint
+from herd.convert.trained import write_trained
 from herd.dtypes import BF16, F16, DType
 from herd.errors import CapacityError
-from tiny import random_leaves, tiny_llama
+from tiny import random_leaves, tiny_llama, tiny_llama4
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
 
@@ -73,3 +78,25 @@ def test_a_cache_larger_than_the_gpu_is_a_capacity_error() -> None:
         backend.allocate(torch.cuda.mem_get_info()[1] // backend.page_bytes())
     backend.allocate(4)
     assert logits_of(backend, Span(0, [1, 2], [0], 1)).shape == (1, cfg.vocab_size)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two GPUs")
+@pytest.mark.parametrize("captured", ["0", "1"])
+def test_a_model_on_two_gpus_says_what_it_says_on_one(captured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERD_TORCH_CAPTURE", captured)
+    cfg = tiny_llama4()
+    leaves, tokens = random_leaves(cfg), prompt(cfg, 80)
+    write_trained(tmp_path / "m", cfg, leaves)
+    exact = oracle(cfg, leaves, tokens)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    options = BackendOptions(activations="float32", device="cuda", dtype="float64")
+    backend = DividedBackend(checkpoint, options, 2)
+    try:
+        backend.allocate(NUM_PAGES)
+        assert abs(logits_of(backend, whole(tokens)) - exact).max() < 1e-5
+        for position, token in enumerate(tokens):
+            assert abs(logits_of(backend, Span(position, [token], [5, 3], 1))[0] - exact[position]).max() < 1e-5
+        assert backend.memory().other["weights on device 1"] == backend.memory().weights
+    finally:
+        backend.close()
+        checkpoint.close()

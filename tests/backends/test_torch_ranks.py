@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from backends.test_torch_divided import a_picture, plans, span, updates_for
 from cli.running import environment
 from herd.backends.base import BackendOptions, Mortal, Picture, Placed, Plan, Watch
 from herd.backends.torch import TorchBackend
-from herd.backends.torch.ranks.frames import FrameReader, Run, to_bytes
+from herd.backends.torch.ranks import starting
+from herd.backends.torch.ranks.frames import Begin, FrameReader, Run, to_bytes
 from herd.backends.torch.ranks.interrupts import uninterrupted
 from herd.backends.torch.ranks.known import KnownPictures
 from herd.backends.torch.ranks.leader import DividedBackend
@@ -199,6 +201,31 @@ def test_a_process_that_ends_or_hangs_ends_the_whole_by_name(folder: Path, which
     assert gone(other)
 
 
+@SLOW  # a pair of processes
+def test_weights_that_only_some_could_take_are_not_answered_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cfg = written(folder, "llama")
+    with divided(path) as backend:
+        before = rows(backend, Plan((span(1),)))
+        assert not backend._meeting.exists()
+        monkeypatch.setattr(TorchBackend, "update", lambda *told: (_ for _ in ()).throw(CapacityError("no room")))
+        with pytest.raises(EngineLost, match="is in some processes only: no room"):
+            backend.update({"layers.0.ffn.down": dense_f32(np.ones((cfg.width, cfg.ffn_width)))})
+        with pytest.raises(EngineLost):
+            assert rows(backend, Plan((span(1),))) is not before
+
+
+def test_an_order_that_fails_here_leaves_no_answer_to_it_behind(llama: DividedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama.allocate(4)
+    rows(llama, Plan((span(1, 2, 3),)))
+    page = llama.read_page(0)
+    with monkeypatch.context() as broken, pytest.raises(CapacityError):
+        broken.setattr(TorchBackend, "write_page", lambda *told: (_ for _ in ()).throw(CapacityError("no room")))
+        llama.write_page(1, memoryview(page))
+    assert llama.read_page(0) == page
+    llama.write_page(2, memoryview(page))
+    assert llama.read_page(2) == page
+
+
 LOADER = """
 import sys, time
 import herd
@@ -224,8 +251,13 @@ def test_others_end_with_the_first_process_however_it_ends(folder: Path) -> None
     assert until(lambda: gone(other), 10)
 
 
-def test_a_model_is_loaded_and_answers_as_with_one_process_and_its_adapter(folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_loaded_and_answers_as_with_one_process_and_its_adapter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder with a file that is called as one of Python's modules."""
     path, cfg = written(folder, "llama")
+    (tmp_path / "queue.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
     write_adapter(tmp_path / "poems", cfg, updates_for(cfg), base_model="m")
     found = []
     for count in (1, 2):
@@ -259,6 +291,32 @@ def test_many_at_once_with_a_cache_too_small_for_them_say_what_each_says_alone(f
         return [list(each.tokens) for each in (*sequences, again)]
 
     assert answers(llama) == answers(whole(written(folder, "llama")[0]))
+
+
+@SLOW  # starts six processes
+def test_a_process_that_cannot_begin_is_the_one_that_is_told_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of them, which takes the others with it."""
+    path, _ = written(folder, "llama")
+    began = starting.Rank.__init__
+
+    def begin(rank: starting.Rank, told: Begin, lost: Any) -> None:
+        began(rank, replace(told, options={**told.options, "device": "nowhere"}) if told.index == 3 else told, lost)
+
+    monkeypatch.setattr(starting.Rank, "__init__", begin)
+    with pytest.raises(UsageError, match="device is 'nowhere'"), divided(path, 4):
+        pass
+
+    def end(rank: starting.Rank, told: Begin, lost: Any) -> None:
+        began(rank, told, lost)
+        if told.index == 3:
+            rank.kill()
+
+    monkeypatch.setattr(starting.Rank, "__init__", end)
+    with (
+        pytest.raises(EngineLost, match=r"Process 4 of 4 \(\d+\) of this model was ended by SIGKILL"),
+        divided(written(folder, "llama")[0], 4),
+    ):
+        pass
 
 
 def test_an_interrupt_in_the_midst_of_a_step_comes_at_its_end() -> None:

@@ -63,11 +63,11 @@ class Follower:
         device = find_device(options.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        group = ProcessGroup(device, Path(begin.meeting), begin.index, begin.count, begin.wait_s)
         checkpoint = open_checkpoint(Path(begin.model), begin.mmproj)
         self._division: Division = to_run(checkpoint.config, begin.index, begin.count)
         leaf = divided_leaf(checkpoint, self._division, begin.adapter)
-        together = Together(self._division, group)
+        send(Here())  # from here on others wait for this process
+        together = Together(self._division, ProcessGroup(device, Path(begin.meeting), begin.index, begin.count, begin.wait_s))
         self._part = TorchBackend(checkpoint.config, leaf, options, checkpoint.release_pages, together=together)
         drop_copied(checkpoint, self._division)
         self._device = device_name(device).removeprefix(f"{device} ")
@@ -129,7 +129,6 @@ def main(arguments: list[str]) -> None:
     try:
         begin = frames.get()
         assert isinstance(begin, Begin), "the first frame"
-        send(Here())
         follower = Follower(begin, send)
         follower.done()
         while True:

@@ -2,7 +2,7 @@
 
     frame = lengths, a header in JSON (its kind and small facts), then arrays of numbers one after another
 
-To a follower: `Begin` first, then orders. From it: `Here` when torch is loaded, `Done` or `Wrong` for each order that wants an answer,
+To a follower: `Begin` first, then orders. From it: `Here` when the model is opened, `Done` or `Wrong` for each order that wants an answer,
 `Used` now and then. A `Run` has no answer: what it makes goes through the group.
 """
 
@@ -44,7 +44,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The process lives and has torch; it waits for the others."""
+    """The process has opened the model, and waits for the others."""
 
 
 @dataclass(frozen=True, slots=True)

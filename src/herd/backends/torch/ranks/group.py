@@ -41,7 +41,7 @@ class ProcessGroup:
             str(folder / "meeting"), count
         )
         make = _nccl if self._is_gpu else _gloo
-        self._group: Any = make(self._store, index, count, timedelta(seconds=wait_s))
+        self._group: Any = make(self._store, index, count, timedelta(seconds=wait_s), device)
 
     def total(self, x: Tensor) -> None:
         self._group.allreduce([x]).wait()
@@ -63,7 +63,7 @@ class ProcessGroup:
         self._group = None
 
 
-def _gloo(store: Any, index: int, count: int, timeout: timedelta) -> Any:
+def _gloo(store: Any, index: int, count: int, timeout: timedelta, device: torch.device) -> Any:
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=LOOPBACK)]
@@ -72,8 +72,10 @@ def _gloo(store: Any, index: int, count: int, timeout: timedelta) -> Any:
     return gloo(store, index, count, options)
 
 
-def _nccl(store: Any, index: int, count: int, timeout: timedelta) -> Any:
+def _nccl(store: Any, index: int, count: int, timeout: timedelta, device: torch.device) -> Any:
     nccl: Any = dist.ProcessGroupNCCL  # type: ignore[attr-defined,unused-ignore]
     options = nccl.Options()
     options._timeout = timeout
-    return nccl(store, index, count, options)
+    group = nccl(store, index, count, options)
+    group.eager_connect_single_device(device)  # else with the first sum, when the folder of the meeting is gone
+    return group

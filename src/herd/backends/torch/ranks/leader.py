@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -46,7 +46,7 @@ from herd.backends.torch.ranks.reading import divided_leaf, drop_copied
 from herd.backends.torch.ranks.starting import Rank, answers
 from herd.checkpoints.checkpoint import Checkpoint
 from herd.checkpoints.divided import part_of, part_of_update
-from herd.errors import EngineLost, UsageError
+from herd.errors import EngineLost, HerdError, UsageError
 from herd.models.architecture import architecture_of
 from herd.models.division import is_whole, to_run
 from herd.models.weights import Adapted, Matrix, Update
@@ -92,12 +92,13 @@ class DividedBackend:
             for index, each in enumerate(theirs, 1):
                 begin = Begin(str(checkpoint.path.absolute()), mmproj, adapter, asdict(each), str(self._meeting), index, count, wait_s)
                 self._ranks.append(Rank(begin, self._lose))
-            answers(self._ranks, LOAD_S)
+            self._answered(LOAD_S)
             self._group = self._met(mine.device)
             together = Together(self._division, self._group, self._announced)
             self._part = TorchBackend(cfg, leaf, mine, checkpoint.release_pages, together=together)
             drop_copied(checkpoint, self._division)
-            self._check_devices(mine.device, answers(self._ranks, LOAD_S))
+            self._check_devices(mine.device, self._answered(LOAD_S))
+            self._leave_meeting()
         except BaseException:
             self._end()
             raise
@@ -109,7 +110,8 @@ class DividedBackend:
         try:
             return ProcessGroup(find_device(device), self._meeting, 0, self._division.count, self._wait_s)
         except RuntimeError as problem:
-            raise EngineLost(f"The processes of this model do not find each other: {self._reason(problem)}") from problem
+            self._lose(f"The processes of this model do not find each other: {self._reason(problem)}")
+            raise self._why(is_loading=True) from problem
 
     @property
     def lost(self) -> EngineLost | None:
@@ -146,12 +148,9 @@ class DividedBackend:
 
     def write_page(self, page: int, contents: memoryview) -> None:
         size = self._part.page_bytes()
-        self._raise_if_lost()
-        for index, rank in enumerate(self._ranks, 1):
-            part = np.frombuffer(contents[index * size : (index + 1) * size], np.uint8)
-            rank.send(to_bytes(WritePage(page, part)))
-        self._part.write_page(page, contents[:size])
-        self._answered()
+        mine, *theirs = (contents[first : first + size] for first in range(0, len(contents), size))
+        frames = [WritePage(page, np.frombuffer(each, np.uint8)) for each in theirs]
+        self._orders([_in_one(frame) for frame in frames], lambda: self._part.write_page(page, mine))
 
     def step(self, plan: Plan) -> StepResult:
         self._raise_if_lost()
@@ -171,13 +170,20 @@ class DividedBackend:
         return self._part.classify(tokens)
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
-        """One weight after another: each goes over as a whole, and each process takes its part."""
+        """One weight after another: each goes over as a whole, and each process takes its part. Where one of them has no room for its part
+        the model is lost: the others have the new one already."""
         check_weights(weights, self._specs)
+        if self._adapters:
+            raise UsageError("Weights cannot be replaced while adapters are there; remove them first.")
         for name, leaf in weights.items():
             if isinstance(leaf, Adapted):
                 raise UsageError(f"The new {name} carries an adapter; merge it first.")
             part = part_of(name, leaf, self._division)
-            self._order(Replace(name, leaf), partial(self._part.update, {name: part}))
+            try:
+                self._order(Replace(name, leaf), partial(self._part.update, {name: part}))
+            except BaseException as problem:
+                self._lose(f"The new {name} is in some processes only: {problem}")
+                raise EngineLost(self._lost) from problem
 
     def add_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
         check_adapter(name, self._adapters, updates, self._specs)
@@ -200,7 +206,7 @@ class DividedBackend:
         for rank in self._ranks:
             held = rank.memory
             uses = {"weights": held.weights, "cache": held.cache, "buffers": held.buffers, **held.other}
-            other |= {f"{use} on device {rank.index}": num_bytes for use, num_bytes in uses.items()}
+            other |= {f"{use} on device {rank.index}": num_bytes for use, num_bytes in uses.items() if num_bytes}
         return replace(mine, other=other)
 
     def close(self) -> None:
@@ -216,7 +222,7 @@ class DividedBackend:
         self._raise_if_lost()
         with uninterrupted():
             try:
-                pieces = b"".join(to_bytes(Run(self._known.told(plan), is_decoding)))
+                pieces = _in_one(Run(self._known.told(plan), is_decoding))
                 for rank in self._ranks:
                     rank.send((pieces,))
                 yield
@@ -224,13 +230,20 @@ class DividedBackend:
                 self._lose(self._reason(problem))
                 raise EngineLost(self._lost) from problem
 
-    def _order(self, frame: Frame, mine: Any) -> list[Done]:
+    def _order(self, frame: Frame, mine: Callable[[], None]) -> list[Done]:
         """What the others answer to an order that `mine` carries out here. The first problem is raised when all have answered."""
+        return self._orders([_in_one(frame)] * len(self._ranks), mine)
+
+    def _orders(self, pieces: Sequence[bytes], mine: Callable[[], None]) -> list[Done]:
+        """The same, with an order for each."""
         self._raise_if_lost()
         with uninterrupted():
-            pieces = b"".join(to_bytes(frame))
-            for rank in self._ranks:
-                rank.send((pieces,))
+            try:
+                for rank, each in zip(self._ranks, pieces, strict=True):
+                    rank.send((each,))
+            except EngineLost as problem:
+                self._lose(str(problem))
+                raise EngineLost(self._lost) from problem
             try:
                 mine()
             except BaseException:
@@ -238,12 +251,19 @@ class DividedBackend:
                 raise
             return self._answered()
 
-    def _answered(self) -> list[Done]:
+    def _answered(self, wait_s: float | None = None) -> list[Done]:
+        """One answer of each. wait_s: while they load."""
         try:
-            return [each for each in answers(self._ranks, self._wait_s) if isinstance(each, Done)]
+            return [each for each in answers(self._ranks, wait_s or self._wait_s) if isinstance(each, Done)]
         except EngineLost as problem:
             self._lose(str(problem))
-            raise
+            raise self._why(is_loading=wait_s is not None) from problem
+
+    def _why(self, *, is_loading: bool) -> HerdError:
+        """What to raise: of processes that are gone the first is told, as the others were ended because of it. While they load, what one of
+        them says is the whole story."""
+        said = next((rank.problem.error for rank in self._ranks if rank.problem is not None), None)
+        return said if is_loading and said is not None else EngineLost(self._lost)
 
     def _drop_answers(self) -> None:
         """Hears the others out, whose answer changes nothing."""
@@ -299,7 +319,15 @@ class DividedBackend:
             rank.close()
         if hasattr(self, "_group"):
             self._group.close()
+        self._leave_meeting()
+
+    def _leave_meeting(self) -> None:
+        """Nobody looks there any more once all have met."""
         shutil.rmtree(self._meeting, ignore_errors=True)
+
+
+def _in_one(frame: Frame) -> bytes:
+    return b"".join(to_bytes(frame))
 
 
 def _options_of(options: BackendOptions, index: int, count: int) -> BackendOptions:

@@ -32,12 +32,13 @@ class Rank:
         self._lost, self._wait_s = lost, begin.wait_s
         self._answers: queue.SimpleQueue[Here | Done | Wrong | None] = queue.SimpleQueue()
         self._is_closed = False
-        self._problem = ""
+        self.problem: Wrong | None = None  # what it said last that went wrong, until that was told
         self.memory = MemoryUse(0, 0, 0)
         ours, theirs = socket.socketpair()
         ours.settimeout(begin.wait_s)
         with theirs:
-            command = [sys.executable, "-m", "herd.backends.torch.ranks.follower", str(theirs.fileno())]
+            # -P: modules are not looked for in the folder where somebody happens to stand.
+            command = [sys.executable, "-P", "-m", "herd.backends.torch.ranks.follower", str(theirs.fileno())]
             # Not in this process' group: Ctrl-C is for this one alone.
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=sys.__stderr__, env=_environment(), process_group=0
@@ -68,7 +69,7 @@ class Rank:
             self._answers.put(None)
             raise EngineLost(self.end())
         if isinstance(frame, Wrong):
-            self._problem = ""
+            self.problem = None
             raise frame.error
         if isinstance(frame, Done):
             self.memory = frame.memory
@@ -101,7 +102,7 @@ class Rank:
         except subprocess.TimeoutExpired:
             return f"{self._name} of this model has closed its socket."
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return f"{self._name} of this model {how}{': ' + self._problem if self._problem else '.'}"
+        return f"{self._name} of this model {how}{': ' + self.problem.message if self.problem is not None else '.'}"
 
     @property
     def _name(self) -> str:
@@ -130,7 +131,7 @@ class Rank:
             self.memory = frame.memory
         elif isinstance(frame, Wrong | Here | Done):
             if isinstance(frame, Wrong):
-                self._problem = frame.message
+                self.problem = frame
             self._answers.put(frame)
 
 
