@@ -293,6 +293,17 @@ def test_a_request_that_kills_its_process_each_time_is_given_up(folder: Path) ->
     served(folder, use, pauses_s=(0.0,))
 
 
+def test_what_lies_in_the_folder_where_one_stands_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("queue", "socket", "msgpack", "herd"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+
+    async def use(service: Supervisor) -> None:
+        assert len(tokens(await read(service.complete(completion())))) == 8
+
+    served(folder, use)
+
+
 def test_time_that_is_over_ends_an_answer_with_an_error(folder: Path) -> None:
     async def use(service: Supervisor) -> None:
         began = time.monotonic()

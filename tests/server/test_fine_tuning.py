@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import sys
 import time
@@ -194,3 +196,13 @@ def test_an_operator_has_to_allow_it(start: Start) -> None:
     _, _, client = start(allow_tuning=False)
     with pytest.raises(openai.PermissionDeniedError, match="allow_tuning"):
         client.fine_tuning.jobs.create(model="fake", training_file=upload(client))
+
+
+def test_a_job_whose_process_cannot_be_started_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*words: Any, **named: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    _, _, client = start()
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    job = ended(client, client.fine_tuning.jobs.create(model="fake", training_file=upload(client)).id)
+    assert job.status == "failed" and job.error is not None and "cannot be started" in (job.error.message or "")
