@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from herd.cli.main import main
 from herd.errors import FileProblem
-from herd.training.running.curves import in_dots, panels, series_of, smoothed, svg, write_svg
+from herd.training.running.curves import draw, in_dots, panels, series_of, smoothed, svg, write_svg
 from herd.training.running.runs import State, open_run
 from herd.training.schedules import Schedule
 from herd.training.settings.loop import LoopSettings
@@ -43,6 +43,7 @@ def test_curves_are_drawn_as_svg_that_is_xml(tmp_path: Path) -> None:
 def test_a_run_without_a_log_has_no_curves(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="no log yet"):
         write_svg(tmp_path)
+    assert draw(tmp_path) is None, "a run that was stopped before its first line"
 
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [0.0, 0.0], [math.inf, 1.0], [-1e9, 1e9], [1e-12, 2e-12]])

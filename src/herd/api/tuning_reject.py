@@ -7,10 +7,13 @@ OUT                       at its end, whole; OUT.run is gone then
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import mimetypes
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,8 +48,9 @@ PACK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What rejection sampling came to: answers kept of prompts asked, and the mean reward of all answers and of those that were kept.
-    Not `is_complete`: it was stopped before the last prompt, and there is no file yet."""
+    """What rejection sampling came to: answers kept of prompts asked, how many are not kept by the reason, and the mean reward of all
+    answers and of those that were kept; 0 without rewards. Not `is_complete`: it was stopped before the last prompt, and there is no
+    file yet."""
 
     path: Path
     asked: int
@@ -54,11 +58,12 @@ class Gathered:
     mean_reward: float
     kept_reward: float
     account: Account
+    left_out: Mapping[str, int]
     is_complete: bool = True
 
 
 def reject(settings: RejectionSettings, path: Path, conduct: Conduct = PLAIN) -> Gathered:
-    """Draws several answers to each prompt and writes the best of each to a JSONL file of conversations; without rewards every answer
+    """Draws several answers to each prompt and writes the best of each to a JSONL file of conversations; without rewards every whole answer
     is written (data of a teacher's). A first SIGINT or SIGTERM lets the batch finish; who goes on loses nothing, and whoever was killed
     the batch under way. `UsageError` if the file is there, or was begun and `conduct` does not say to go on."""
     if path.exists():
@@ -76,7 +81,7 @@ def reject(settings: RejectionSettings, path: Path, conduct: Conduct = PLAIN) ->
         folder = path.with_name(f"{path.name}.run")
         run = opening.enter_context(open_run(folder, settings, facts, resume=conduct.resume, force=conduct.force))
         rewards = Rewards(settings.rewards, models.judges(StudentSettings(), PACK)) if settings.rewards else None
-        drawing = _Drawing(opening, run, problems, conduct)
+        drawing = _Drawing(opening, run, problems, conduct, rewards is not None)
         with engine_of(opened, settings.backend, longest, settings.answers * settings.batch) as engine, stopping() as asked:
             for found in best_of(settings, problems, EngineSampler(engine), opened.tokenizer.decode, rewards, drawing.done):
                 drawing.add(found)
@@ -91,12 +96,13 @@ def reject(settings: RejectionSettings, path: Path, conduct: Conduct = PLAIN) ->
 class _Drawing:
     """The answers so far, those of an earlier process among them. done: how many prompts have theirs on the disk."""
 
-    def __init__(self, opening: ExitStack, run: Run, problems: Sequence[Problem], conduct: Conduct) -> None:
-        self._run, self._total, self._told = run, len(problems), conduct.told
+    def __init__(self, opening: ExitStack, run: Run, problems: Sequence[Problem], conduct: Conduct, is_judged: bool) -> None:
+        self._run, self._total, self._told, self._is_judged = run, len(problems), conduct.told, is_judged
         self._log = Log(run.folder / DRAWN)
         opening.callback(self._log.close)
         self.done = 0
         self._drawn, self._worth, self._kept_worth, self.kept = 0, 0.0, 0.0, 0
+        self._left_out: Counter[str] = Counter()
         num_bytes = 0
         for line, size in _lines(self._log.path):
             self._count(line)
@@ -110,13 +116,15 @@ class _Drawing:
         """The answers to the next prompts."""
         prompts = len({id(each.problem) for each in found})
         worth = [each.reward for each in found]
-        records = [_record(each) for each in found if each.is_kept]
-        line = {"done": self.done + prompts, "drawn": len(found), "worth": sum(worth), "kept": records}
+        records = [_record(each, self._run.folder.parent) for each in found if each.is_kept]
+        left_out = dict(Counter(each.why_not for each in found if each.why_not))
+        line = {"done": self.done + prompts, "drawn": len(found), "worth": sum(worth), "kept": records, "left_out": left_out}
         self._log.add(line)
         self._log.sync()
         self._count(line)
         left_s = (time.monotonic() - self._begun) / (self.done - self._first) * (self._total - self.done)
-        self._told(Told(self.done, self._total, {"reward": sum(worth) / len(worth)}, left_s=left_s))
+        judged = {"reward": sum(worth) / len(worth)} if self._is_judged else {}
+        self._told(Told(self.done, self._total, {"answers": float(self.kept), **judged}, left_s=left_s))
 
     def made(self, path: Path, account: Account) -> Gathered:
         """What it came to; the file is written when all prompts have their answers."""
@@ -128,11 +136,12 @@ class _Drawing:
                         file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._run.end(State.FINISHED if is_complete else State.STOPPED, self.done)
         mean, best = self._worth / max(1, self._drawn), self._kept_worth / max(1, self.kept)
-        return Gathered(path, self.done, self.kept, mean, best, account, is_complete)
+        return Gathered(path, self.done, self.kept, mean, best, account, dict(self._left_out), is_complete)
 
     def _count(self, line: Mapping[str, Any]) -> None:
         self.done, self._drawn, self.kept = line["done"], self._drawn + line["drawn"], self.kept + len(line["kept"])
         self._worth += math.nan if line["worth"] is None else line["worth"]
+        self._left_out.update(line["left_out"])
         self._kept_worth += sum(record["reward"] for record in line["kept"])
 
 
@@ -149,20 +158,20 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             yield line, len(text)
 
 
-def _record(chosen: Chosen) -> dict[str, Any]:
-    """A prompt with its answer, as a conversation to learn from."""
+def _record(chosen: Chosen, folder: Path) -> dict[str, Any]:
+    """A prompt with its answer, as a conversation to learn from that lies in `folder`."""
     task = chosen.problem.task
     offered = [dict(tool.written) if isinstance(tool, Tool) else tool.value for tool in task.tools]
-    messages = [*map(_message, task.messages), {"role": "assistant", "content": chosen.text}]
+    messages = [*(_message(message, folder) for message in task.messages), {"role": "assistant", "content": chosen.text}]
     return {"messages": messages, **({"tools": offered} if offered else {}), "reward": chosen.reward}
 
 
-def _message(message: Message) -> dict[str, Any]:
-    """In the shape `messages` of training data. Pictures stay where they are."""
+def _message(message: Message, folder: Path) -> dict[str, Any]:
+    """In the shape `messages` of training data."""
     found: dict[str, Any] = {"role": message.role.value, "content": message.text}
     if message.images:
         found["content"] = [
-            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image", "image": _picture(part)}
+            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image", "image": _picture(part, folder)}
             for part in message.parts
         ]
     if message.tool_calls:
@@ -172,5 +181,10 @@ def _message(message: Message) -> dict[str, Any]:
     return found | {name: value for name, value in said.items() if value is not None}
 
 
-def _picture(image: Image) -> str:
-    return str(image.path.resolve()) if isinstance(image, PictureFile) else str(image.source)
+def _picture(image: Image, folder: Path) -> str:
+    """By its name where it lies in the folder, as records name pictures; else itself."""
+    if not isinstance(image, PictureFile):
+        return str(image.source)
+    if (path := image.path.resolve()).is_relative_to(folder.resolve()):
+        return path.relative_to(folder.resolve()).as_posix()
+    return f"data:{mimetypes.guess_type(path.name)[0] or 'image/png'};base64,{base64.b64encode(image.source).decode()}"

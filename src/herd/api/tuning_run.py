@@ -20,7 +20,7 @@ from herd.family.progress import silent as unseen
 from herd.models.architecture import seeing
 from herd.models.weights import Kind
 from herd.training.company import Company, by_the_first
-from herd.training.running.curves import write_svg
+from herd.training.running.curves import draw
 from herd.training.running.facts import gathered
 from herd.training.running.loop import End, Recipe, Told, silent, train
 from herd.training.running.optim import kinds_of, make_optimiser
@@ -149,7 +149,7 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         gather(student)
         if not is_first:
             return Tuned(folder, end, lesson.account, is_first=False)
-        tuned = Tuned(folder, end, lesson.account, curves=write_svg(folder), held_out=_measured(folder))
+        tuned = Tuned(folder, end, lesson.account, curves=draw(folder), held_out=_measured(folder))
         if not end.is_complete:
             return tuned
         with run.finishing(settings.loop.steps):

@@ -38,6 +38,7 @@ def upcycle(source: str, destination: Path, **options: Any) -> None:
     from herd.convert.trained import write_trained
     from herd.family.finding import find_model
     from herd.models.architecture import architecture_of
+    from herd.planner.units import size
     from herd.training.beginning.upcycling import UpcyclingSettings, upcycled_config, upcycled_leaf
 
     settings = UpcyclingSettings(**options)
@@ -63,6 +64,4 @@ def upcycle(source: str, destination: Path, **options: Any) -> None:
         checkpoint.close()
     for note in made.notes:
         click.echo(note, err=True)
-    click.echo(
-        f"{made.num_bytes / 1e9:.2f} GB in {destination}. Let the experts learn: herd train pretrain --begin {destination} --data ..."
-    )
+    click.echo(f"{size(made.num_bytes)} in {destination}. Let the experts learn: herd train pretrain --begin {destination} --data ...")

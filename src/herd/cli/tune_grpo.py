@@ -126,16 +126,20 @@ def reject(out: Path, file: Path | None, changes: tuple[str, ...], as_json: bool
     with fetching() as progress, watching(out.name) as watched:
         found = draw(settings, out, Conduct(options["resume"], options["force"], watched, progress=progress))
     told = {"file": str(found.path), "complete": found.is_complete, "prompts": found.asked, "kept": found.kept}
-    means = {"mean_reward": found.mean_reward, "kept_reward": found.kept_reward}
+    told["left_out"] = dict(found.left_out)
+    means = {"mean_reward": found.mean_reward, "kept_reward": found.kept_reward} if settings.rewards else {}
     if as_json:
         print_json({**told, **means, "data": found.account.as_json()})
         return
     for line in found.account.lines():
         click.echo(line, err=True)
+    for why, count in found.left_out.items():
+        click.echo(f"left out {count:,} answers: {why}", err=True)
     if not found.is_complete:
         click.echo(f"Stopped with {found.kept:,} answers to {found.asked:,} prompts. The same command goes on with --resume.")
         return
-    click.echo(f"{found.kept:,} answers to {found.asked:,} prompts kept in {found.path}; mean reward {found.mean_reward:.3f}")
+    judged = f"; mean reward {found.mean_reward:.3f}" if settings.rewards else ""
+    click.echo(f"{found.kept:,} answers to {found.asked:,} prompts kept in {found.path}{judged}")
 
 
 def reward_of(text: str) -> Any:

@@ -1,12 +1,13 @@
 """Rejection sampling: several answers to each prompt, and the best of them, to be learned by supervised fine-tuning.
 
 Llama 3 drew 10 to 30 answers and kept the one that its reward model liked best (arXiv 2407.21783, section 4.2.2). Without rewards
-the answers are kept as they are: data that a teacher makes.
+all whole answers are kept: data that a teacher makes. What is never kept, and counted: answers that were cut by their length, empty ones,
+and a text that came before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from herd.training.recipes.grpo import Problem, asked
@@ -14,15 +15,21 @@ from herd.training.settings.rejection import RejectionSettings
 from herd.training.signals.rewards import Answer, Judge
 from herd.training.signals.rollouts import Decode, Sampler, seed_of, seeds_of
 
+CUT, EMPTY, TWICE, WORSE = "cut by their length", "empty", "the same as another", "not good enough"
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An answer, what it is worth, and whether it is kept."""
+    """An answer, what it is worth, and why it is not kept: `CUT`, `EMPTY`, `TWICE` or `WORSE`; "": it is."""
 
     problem: Problem
     text: str
     reward: float
-    is_kept: bool
+    why_not: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        return not self.why_not
 
 
 def best_of(
@@ -47,12 +54,21 @@ def best_of(
 
 def _chosen(settings: RejectionSettings, problem: Problem, answers: Sequence[Answer], worth: Sequence[float]) -> Iterator[Chosen]:
     seen: set[str] = set()
-    kept: set[int] = set()
+    why: dict[int, str] = {}
     for at in sorted(range(len(answers)), key=lambda index: -worth[index]):
-        answer = answers[at]
-        is_good = not answer.is_cut and answer.text.strip() and worth[at] >= settings.threshold
-        if is_good and answer.text not in seen and len(kept) < settings.most:
-            seen.add(answer.text)
-            kept.add(at)
+        why[at] = _why_not(settings, answers[at], worth[at], seen)
+        if not why[at]:
+            seen.add(answers[at].text)
     for at, answer in enumerate(answers):
-        yield Chosen(problem, answer.text, worth[at], at in kept)
+        yield Chosen(problem, answer.text, worth[at], why[at])
+
+
+def _why_not(settings: RejectionSettings, answer: Answer, worth: float, kept: Collection[str]) -> str:
+    """Why an answer is not kept beside those that are better."""
+    if answer.is_cut:
+        return CUT
+    if not answer.text.strip():
+        return EMPTY
+    if answer.text in kept:
+        return TWICE
+    return "" if worth >= settings.threshold and len(kept) < settings.most else WORSE

@@ -49,6 +49,11 @@ def write_svg(folder: Path) -> Path:
     return path
 
 
+def draw(folder: Path) -> Path | None:
+    """The same; None for a run that was stopped before anything was logged."""
+    return write_svg(folder) if series_of(folder) else None
+
+
 def panels(series: Mapping[str, Points]) -> list[tuple[str, Points, Points]]:
     """(name, of the steps, of the evaluations), the loss first."""
     names = dict.fromkeys(name.removeprefix(HELD_OUT) for name in series)

@@ -23,7 +23,7 @@ from herd.errors import FileProblem, UsageError
 from herd.records import dataclass
 from herd.training import gradients
 from herd.training.company import ALONE, Company
-from herd.training.running.curves import write_svg
+from herd.training.running.curves import draw
 from herd.training.running.metrics import Board, Meter, peak_bytes
 from herd.training.running.optim import Optimiser
 from herd.training.running.runs import HELD_OUT, Run, State, write_json
@@ -149,7 +149,7 @@ class _Loop:
             if state is not State.INTERRUPTED:
                 self._run.end(state, self._step, why)
         if self._run.is_first:
-            write_svg(self._run.folder)
+            draw(self._run.folder)
         return end
 
     def _steps(self) -> End:
