@@ -228,8 +228,9 @@ def test_calls_in_parallel_are_the_same_streamed_and_whole(client: openai.OpenAI
                     parts[0] += call.id or ""
                     parts[1] += call.function.name or ""
                     parts[2] += call.function.arguments or ""
-        calls = [(call.function.name, json.loads(call.function.arguments)) for call in whole.message.tool_calls or []]
-        assert [(name, json.loads(arguments)) for _, name, arguments in told.values()] == calls and ends == [whole.finish_reason]
+        calls = [(call.function.name, call.function.arguments) for call in whole.message.tool_calls or []]
+        assert [(name, arguments) for _, name, arguments in told.values()] == calls and ends == [whole.finish_reason]
+        assert whole.finish_reason == "length" or all(json.loads(arguments) == {} for _, arguments in calls)
         assert sorted(told) == list(range(len(calls))) and len({each[0] for each in told.values()}) == len(calls)
         assert len({call.id for call in whole.message.tool_calls or []}) == len(calls)
         assert {name for name, _ in calls} <= {"clock", "calendar"}
@@ -237,6 +238,21 @@ def test_calls_in_parallel_are_the_same_streamed_and_whole(client: openai.OpenAI
         (single,) = chat(client, **asked, parallel_tool_calls=False).choices
         assert len(single.message.tool_calls or []) <= 1
     assert max(counts) > 1, "the format has several calls in an answer"
+
+
+def test_a_call_that_is_cut_off_is_told_as_far_as_it_came(client: openai.OpenAI) -> None:
+    seen = set()
+    for length in range(1, 60, 4):
+        asked = {"tools": FUNCTIONS, "tool_choice": "required", "max_tokens": length}
+        (whole,) = chat(client, **asked).choices
+        pieces = [
+            call for piece in chat(client, **asked, stream=True) for choice in piece.choices for call in choice.delta.tool_calls or []
+        ]
+        told = "".join(piece.function.name or "" for piece in pieces), "".join(piece.function.arguments or "" for piece in pieces)
+        calls = whole.message.tool_calls or []
+        assert [(call.function.name, call.function.arguments) for call in calls] == ([told] if pieces else [])
+        seen.add((whole.finish_reason, bool(calls)))
+    assert {("length", False), ("length", True), ("tool_calls", True)} <= seen
 
 
 def test_what_a_model_cannot_do_is_refused_by_the_field_that_asks_for_it(client: openai.OpenAI) -> None:

@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from herd.errors import UsageError
-from herd.providers.base import Answer, Called, ChatRequest, Event, Failed, Finished, Service, Text, TokenLogprob, Usage
+from herd.providers.base import Answer, Called, Calling, ChatRequest, Event, Failed, Finished, Service, Text, TokenLogprob, Usage
+from herd.records import dataclass
 from herd.server.fetching import Rules
 from herd.server.house import house_of
 from herd.server.openai.asking import arriving, ask, streamed
@@ -173,13 +174,23 @@ def _chunks(body: ChatBody, frame: Frame, index: int, prompt_tokens: int) -> Cha
     return ChatChunks(frame, index, prompt_tokens, num_top=body.num_top, is_deprecated=body.is_deprecated_form)
 
 
+@dataclass(slots=True)
+class _Told:
+    """A call as it was said so far."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
 class ChatAnswer:
     """One answer, collected."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._tokens: list[TokenLogprob] = []
-        self._calls: list[ToolCall] = []
+        self._calls: list[_Told] = []
+        self._num_called = 0
         self._finished: Finished | None = None
 
     @property
@@ -198,12 +209,25 @@ class ChatAnswer:
                 case Text():
                     self._texts.append(event.text)
                     self._tokens.extend(event.tokens)
+                case Calling():
+                    self._calling(event)
                 case Called():
-                    self._calls.append(event.call)
+                    self._called(event.call)
                 case Finished():
                     self._finished = event
                 case Failed():
                     raise event.error
+
+    def _calling(self, event: Calling) -> None:
+        """The next piece of a call. What was said of it stays, in the same words as in a stream, also if the answer ends before it does."""
+        if event.index == len(self._calls):
+            self._calls.append(_Told(event.call_id, event.name))
+        self._calls[event.index].arguments += event.arguments
+
+    def _called(self, call: ToolCall) -> None:
+        if self._num_called == len(self._calls):
+            self._calls.append(_Told(call.id, call.name, arguments_text(call)))
+        self._num_called += 1
 
     def choice(self, index: int, body: ChatBody) -> dict[str, Any]:
         reason = chat_reason(self._end, bool(self._calls), body.is_deprecated_form)
@@ -213,7 +237,7 @@ class ChatAnswer:
     def _message(self, is_deprecated: bool) -> dict[str, Any]:
         text = "".join(self._texts)
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not self._calls else None, "refusal": None}
-        functions = [{"name": call.name, "arguments": arguments_text(call)} for call in self._calls]
+        functions = [{"name": call.name, "arguments": call.arguments} for call in self._calls]
         if functions and is_deprecated:
             message["function_call"] = functions[0]
         elif functions:
