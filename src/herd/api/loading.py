@@ -103,12 +103,17 @@ def load(
         cache_folder=None if cache_folder is None else Path(cache_folder),
         cache_disk_bytes=cache_disk_bytes,
     )
+    return _loaded(model, choices, progress)
+
+
+def _loaded(model: str | os.PathLike[str], choices: Choices, progress: Progress) -> Model:
+    """What the name stands for, found, opened and put together."""
     from herd.checkpoints.open import open_checkpoint
     from herd.checkpoints.trained import format_taught
     from herd.family.finding import find_model
 
     named = find_model(model, progress=progress)
-    found, adapter = run_behind(named, adapter, progress)
+    found, adapter = run_behind(named, choices.adapter, progress)
     choices = replace(choices, chat_format=choices.chat_format or format_taught(named.path))
     checkpoint = open_checkpoint(found.path, choices.mmproj)
     try:

@@ -240,6 +240,32 @@ def test_calls_in_parallel_are_the_same_streamed_and_whole(client: openai.OpenAI
     assert max(counts) > 1, "the format has several calls in an answer"
 
 
+@pytest.mark.parametrize("stop", [None, ['"']], ids=["to the end", "with stop"])
+@pytest.mark.parametrize("is_held", [False, True], ids=["free", "held to a schema"])
+@pytest.mark.parametrize("choice", [None, "auto", "required"], ids=["without tools", "tools", "tools required"])
+def test_whatever_goes_together_is_the_same_streamed_and_whole(
+    client: openai.OpenAI, choice: str | None, is_held: bool, stop: list[str] | None
+) -> None:
+    asked: dict[str, Any] = {"n": 2, "logprobs": True, "top_logprobs": 2, "temperature": 1, "max_tokens": 40, "stop": stop}
+    if choice is not None:
+        asked |= {"tools": FUNCTIONS, "tool_choice": choice}
+    if is_held:
+        schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"], "additionalProperties": False}
+        asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+    whole = chat(client, **asked)
+    *pieces, last = chat(client, **asked, stream=True, stream_options={"include_usage": True})
+    for told in whole.choices:
+        own = [each for piece in pieces for each in piece.choices if each.index == told.index]
+        assert "".join(each.delta.content or "" for each in own) == (told.message.content or "")
+        calls = [call for each in own for call in each.delta.tool_calls or []]
+        assert "".join(call.function.arguments or "" for call in calls) == "".join(
+            call.function.arguments for call in told.message.tool_calls or []
+        )
+        assert [each.finish_reason for each in own if each.finish_reason] == [told.finish_reason]
+        assert [entry for each in own if each.logprobs for entry in each.logprobs.content] == told.logprobs.content
+    assert last.usage.completion_tokens == whole.usage.completion_tokens and last.usage.prompt_tokens == whole.usage.prompt_tokens
+
+
 def test_a_call_that_is_cut_off_is_told_as_far_as_it_came(client: openai.OpenAI) -> None:
     seen = set()
     for length in range(1, 60, 4):
