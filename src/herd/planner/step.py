@@ -139,10 +139,10 @@ def _layer(config: Config, learning: Learning, specs: list[TensorSpec], widths: 
 
 
 def _mixed(config: Config, specs: list[TensorSpec], learning: Learning) -> int:
-    """Values of a token that experts keep besides what they make: what they are given, before and after it is weighed. Of matrices that
-    are not learned only what goes into their weighing and their gates is needed."""
+    """Values of a token that experts keep besides what they make: what they are given, before and after it is weighed, and what they
+    give. Where they are not learned, what goes into a product is not needed."""
     inner = [spec.shape[-1] for spec in specs if spec.kind is Kind.EXPERTS and spec.name.endswith(".down")]
-    given = 2 * config.width if learning.rank == 0 else config.width - sum(inner)
+    given = 3 * config.width if learning.rank == 0 else 2 * config.width - sum(inner)
     return num_chosen(config) * given if inner else 0
 
 

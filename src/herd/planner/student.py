@@ -18,7 +18,8 @@ PROGRAM_BYTES = 256_000_000
 """Of a process with torch before a model is there. Recomputing layers loads 75 MB more of torch. Measured 2026-11-21 with torch 2.13."""
 RECOMPUTING_BYTES = 75_000_000
 PRODUCTS_BYTES = 20_000_000
-"""What products keep for their rearranged factors, and small objects. Measured 2026-11-22 with two threads."""
+"""What products keep for their rearranged factors, and small objects: so much two steps took beside their tensors, measured 2026-11-22 with
+two threads."""
 KEPT_SHARE = 4
 """A frozen base may be kept as it is multiplied in so large a part of the memory that is free: one in four (`api/tuning.py`)."""
 

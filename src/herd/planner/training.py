@@ -31,7 +31,7 @@ PROCESSOR_ASSUMED = (
     "weights, gradients, both moments and activations are float32, as herd trains on processors without products in bfloat16",
     "a frozen base stays as it is multiplied where a quarter of the free memory holds it",
     "all parts are of the moment that takes most: gradients of one pack come while its activations go, those of earlier packs stay",
-    "tensors lie in pages of their own (64-bit Linux with glibc): a thirty-second more than is alive may be resident; elsewhere more",
+    "tensors lie in pages of their own (Linux with glibc): a thirty-second more than is alive may be resident; elsewhere more",
 )
 ASSUMED = (
     f"a step computes at {COMPUTE_SHARE:.0%} of the dense 16-bit peak; Meta reports 38 to 43 % for Llama 3.1 405B on up to 16,384 H100",
