@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from random_models import SHAPES, write_model
 from record import commit, figure, machine, say
 
-from herd.backends.cpu.limits import measure_bandwidth, measure_float32, measure_int8
+from herd.backends.cpu.limits import measure_bandwidth, measure_peak, multiplies_bf16
+from herd.bench.bounds import multiplied_in
 from herd.dtypes import BY_NAME
 from herd.models.architecture import Config, architecture_of
 from herd.models.weights import Kind, stored_bytes
@@ -112,7 +113,12 @@ class Limits:
 
     def measure(self, quant: str, threads: int) -> None:
         self.bandwidth.append(measure_bandwidth(threads))
-        self.operations.append((measure_int8 if BY_NAME[quant].is_block else measure_float32)(threads))
+        self.operations.append(measure_peak(peak_of(quant), threads))
+
+
+def peak_of(quant: str) -> str:
+    """The number format that weights stored so are multiplied in."""
+    return multiplied_in(BY_NAME[quant], "int8", has_bf16=multiplies_bf16())
 
 
 def bound_s(cfg: Config, quant: str, question: Question, limits: Limits) -> tuple[float, str]:
@@ -132,8 +138,7 @@ def bound_s(cfg: Config, quant: str, question: Question, limits: Limits) -> tupl
         operations += 2.0 * spec.count * rows
     reading = read / statistics.median(limits.bandwidth)
     multiplying = operations / statistics.median(limits.operations)
-    kind = "int8" if BY_NAME[quant].is_block else "float32"
-    return (reading, "read bandwidth") if reading > multiplying else (multiplying, f"{kind} peak")
+    return (reading, "read bandwidth") if reading > multiplying else (multiplying, f"{peak_of(quant)} peak")
 
 
 def measure(shape: str, quant: str, options: argparse.Namespace, folder: Path, facts: dict[str, Any]) -> None:

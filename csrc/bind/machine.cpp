@@ -53,14 +53,30 @@ void bind_machine(nb::module_& m) {
                 const double seconds = time_all(machine, [&](int) { return static_cast<uint64_t>(machine.kernels.float_peak(rounds) != 0.0f); });
                 return static_cast<double>(rounds * machine.kernels.float_peak_operations * machine.pool.workers()) / seconds;
             },
-            "rounds"_a, nb::call_guard<nb::gil_scoped_release>(), "Float32 multiply-adds from registers, all threads; an add and a multiply count as two.")
+            "rounds"_a, nb::call_guard<nb::gil_scoped_release>(),
+            "Float32 multiply-adds from registers, all threads; an add and a multiply count as two.")
         .def(
             "int8_operations_per_second",
             [](Machine& machine, int64_t rounds) {
                 const double seconds = time_all(machine, [&](int) { return static_cast<uint64_t>(machine.kernels.int8_peak(rounds) & 1); });
                 return static_cast<double>(rounds * machine.kernels.int8_peak_operations * machine.pool.workers()) / seconds;
             },
-            "rounds"_a, nb::call_guard<nb::gil_scoped_release>(), "Int8 products summed to 32 bits from registers, all threads; a multiply and an add count as two.")
+            "rounds"_a, nb::call_guard<nb::gil_scoped_release>(),
+            "Int8 products summed to 32 bits from registers, all threads; a multiply and an add count as two.")
+        .def_prop_ro(
+            "multiplies_bf16", [](const Machine& machine) { return machine.kernels.bf16_peak_operations > 0; },
+            "Whether bf16 weights are multiplied by dot products of bf16; else in float32.")
+        .def(
+            "bf16_operations_per_second",
+            [](Machine& machine, int64_t rounds) {
+                if (machine.kernels.bf16_peak_operations == 0) {
+                    throw std::invalid_argument(std::string(isa_name(machine.isa)) + " has no dot product of bf16");
+                }
+                const double seconds = time_all(machine, [&](int) { return static_cast<uint64_t>(machine.kernels.bf16_peak(rounds) != 0.0f); });
+                return static_cast<double>(rounds * machine.kernels.bf16_peak_operations * machine.pool.workers()) / seconds;
+            },
+            "rounds"_a, nb::call_guard<nb::gil_scoped_release>(),
+            "Bf16 products summed in float32 from registers, all threads; a multiply and an add count as two. ValueError without such a dot product.")
         .def(
             "bytes_read_per_second",
             [](Machine& machine, Bytes data, int64_t rounds) {

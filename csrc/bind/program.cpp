@@ -19,7 +19,8 @@ using namespace nb::literals;
 CacheFormat cache_format(const std::string& name, int64_t head_width) {
     const bool is_integer = name == "int8" || name == "int4";
     if (is_integer && head_width > kMostHeadWidth) {
-        throw std::invalid_argument("heads of " + std::to_string(head_width) + " are too wide for keys and values in " + name + "; it goes up to " + std::to_string(kMostHeadWidth));
+        throw std::invalid_argument("heads of " + std::to_string(head_width) + " are too wide for keys and values in " + name + "; it goes up to " +
+                                    std::to_string(kMostHeadWidth));
     }
     if (is_integer) return name == "int8" ? CacheFormat::Int8 : CacheFormat::Int4;
     if (name == "float32") return CacheFormat::Float32;
@@ -69,7 +70,8 @@ struct BoundProgram {
     std::vector<Seeing> seeing{};
 };
 
-void product(BoundProgram& self, const std::vector<TermTuple>& tuples, const std::string& after, int rotary, int64_t layer, const std::string& label) {
+void product(BoundProgram& self, const std::vector<TermTuple>& tuples, const std::string& after, int rotary, int64_t layer,
+             const std::string& label) {
     std::vector<Term> terms;
     for (const auto& [matrix, bias, input, out, accumulate] : tuples) terms.push_back({matrix, keep(bias, "bias"), input, out, accumulate});
     self.program.product(std::move(terms), after_of(after), {rotary, layer}, label);
@@ -82,7 +84,8 @@ void low_rank(BoundProgram& self, int x, const std::vector<UpdateTuple>& tuples,
 }
 
 // What `begin` was given stays alive until the next step.
-void take_pictures(BoundProgram& self, std::optional<Indices> picture_rows, std::optional<FloatsIn> features, const std::vector<SeeingTuple>& seeing) {
+void take_pictures(BoundProgram& self, std::optional<Indices> picture_rows, std::optional<FloatsIn> features,
+                   const std::vector<SeeingTuple>& seeing) {
     Dim I{"I"}, D{"D"};
     if (picture_rows.has_value() != features.has_value()) throw std::invalid_argument("picture_rows and features come together");
     if (picture_rows) {
@@ -119,8 +122,8 @@ void advance(BoundProgram& self, size_t end) {
     self.program.advance(end);
 }
 
-std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> picture_rows, std::optional<FloatsIn> features,
-                          const std::vector<SeeingTuple>& seeing, const std::vector<int64_t>& adapters) {
+std::vector<int32_t> step(BoundProgram& self, const std::vector<SpanTuple>& tuples, std::optional<Indices> picture_rows,
+                          std::optional<FloatsIn> features, const std::vector<SeeingTuple>& seeing, const std::vector<int64_t>& adapters) {
     begin(self, tuples, std::move(picture_rows), std::move(features), seeing, adapters);
     advance(self, self.program.num_instructions());
     return self.program.bad_rows();
@@ -173,7 +176,9 @@ void bind_cache(nb::module_& m) {
         .def(
             "allocate",
             [](Cache& cache, int64_t pages) {
-                if (pages < 0 || pages > INT32_MAX) throw std::invalid_argument("num_pages is " + std::to_string(pages) + "; it must be from 0 to 2^31 - 1");
+                if (pages < 0 || pages > INT32_MAX) {
+                     throw std::invalid_argument("num_pages is " + std::to_string(pages) + "; it must be from 0 to 2^31 - 1");
+                 }
                 cache.allocate(pages);
             },
             "num_pages"_a, "Room for pages 0 .. num_pages-1; what was cached is dropped.");
@@ -186,8 +191,10 @@ Rows rows_of(bool outputs) { return outputs ? Rows::Outputs : Rows::Tokens; }
 void bind_program(nb::module_& m) {
     bind_cache(m);
     nb::class_<BoundProgram>(m, "Program", "A flat list of instructions over buffers made once; `step` runs it with the GIL released.")
-        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs, int64_t vocabulary, int64_t embeddings, int64_t adapters) {
-                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, {tokens, outputs, vocabulary, embeddings, adapters}));
+        .def(nb::new_([](std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, int64_t tokens, int64_t outputs,
+                         int64_t vocabulary, int64_t embeddings, int64_t adapters) {
+                 const Limits limits{tokens, outputs, vocabulary, embeddings, adapters};
+                 return std::make_shared<BoundProgram>(machine, Program(machine, cache, num_heads, limits));
              }),
              "machine"_a, "cache"_a, "num_heads"_a, "max_tokens"_a, "max_outputs"_a, "vocab_size"_a, "num_embeddings"_a = 0, "num_adapters"_a = 0)
         .def("buffer", [](BoundProgram& self, int64_t width, bool outputs) { return self.program.add_buffer(width, rows_of(outputs)); },
@@ -198,9 +205,16 @@ void bind_program(nb::module_& m) {
              "matrix"_a, "outputs"_a, "A buffer of rows in the form that `matrix` multiplies. Returns its number.")
         .def("form", [](const BoundProgram& self, const Matrix& matrix) { return static_cast<int>(self.machine->linear.form(matrix)); },
              "matrix"_a, "A number that is equal for matrices that multiply the same prepared rows.")
-        .def("embed", [](BoundProgram& self, std::shared_ptr<Matrix> table, int out, Aliases aliases) { self.program.embed(table, out, std::move(aliases)); },
-             "table"_a, "out"_a, "aliases"_a = Aliases{}, "out = rows of `table` [V, D] at the step's tokens; a token in `aliases` reads the row beside it.")
-        .def("rotary", [](BoundProgram& self, std::vector<double> frequencies, double magnitude, int out) { self.program.rotary(std::move(frequencies), magnitude, out); },
+        .def(
+             "embed",
+             [](BoundProgram& self, std::shared_ptr<Matrix> table, int out, Aliases aliases) { self.program.embed(table, out, std::move(aliases)); },
+             "table"_a, "out"_a, "aliases"_a = Aliases{},
+             "out = rows of `table` [V, D] at the step's tokens; a token in `aliases` reads the row beside it.")
+        .def(
+             "rotary",
+             [](BoundProgram& self, std::vector<double> frequencies, double magnitude, int out) {
+                 self.program.rotary(std::move(frequencies), magnitude, out);
+             },
              "frequencies"_a, "magnitude"_a, "out"_a, "out = cosines, then sines, of the step's positions times the frequencies.")
         .def("norm", [](BoundProgram& self, int x, std::optional<FloatsIn> weight, float eps, int out, int64_t heads) {
                  self.program.norm(x, keep(weight, "weight"), eps, heads, out);
@@ -226,21 +240,32 @@ void bind_program(nb::module_& m) {
         .def("attention", [](BoundProgram& self, int q, int64_t layer, float scale, int out, const std::string& window, int64_t tokens) {
                  self.program.attention(q, layer, scale, out, sight_of(window, tokens));
              },
-             "q"_a, "layer"_a, "scale"_a, "out"_a, "window"_a = "past", "window_tokens"_a = 0, "out = causal softmax(scale q k^T) v over what `window` lets through of the cache.")
-        .def("cross_attention", [](BoundProgram& self, int q, int64_t layer, int64_t heads, float scale, int out) { self.program.cross_attention(q, layer, heads, scale, out); },
-             "q"_a, "layer"_a, "num_heads"_a, "scale"_a, "out"_a, "out = softmax(scale q k^T) v over crossing layer `layer` of the pictures that a row sees; else 0.")
-        .def("sigmoid_gate", [](BoundProgram& self, int x, int gate, int out) { self.program.sigmoid_gate(x, gate, out); }, "x"_a, "gate"_a, "out"_a, "out = x * sigmoid(gate).")
+             "q"_a, "layer"_a, "scale"_a, "out"_a, "window"_a = "past", "window_tokens"_a = 0,
+             "out = causal softmax(scale q k^T) v over what `window` lets through of the cache.")
+        .def(
+             "cross_attention",
+             [](BoundProgram& self, int q, int64_t layer, int64_t heads, float scale, int out) {
+                 self.program.cross_attention(q, layer, heads, scale, out);
+             },
+             "q"_a, "layer"_a, "num_heads"_a, "scale"_a, "out"_a,
+             "out = softmax(scale q k^T) v over crossing layer `layer` of the pictures that a row sees; else 0.")
+        .def("sigmoid_gate", [](BoundProgram& self, int x, int gate, int out) { self.program.sigmoid_gate(x, gate, out); }, "x"_a, "gate"_a, "out"_a,
+             "out = x * sigmoid(gate).")
         .def("soft_cap", [](BoundProgram& self, int x, float factor, float cap, int out) { self.program.soft_cap(x, factor, cap, out); },
              "x"_a, "factor"_a, "cap"_a, "out"_a, "out = cap * tanh(factor * x / cap).")
-        .def("gated_add", [](BoundProgram& self, int x, int y, float factor, bool if_seen, int out) { self.program.gated_add(x, y, factor, if_seen, out); },
+        .def(
+             "gated_add",
+             [](BoundProgram& self, int x, int y, float factor, bool if_seen, int out) { self.program.gated_add(x, y, factor, if_seen, out); },
              "x"_a, "y"_a, "factor"_a, "if_seen"_a, "out"_a, "out = x + factor * y; with `if_seen` only in rows that see a picture.")
-        .def("overlay", [](BoundProgram& self, int x, int out) { self.program.overlay(x, out); }, "x"_a, "out"_a, "out = x with the rows of pictures replaced by the step's features.")
+        .def("overlay", [](BoundProgram& self, int x, int out) { self.program.overlay(x, out); }, "x"_a, "out"_a,
+             "out = x with the rows of pictures replaced by the step's features.")
         .def("copy", [](BoundProgram& self, int x, int out) { self.program.copy(x, out); }, "x"_a, "out"_a, "out = x.")
         .def("expert_room", [](BoundProgram& self, const Matrix& gate, const Matrix& up, const Matrix& down, int64_t experts, int64_t chosen) {
                  return self.program.add_expert_room(gate, up, down, experts, chosen);
              },
              "gate"_a, "up"_a, "down"_a, "num_experts"_a, "num_chosen"_a, "Where experts of these shapes and forms compute. Returns its number.")
-        .def("experts", [](BoundProgram& self, int x, int scores, const Matrices& gates, const Matrices& ups, const Matrices& downs, int room, int out, const std::shared_ptr<Matrix>& router) {
+        .def("experts", [](BoundProgram& self, int x, int scores, const Matrices& gates, const Matrices& ups, const Matrices& downs, int room,
+                            int out, const std::shared_ptr<Matrix>& router) {
                  const auto constant = [](const Matrices& matrices) { return std::vector<MatrixPtr>(matrices.begin(), matrices.end()); };
                  self.program.experts(x, scores, constant(gates), constant(ups), constant(downs), router, room, out);
              },
@@ -248,20 +273,25 @@ void bind_program(nb::module_& m) {
              "out = the sum of each row's chosen experts. `router`: what made the scores, for `read_ahead` to guess by.")
         .def("only_if_seen", [](BoundProgram& self, bool on) { self.program.only_if_seen(on); }, "on"_a,
              "Whether the instructions that follow are left out of steps in which no token sees a picture.")
-        .def("silu_gate", [](BoundProgram& self, int gate, int up, int out) { self.program.silu_gate(gate, up, out); }, "gate"_a, "up"_a, "out"_a, "out = silu(gate) * up.")
+        .def("silu_gate", [](BoundProgram& self, int gate, int up, int out) { self.program.silu_gate(gate, up, out); }, "gate"_a, "up"_a, "out"_a,
+             "out = silu(gate) * up.")
         .def("add", [](BoundProgram& self, int x, int y, int out) { self.program.add(x, y, out); }, "x"_a, "y"_a, "out"_a, "out = x + y.")
-        .def("select", [](BoundProgram& self, int x, int out) { self.program.select(x, out); }, "x"_a, "out"_a, "out = the rows of x whose logits are wanted.")
-        .def("check_finite", [](BoundProgram& self, int x) { self.program.check_finite(x); }, "logits"_a, "Looks for NaN and infinities in rows of logits.")
+        .def("select", [](BoundProgram& self, int x, int out) { self.program.select(x, out); }, "x"_a, "out"_a,
+             "out = the rows of x whose logits are wanted.")
+        .def("check_finite", [](BoundProgram& self, int x) { self.program.check_finite(x); }, "logits"_a,
+             "Looks for NaN and infinities in rows of logits.")
         .def("finish", [](BoundProgram& self, int logits) { self.program.finish(logits); }, "logits"_a, "Says which buffer holds the logits.")
         .def("cache_changed", [](BoundProgram& self) { self.program.cache_changed(); }, "To be called after the cache was given other pages.")
         .def("read_ahead", [](BoundProgram& self, int64_t keep, int64_t window) {
                  if (keep < 0 || window < 0) throw std::invalid_argument("keep and window must be at least 0");
                  self.program.read_ahead(keep, window);
              },
-             "keep"_a, "window"_a, "Weights are mapped and memory does not hold them: they are asked for `window` bytes ahead of their use, and `keep` bytes of them stay.")
+             "keep"_a, "window"_a,
+             "Weights are mapped and memory does not hold them: they are asked for `window` bytes ahead of their use, and `keep` bytes of them stay.")
         .def("step", &step, "spans"_a, "picture_rows"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
              "adapters"_a = std::vector<int64_t>{},
-             "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. Rows `picture_rows` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
+             "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. "
+             "Rows `picture_rows` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
              "that see pictures. Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
         .def("begin", &begin, "spans"_a, "picture_rows"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
              "adapters"_a = std::vector<int64_t>{}, "As `step`, but runs nothing yet.")
@@ -273,7 +303,8 @@ void bind_program(nb::module_& m) {
              "The logits [R, V] of the last step, float32: a view that the next step overwrites.")
         .def_prop_ro("buffer_bytes", [](const BoundProgram& self) { return self.program.buffer_bytes(); })
         .def_prop_ro("num_instructions", [](const BoundProgram& self) { return self.program.num_instructions(); })
-        .def("profile", [](BoundProgram& self, bool on) { self.program.profile(on); }, "on"_a, "Switches timing of instructions on (from zero) or off.")
+        .def("profile", [](BoundProgram& self, bool on) { self.program.profile(on); }, "on"_a,
+             "Switches timing of instructions on (from zero) or off.")
         .def("profile_seconds", &profile, "(label, seconds) of every instruction since profiling was switched on.");
 }
 

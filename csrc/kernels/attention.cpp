@@ -57,27 +57,27 @@ __attribute__((noinline)) void weigh(float* scores, const float* factors, int64_
         return;
     }
     Vector times[kRows], tops[kRows], totals[kRows];
-    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+    HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
         for (int64_t i = 0; i < first; ++i) scores[m * kPageTokens + i] = kNothing;
         times[m] = broadcast(kRounded ? factors[m] * kLog2E : factors[m]);
         tops[m] = broadcast(kNothing);
         totals[m] = broadcast(0.0f);
     }
     for (int64_t i = 0; i < width; i += kW) {
-        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
             Vector score = load(scores + m * kPageTokens + i) * times[m];
             if (valid < width) score = keep_first(score, valid - i, kNothing);
             store(scores + m * kPageTokens + i, score);
             tops[m] = largest(tops[m], score);
         }
     }
-    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+    HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
         const float top = largest(tops[m]);
         maxima[m] = kRounded ? top * kLn2 : top;
         tops[m] = broadcast(top);
     }
     for (int64_t i = 0; i < width; i += kW) {
-        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
             const Vector below = load(scores + m * kPageTokens + i) - tops[m];
             Vector weight = kRounded ? power_of_two(below) : exponential(below);
             if (valid < width) weight = keep_first(weight, valid - i, 0.0f);
@@ -85,7 +85,7 @@ __attribute__((noinline)) void weigh(float* scores, const float* factors, int64_
             totals[m] = totals[m] + weight;
         }
     }
-    HERD_UNROLL for (int m = 0; m < kRows; ++m) sums[m] = sum(totals[m]);
+    HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) sums[m] = sum(totals[m]);
 }
 
 int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
@@ -233,26 +233,26 @@ __attribute__((noinline)) void round_weights(const float* weights, const uint16_
     alignas(64) float known[kPageTokens];  // the scales of what is seen; 0 for what may be anything
     for (int64_t g = 0; g < groups; ++g) {
         Vector tops[kRows], nothing = broadcast(0.0f);
-        HERD_UNROLL for (int m = 0; m < kRows; ++m) tops[m] = broadcast(0.0f);
+        HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) tops[m] = broadcast(0.0f);
         for (int64_t i = 0; i < width; i += kW) store(known + i, load(scales + g * kPageTokens + i));
         for (int64_t i = 0; i < (first < width ? first : width); ++i) known[i] = 0.0f;
         for (int64_t i = valid > 0 ? valid : 0; i < width; ++i) known[i] = 0.0f;
         for (int64_t i = 0; i < width; i += kW) {
             const Vector scale = load(known + i);
             nothing = nothing + (scale - scale);
-            HERD_UNROLL for (int m = 0; m < kRows; ++m) tops[m] = largest(tops[m], magnitude(load(weights + m * kPageTokens + i) * scale));
+            HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) tops[m] = largest(tops[m], magnitude(load(weights + m * kPageTokens + i) * scale));
         }
         const float spoiled = sum(nothing);
         Vector times[kRows];
-        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
             const float most = largest(tops[m]);
             times[m] = broadcast(most > kTiny ? kMost / most : 0.0f);
             factors[m * groups + g] = (most > kTiny ? most / kMost : 1.0f) + spoiled;
         }
         for (int64_t i = 0; i < width; i += 16) {
-            HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+            HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
                 Vector parts[kParts];
-                HERD_UNROLL for (int part = 0; part < kParts; ++part) {
+                HERD_UNROLL_SUMS for (int part = 0; part < kParts; ++part) {
                     parts[part] = load(weights + m * kPageTokens + i + part * kW) * load(known + i + part * kW) * times[m];
                 }
                 store_rounded(parts, rounded + (m * groups + g) * kPageTokens + i);

@@ -9,9 +9,9 @@
 
 // Sums must live in registers: their loops have to disappear before the compiler decides where arrays live.
 #if defined(__clang__)
-#define HERD_UNROLL _Pragma("unroll")
+#define HERD_UNROLL_SUMS _Pragma("unroll")
 #else
-#define HERD_UNROLL _Pragma("GCC unroll 16")
+#define HERD_UNROLL_SUMS _Pragma("GCC unroll 16")
 #endif
 
 // One sum after another: compilers that put off additions run out of registers.
@@ -56,26 +56,26 @@ constexpr int blocks_for(int rows, int sums) {
 template <int kRows, int kBlocks, typename Element>
 __attribute__((noinline)) void float_tile(const float* a, int64_t a_stride, const Element* b, int64_t block_stride, int64_t depth, int64_t ahead, float* c, int64_t c_stride) {
     Vector sums[kRows][kBlocks * kParts];
-    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-        HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) sums[m][n] = broadcast(0.0f);
+    HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) sums[m][n] = broadcast(0.0f);
     }
     for (int64_t k = 0; k < depth; ++k) {
         Vector right[kBlocks * kParts];
-        HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) {
+        HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) {
             const Element* from = b + n / kParts * block_stride + 16 * k + n % kParts * kW;
             if (n % kParts == 0) prefetch(reinterpret_cast<const uint8_t*>(from) + ahead);
             right[n] = load(from);
         }
-        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
             const Vector left = broadcast(a[m * a_stride + k]);
-            HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) {
+            HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) {
                 sums[m][n] = fused(left, right[n], sums[m][n]);
                 HERD_SETTLE(sums[m][n].v);
             }
         }
     }
-    HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-        HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) store(c + m * c_stride + n * kW, sums[m][n]);
+    HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) store(c + m * c_stride + n * kW, sums[m][n]);
     }
 }
 
@@ -101,33 +101,34 @@ struct RowFactors {
 };
 
 // c[m][16 n ..] = sum over groups g of scale(m, g, n) * the exact sum over the pairs of g of a[m][pair] . b[n][pair][..].
-// Row m of `a` has its pairs for block n at a + m * a_stride + a_offset(n).
+// Row m of `a` is at a + m * a_stride, block n of `b` at b + n * block_stride; `scales` gives scale(m, g, n) by `first_row` + m and
+// `first_column` + 16 n.
 template <int kRows, int kBlocks, typename Scales>
 __attribute__((noinline)) void integer_tile(const int16_t* a, int64_t a_stride, const int8_t* b, int64_t block_stride, int64_t pairs, int64_t group_pairs, const Scales& scales,
                   int64_t first_row, int64_t first_column, int64_t ahead, float* c, int64_t c_stride) {
     for (int64_t group = 0; group * group_pairs < pairs; ++group) {
         const int64_t begin = group * group_pairs, end = begin + group_pairs < pairs ? begin + group_pairs : pairs;
         Integers sums[kRows][kBlocks * kParts];
-        HERD_UNROLL for (int m = 0; m < kRows; ++m) {
-            HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) sums[m][n] = no_integers();
+        HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
+            HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) sums[m][n] = no_integers();
         }
         for (int64_t k = begin; k < end; ++k) {
             Pairs right[kBlocks * kParts];
-            HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) {
+            HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) {
                 const int8_t* from = b + n / kParts * block_stride + 32 * k + 2 * (n % kParts) * kW;
                 if (n % kParts == 0) prefetch(reinterpret_cast<const uint8_t*>(from) + ahead);
                 right[n] = load_pairs(from);
             }
-            HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+            HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
                 const Pairs left = broadcast_pair(a + m * a_stride + 2 * k);
-                HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) {
+                HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) {
                     sums[m][n] = dot(sums[m][n], right[n], left);
                     HERD_SETTLE(sums[m][n].v);
                 }
             }
         }
-        HERD_UNROLL for (int n = 0; n < kBlocks * kParts; ++n) {
-            HERD_UNROLL for (int m = 0; m < kRows; ++m) {
+        HERD_UNROLL_SUMS for (int n = 0; n < kBlocks * kParts; ++n) {
+            HERD_UNROLL_SUMS for (int m = 0; m < kRows; ++m) {
                 const Vector scaled = to_float(sums[m][n]) * scales.of(first_row + m, group, first_column + n * kW);
                 float* to = c + m * c_stride + n * kW;
                 store(to, group == 0 ? scaled : load(to) + scaled);

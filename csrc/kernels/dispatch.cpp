@@ -1,6 +1,6 @@
 // From an instruction set to its tables. Built once, without the flags of any instruction set.
 //
-// Every instruction set defines `kernel_table()` (table.cpp) and `linear_table()` (linear_table.cpp).
+// Every instruction set defines `kernel_table()` (table.cpp) and `linear_table()` (linear.cpp).
 #include "kernels/kernels.h"
 #include "kernels/matrix.h"
 

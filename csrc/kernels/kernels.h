@@ -129,8 +129,10 @@ struct Kernels {
     // so that nothing is optimised away.
     float (*float_peak)(int64_t rounds);                              // float_peak_operations a round
     int32_t (*int8_peak)(int64_t rounds);                             // int8_peak_operations a round
+    float (*bf16_peak)(int64_t rounds);                               // bf16_peak_operations a round
     uint64_t (*read_bytes)(const uint8_t* data, int64_t size);        // every byte once
-    int64_t float_peak_operations, int8_peak_operations;
+    // Of bf16 0 where the instruction set has no dot product for it: products of such weights are then in float32.
+    int64_t float_peak_operations, int8_peak_operations, bf16_peak_operations;
 };
 
 // Floats of a partial of `rows` rows. Rows are rounded up to 16 so that every part stays aligned.

@@ -1,4 +1,4 @@
-// How each storage format is laid out in a packed panel (matrix.h). One table; pack.cpp writes it, linear.cpp reads it.
+// How each storage format is laid out in a packed panel (matrix.h). One table; pack.cpp writes it, linear_groups.h reads it.
 //
 // Codes of a group of 32 columns, 16 rows; "quad" q is columns 4q..4q+3, 64 bytes when unpacked:
 //

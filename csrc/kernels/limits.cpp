@@ -1,4 +1,4 @@
-// Loops that reach a limit of the machine: float32 multiply-adds, int8 products, reading memory. Nothing of the model is here.
+// Loops that reach a limit of the machine: float32 multiply-adds, int8 and bf16 products, reading memory. Nothing of the model is here.
 //
 // Each peak loop keeps enough independent sums in registers to hide the latency of its instruction, and touches no memory.
 #include "kernels/operations.h"
@@ -15,6 +15,7 @@ constexpr int64_t kAhead = 4096;  // bytes that are asked for before they are re
 
 extern const int64_t kFloatPeakOperations;
 extern const int64_t kInt8PeakOperations;
+extern const int64_t kBf16PeakOperations;
 const int64_t kFloatPeakOperations = kChains * Vector::kWidth * 2;
 
 float float_peak(int64_t rounds) {
@@ -30,6 +31,20 @@ float float_peak(int64_t rounds) {
 }
 
 #if defined(HERD_ISA_AVX512)
+
+const int64_t kBf16PeakOperations = kChains * 32 * 2;
+float bf16_peak(int64_t rounds) {
+    __m512 sums[kChains];
+    for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
+    // Two in each 32 bits: 2^-8 and 2^-9, whose products summed up stay small.
+    const auto a = (__m512bh)_mm512_set1_epi32(0x3B803B00), b = (__m512bh)_mm512_set1_epi32(0x3B003B80);
+    for (int64_t round = 0; round < rounds; ++round) {
+        for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], a, b);
+    }
+    __m512 total = sums[0];
+    for (int i = 1; i < kChains; ++i) total = _mm512_add_ps(total, sums[i]);
+    return _mm512_reduce_add_ps(total);
+}
 
 const int64_t kInt8PeakOperations = kChains * 64 * 2;
 int32_t int8_peak(int64_t rounds) {
@@ -105,6 +120,13 @@ int32_t int8_peak(int64_t rounds) {
     }
     return static_cast<int32_t>(total);
 }
+
+#endif
+
+#if !defined(HERD_ISA_AVX512)
+
+const int64_t kBf16PeakOperations = 0;
+float bf16_peak(int64_t) { return 0.0f; }
 
 #endif
 

@@ -52,7 +52,8 @@ HERD_UNROLL
     }
 }
 
-// Panel p, whose bytes are at `panel` (packed or expanded), times T tokens from t0 on. `kReadsMemory`: they are not in a cache yet.
+// Panel p, whose bytes are at `panel` (packed or expanded), times T tokens from t0 on. `kReadsMemory`: the first tile of tokens brings
+// them from memory.
 template <class Group, int T, bool kReadsMemory>
 __attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
     const uint8_t* x = call.x + t0 * call.x_stride;
@@ -61,7 +62,7 @@ __attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel
     const int64_t groups = call.matrix.columns / 32;
     for (int64_t g = 0; g < groups; ++g, x += sizeof(ActivationGroup)) {
         const Group group(panel, g);
-        if constexpr (kReadsMemory) {
+        if (kReadsMemory && t0 == 0) {
             for (int64_t line = 0; line < Group::at.group_bytes(); line += 64) __builtin_prefetch(group.group + kAhead + line);
         }
         add_group<Group, T>(group, x, call.x_stride, acc);

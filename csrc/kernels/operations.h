@@ -30,8 +30,10 @@ void finish(const PageShape& shape, const float* partial, int64_t tokens, int64_
 
 float float_peak(int64_t rounds);
 int32_t int8_peak(int64_t rounds);
+float bf16_peak(int64_t rounds);
 uint64_t read_bytes(const uint8_t* data, int64_t size);
 extern const int64_t kFloatPeakOperations;
 extern const int64_t kInt8PeakOperations;
+extern const int64_t kBf16PeakOperations;
 
 }  // namespace herd::HERD_ISA

@@ -27,9 +27,11 @@ const Kernels& kernel_table() {
         .finish = finish,
         .float_peak = float_peak,
         .int8_peak = int8_peak,
+        .bf16_peak = bf16_peak,
         .read_bytes = read_bytes,
         .float_peak_operations = kFloatPeakOperations,
         .int8_peak_operations = kInt8PeakOperations,
+        .bf16_peak_operations = kBf16PeakOperations,
     };
     return table;
 }

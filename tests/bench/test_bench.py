@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from herd.models.weights import Kind
 from tiny import tiny_llama, tiny_llama4
 
 needs_cpu = pytest.mark.skipif(not cpu_is_built(), reason="the native core is not built here")
-LIMITS = {BANDWIDTH: 1e9, "int8": 1e12, "float32": 1e11}
+LIMITS = {BANDWIDTH: 1e9, "int8": 1e12, "bf16": 5e11, "float32": 1e11}
 SHORT = ("--prompt-tokens", "8", "--decode-tokens", "4", "--rounds", "1", "--peers", "none")
 
 
@@ -101,11 +102,18 @@ def test_decoding_experts_is_bound_by_the_bytes_of_those_that_a_token_meets() ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "activations", "multiplied"), [("q8_0", "int8", "int8"), ("q8_0", "float32", "float32"), ("bf16", "int8", "float32")]
+    ("kind", "activations", "has_bf16", "multiplied"),
+    [
+        ("q8_0", "int8", True, "int8"),
+        ("q8_0", "float32", True, "float32"),
+        ("bf16", "int8", False, "float32"),
+        ("bf16", "int8", True, "bf16"),
+        ("f16", "int8", True, "float32"),
+    ],
 )
-def test_a_prompt_is_set_against_the_peak_of_what_is_multiplied(kind: str, activations: str, multiplied: str) -> None:
+def test_a_prompt_is_set_against_the_peak_of_what_is_multiplied(kind: str, activations: str, has_bf16: bool, multiplied: str) -> None:
     config = tiny_llama(vocab_size=500)
-    bounds = Bounds(config, lambda spec: BY_NAME["f32"] if spec.kind.is_vector else BY_NAME[kind], activations, F16)
+    bounds = Bounds(config, lambda spec: BY_NAME["f32"] if spec.kind.is_vector else BY_NAME[kind], activations, F16, has_bf16=has_bf16)
     assert bounds.kinds == (multiplied,)
     bound = bounds.of(Question("prompt", "", "tokens/s", tokens=1000), LIMITS)
     inner = sum(spec.count for spec in _specs(config) if spec.kind is Kind.MATRIX)
@@ -253,7 +261,23 @@ def test_the_command_tells_where_the_time_of_a_step_goes() -> None:
 def test_the_command_measures_the_machine_alone(tmp_path: Path) -> None:
     done = invoke("bench", "limits", "--rounds", "1", "--threads", "1", "--json")
     assert done.exit_code == 0, done.output
-    assert set(json.loads(done.stdout)["limits"]) == {"read bandwidth", "int8", "float32"}
+    from herd.backends.cpu.limits import multiplies_bf16
+
+    expected = {"read bandwidth", "int8", "float32"} | ({"bf16"} if multiplies_bf16() else set())
+    assert set(json.loads(done.stdout)["limits"]) == expected
+
+
+@needs_cpu
+@pytest.mark.parametrize(
+    ("has_bf16", "sentence"),
+    [(False, "Weights in 16 bits are multiplied in float32."), (True, "Weights in float16 are multiplied in float32.")],
+)
+def test_limits_say_how_16_bits_are_multiplied_here(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, sentence: str) -> None:
+    made = SimpleNamespace(threads=1, isa="some", multiplies_bf16=has_bf16)
+    monkeypatch.setattr("herd.backends.cpu.machine.make_machine", lambda threads: made)
+    monkeypatch.setattr("herd.cli.bench.measured_limits", lambda threads, kinds: dict.fromkeys(("read bandwidth", *kinds), 1e9))
+    done = invoke("bench", "limits", "--rounds", "1")
+    assert done.exit_code == 0 and sentence in done.stdout and ("\n  bf16 " in done.stdout) is has_bf16, done.output
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from herd.bench.tasks import Question
-from herd.dtypes import DType
+from herd.dtypes import BF16, DType
 from herd.models.architecture import Config, architecture_of
 from herd.models.sizes import num_chosen, part_of
 from herd.models.weights import Kind, TensorSpec
@@ -40,9 +40,10 @@ class Bound:
 
 
 class Bounds:
-    """The bounds of one model, stored so, with such activations and such a cache. `peaks` by the number format of products."""
+    """The bounds of one model, stored so, with such activations and such a cache. `has_bf16`: on an instruction set with dot products
+    of bf16."""
 
-    def __init__(self, config: Config, chosen: Chosen, activations: str, cache: DType) -> None:
+    def __init__(self, config: Config, chosen: Chosen, activations: str, cache: DType, *, has_bf16: bool = False) -> None:
         self._work = Work(config, Format("as stored", chosen, (), ""), cache)
         self._config = config
         self._operations: dict[str, dict[bool, float]] = {}
@@ -51,7 +52,7 @@ class Bounds:
             if part_of(spec) == "vision" or spec.kind.is_vector or (spec.kind is Kind.EMBEDDING and not is_tied):
                 continue
             is_head = spec.kind in (Kind.HEAD, Kind.EMBEDDING)
-            kind = multiplied_in(chosen(spec), activations)
+            kind = multiplied_in(chosen(spec), activations, has_bf16=has_bf16)
             counts = self._operations.setdefault(kind, {True: 0.0, False: 0.0})
             counts[is_head] += 2.0 * self._met(spec)
 
@@ -83,6 +84,9 @@ class Bounds:
         return Bound(max(reading, computing), waits_for, read, math.fsum(by_kind.values()))
 
 
-def multiplied_in(dtype: DType, activations: str) -> str:
-    """The rule of the cpu backend: block formats with int8 activations unless float32 is asked for, plain ones in float32."""
-    return "int8" if dtype.is_block and activations == "int8" else "float32"
+def multiplied_in(dtype: DType, activations: str, *, has_bf16: bool) -> str:
+    """The rule of the cpu backend: block formats with int8 activations unless float32 is asked for, bf16 with its dot product where the
+    instruction set has one, everything else in float32."""
+    if dtype.is_block and activations == "int8":
+        return "int8"
+    return "bf16" if dtype is BF16 and has_bf16 else "float32"

@@ -108,8 +108,7 @@ def measured_limits(threads: int | None, kinds: tuple[str, ...]) -> Mapping[str,
     from herd.backends.cpu import limits
     from herd.bench.bounds import BANDWIDTH
 
-    measures: dict[str, Callable[[int | None], float]] = {"int8": limits.measure_int8, "float32": limits.measure_float32}
-    return {BANDWIDTH: limits.measure_bandwidth(threads)} | {kind: measures[kind](threads) for kind in kinds}
+    return {BANDWIDTH: limits.measure_bandwidth(threads)} | {kind: limits.measure_peak(kind, threads) for kind in kinds}
 
 
 def _tell_limits(options: dict[str, Any]) -> None:
@@ -118,13 +117,14 @@ def _tell_limits(options: dict[str, Any]) -> None:
     from herd.backends.cpu.machine import make_machine
     from herd.bench.report import LIMIT_UNITS, Figure, machine, write_lines
 
+    made = make_machine(options["threads"])
+    kinds = ("int8", *(["bf16"] if made.multiplies_bf16 else []), "float32")
     with _telling() as told:
         rounds = []
         for number in range(options["rounds"]):
             told(f"round {number + 1} of {options['rounds']}")
-            rounds.append(measured_limits(options["threads"], ("int8", "float32")))
+            rounds.append(measured_limits(options["threads"], kinds))
     figures = [Figure(name, "", tuple(each[name] for each in rounds), LIMIT_UNITS.get(name, "operations/s")) for name in rounds[0]]
-    made = make_machine(options["threads"])
     facts: dict[str, Any] = {"machine": machine(), "threads": made.threads, "instruction_set": made.isa}
     if options["output"] is not None:
         write_lines(options["output"], figures, facts)
@@ -140,7 +140,8 @@ def _tell_limits(options: dict[str, Any]) -> None:
     for figure in figures:
         low, high = (shown(each, figure.unit) for each in (min(figure.values), max(figure.values)))
         click.echo(f"  {figure.name:<16}{shown(figure.value, figure.unit):>12}   {low} to {high}")
-    click.echo("Weights in 16 bits are multiplied in float32.")
+    in_float32 = "float16 are" if made.multiplies_bf16 else "16 bits are"
+    click.echo(f"Weights in {in_float32} multiplied in float32.")
 
 
 @contextmanager

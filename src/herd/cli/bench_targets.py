@@ -57,7 +57,6 @@ class Target:
 @contextmanager
 def model_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
     """A model that is here, or is fetched."""
-    from herd.bench.bounds import Bounds
     from herd.bench.shapes import FIRST_TOKEN
     from herd.checkpoints.open import open_checkpoint
     from herd.cli.output import fetching
@@ -71,7 +70,7 @@ def model_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
         if getattr(config, "labels", None) is not None:
             raise UsageError(f"{found.name} is a classifier of whole texts; it has no next token to time.")
         dtypes = {spec.name: checkpoint.dtype(spec.name) for spec in checkpoint.specs}
-        bounds = Bounds(config, lambda spec: dtypes[spec.name], options["activations"] or "int8", _cache(dtypes.values(), options))
+        bounds = _bounds(config, lambda spec: dtypes[spec.name], dtypes.values(), options)
         facts: dict[str, Any] = {"model": found.name, "model_mb": round(checkpoint.num_bytes / 1e6, 1), "model_sha256": _sha256(found.path)}
         context = min(config.context_length, options["context"] or config.context_length)
         size = int(config.vocab_size)
@@ -84,7 +83,6 @@ def model_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
 @contextmanager
 def shape_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
     """A release's shape with random weights, in a file that is gone afterwards."""
-    from herd.bench.bounds import Bounds
     from herd.bench.scratch import scratch_folder
     from herd.bench.shapes import FIRST_TOKEN, shape_of, write_shape
     from herd.cli.output import fetching
@@ -102,7 +100,7 @@ def shape_target(name: str, options: dict[str, Any]) -> Iterator[Target]:
         with fetching() as progress:
             write_shape(path, shape, progress)
         dtypes = {shape.stored.chosen(spec) for spec in _specs(shape.config)}
-        bounds = Bounds(shape.config, shape.stored.chosen, options["activations"] or "int8", _cache(dtypes, options))
+        bounds = _bounds(shape.config, shape.stored.chosen, dtypes, options)
         facts = {"model": shape.title, "model_mb": round(size / 1e6, 1), "layers": shape.layers, "all_layers": shape.all_layers}
         facts["model_sha256"] = _sha256(path)
         vocabulary = (FIRST_TOKEN, shape.config.vocab_size - 2)
@@ -115,6 +113,13 @@ def _specs(config: Any) -> Any:
     return architecture_of(config).tensors(config)
 
 
+def _bounds(config: Any, chosen: Any, dtypes: Any, options: dict[str, Any]) -> Bounds:
+    """Of a model that is run with these options; `chosen` gives the format of a weight, `dtypes` are all of them."""
+    from herd.bench.bounds import Bounds
+
+    return Bounds(config, chosen, options["activations"] or "int8", _cache(dtypes, options), has_bf16=_has_bf16(options))
+
+
 def _cache(dtypes: Any, options: dict[str, Any]) -> Any:
     """The number format of keys and values: as asked for (integers have a scale for 32 of them, about), else float16 where block
     formats meet int8 activations, and float32."""
@@ -125,6 +130,15 @@ def _cache(dtypes: Any, options: dict[str, Any]) -> Any:
         return BY_NAME[asked]
     is_int8 = (options["activations"] or "int8") == "int8" and any(dtype.is_block for dtype in dtypes)
     return F16 if is_int8 else F32
+
+
+def _has_bf16(options: dict[str, Any]) -> bool:
+    """Of the cpu backend, which alone is set against bounds."""
+    if options["backend"] != "cpu":
+        return False
+    from herd.backends.cpu.limits import multiplies_bf16
+
+    return multiplies_bf16()
 
 
 def _sha256(path: Path) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from herd import _core
 from herd.backends.cpu.machine import make_machine
+from herd.errors import UsageError
 
 # Larger than the caches of today's desktop processors together.
 _READ_BYTES = 256 << 20
@@ -36,6 +37,24 @@ def measure_int8(threads: int | None = None) -> float:
 def measure_float32(threads: int | None = None) -> float:
     """Float32 operations per second (a fused multiply-add counts as two)."""
     return _measure_operations(make_machine(threads), _core.Machine.float_operations_per_second)
+
+
+def measure_bf16(threads: int | None = None) -> float:
+    """Bf16 operations per second (a multiply and an add count as two). `UsageError` where `multiplies_bf16` says no."""
+    machine = make_machine(threads)
+    if not machine.multiplies_bf16:
+        raise UsageError(f"{machine.isa} has no dot product of bf16; such weights are multiplied in float32.")
+    return _measure_operations(machine, _core.Machine.bf16_operations_per_second)
+
+
+def multiplies_bf16() -> bool:
+    """Whether the instruction set in use multiplies bf16 weights by dot products of bf16; else they are widened to float32."""
+    return make_machine(1).multiplies_bf16
+
+
+def measure_peak(kind: str, threads: int | None = None) -> float:
+    """Operations per second in this number format: int8, bf16 or float32."""
+    return {"int8": measure_int8, "bf16": measure_bf16, "float32": measure_float32}[kind](threads)
 
 
 def _measure_operations(machine: _core.Machine, loop: Callable[[_core.Machine, int], float]) -> float:
