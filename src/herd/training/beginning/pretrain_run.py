@@ -68,17 +68,11 @@ def pretrain(
         words = read_words(settings.tokenizer or settings.begin)
         cfg = _config(settings, words, begin)
         _check_seeing(settings, cfg, together)
-        files = [path for source in settings.data for path in _files(source)]
-        files += learned_files(settings.begin)
-        facts = gathered(files, "" if begin is None else begin.digest(), {"recipe": "pretrain"})
+        facts = _facts(settings, begin)
         run = opened.enter_context(open_run(folder, settings, facts, resume=resume, force=force, company=together))
         torch.manual_seed(settings.loop.seed)
         student = _student(settings, cfg, begin, device, together)
-
-        def sources() -> list[Sequences]:
-            return [_source(source, settings, words, cfg, folder / "tokens") for source in settings.data]
-
-        mixture = Mixture(by_the_first(together, sources, "The tokens of the data") or sources(), settings)
+        mixture = _mixture(settings, words, cfg, folder / "tokens", together)
         recipe = Pretraining(student, mixture, settings, _teacher(settings, words, device, opened), together)
         if isinstance(together, Processes) and settings.loop.divided:
             divide(student, together)
@@ -91,6 +85,21 @@ def pretrain(
                 leaves = student.leaves(BF16 if settings.save_dtype == "bf16" else F32)
                 write(new / "model", student.cfg, leaves, words, None if begin is None else begin.path)
     return end
+
+
+def _facts(settings: PretrainSettings, begin: Checkpoint | None) -> dict[str, Any]:
+    """What the run's result depends on besides its settings."""
+    files = [path for source in settings.data for path in _files(source)]
+    return gathered((*files, *learned_files(settings.begin)), "" if begin is None else begin.digest(), {"recipe": "pretrain"})
+
+
+def _mixture(settings: PretrainSettings, words: Words, cfg: Config, folder: Path, together: Company) -> Mixture:
+    """All sources; the first process makes their tokens, where they are not there yet."""
+
+    def sources() -> list[Sequences]:
+        return [_source(source, settings, words, cfg, folder) for source in settings.data]
+
+    return Mixture(by_the_first(together, sources, "The tokens of the data") or sources(), settings)
 
 
 def _student(settings: PretrainSettings, cfg: Config, begin: Checkpoint | None, device: str, together: Company) -> Student:

@@ -100,15 +100,7 @@ def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], value
         _put(temporary / f"written{place}.json", [_json(told)])
 
     def finish() -> None:
-        files: dict[str, Any] = {}
-        for path in sorted(temporary.glob("written*.json")):
-            files |= read_json(path)
-            path.unlink()
-        _put(temporary / MANIFEST, [_json({"format": FORMAT, "step": step, "files": files, "values": values})])
-        sync_folder(temporary)
-        if target.exists():
-            _remove(target)
-        temporary.rename(target)
+        _complete(temporary, target, {"format": FORMAT, "step": step, "values": values})
 
     try:
         try:
@@ -129,6 +121,19 @@ def save(root: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], value
                 "there). What was saved before is whole. Make room, then go on with --resume."
             ) from problem
         raise cannot_write(target, problem) from problem
+
+
+def _complete(temporary: Path, target: Path, manifest: Mapping[str, Any]) -> None:
+    """All files of a checkpoint are written: they get their manifest, and the folder its name."""
+    files: dict[str, Any] = {}
+    for path in sorted(temporary.glob("written*.json")):
+        files |= read_json(path)
+        path.unlink()
+    _put(temporary / MANIFEST, [_json({**manifest, "files": files})])
+    sync_folder(temporary)
+    if target.exists():
+        _remove(target)
+    temporary.rename(target)
 
 
 def _in_step(company: Company, work: Callable[[], None]) -> None:
