@@ -21,6 +21,7 @@ pytest.importorskip("torch", reason="torch is not installed (pip install herd-ll
 import herd
 from backends.test_torch_divided import a_picture, plans, span, updates_for
 from cli.running import environment
+from herd.api.caching import cache_needs
 from herd.backends.base import BackendOptions, Mortal, Picture, Placed, Plan, Watch
 from herd.backends.torch import TorchBackend
 from herd.backends.torch.ranks import starting
@@ -111,6 +112,8 @@ def test_processes_give_the_logits_of_one(folder: Path, name: str, count: int) -
     alone = whole(path)
     with divided(path, count) as backend:
         same_logits(backend, alone)
+        least, _ = cache_needs(open_checkpoint(path), {"backend": "torch", "dtype": "float32", "tensor_parallel": count})
+        assert 2 * least == backend.page_bytes() == alone.page_bytes() * max(1, count // cfg.num_kv_heads)  # in 64 bits
         if name == "crossing":
             see_pictures(cfg, backend, alone)
 

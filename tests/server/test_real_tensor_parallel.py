@@ -83,8 +83,8 @@ def test_a_divided_model_is_served_and_comes_back_when_one_of_its_processes_is_k
     assert 'use="weights"' in metrics and 'use="weights on device 1"' in metrics
     (victim,), first = below(server.pid, killed), all_below(server.pid)
     os.kill(victim, signal.SIGKILL)
-    assert until(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in first), 15)
-    assert until(lambda: httpx.get(f"{url}/ready").status_code == 200 and len(all_below(server.pid)) == 2, 30)
+    assert until(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in first), 60)
+    assert until(lambda: httpx.get(f"{url}/ready").status_code == 200 and len(all_below(server.pid)) == 2, 120)
     after = ask(url)
     assert after["text"] == before["text"]
     assert after["logprobs"]["token_logprobs"] == pytest.approx(before["logprobs"]["token_logprobs"], abs=1e-4)

@@ -55,11 +55,13 @@ def cache_needs(checkpoint: Checkpoint, load: Mapping[str, Any]) -> tuple[int, i
     """The least bytes that hold keys and values of a model, loaded with these arguments of `herd.load`, and the most that it has a use
     for: what `cache_room` will say, known before the model is loaded. Of a GPU's memory nothing is said: 0 and None."""
     from herd.backends.base import PAGE_TOKENS
+    from herd.models.division import to_run
     from herd.models.sizes import CACHE_DTYPES, cache_bytes_per_token
 
     if (load.get("device") or "cpu") != "cpu":
         return 0, None
     page_bytes = PAGE_TOKENS * cache_bytes_per_token(checkpoint.config, CACHE_DTYPES[_cache_form(checkpoint, load)])
+    page_bytes *= to_run(checkpoint.config, 0, load.get("tensor_parallel") or 1).kv_copies  # of all devices together
     copies = _least_copies(page_bytes) if load.get("cache_folder") is not None else 0
     pages = _wanted_pages(load.get("context") or checkpoint.config.context_length, load.get("parallel", 1))
     return page_bytes + copies, pages * page_bytes * (2 if copies else 1)

@@ -43,6 +43,11 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
+def kind_of(device: torch.device) -> str:
+    """The same without its number: alike for two devices of one kind."""
+    return device_name(device).removeprefix(f"{device} ")
+
+
 def use_threads(threads: int | None, device: torch.device) -> None:
     """Tells torch how many threads to take, in the whole process. None: as it is."""
     if threads is None:

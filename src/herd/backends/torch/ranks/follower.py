@@ -22,7 +22,7 @@ import torch
 
 from herd.backends.base import BackendOptions
 from herd.backends.torch.backend import TorchBackend
-from herd.backends.torch.devices import device_name, find_device
+from herd.backends.torch.devices import find_device, kind_of
 from herd.backends.torch.divided import Together
 from herd.backends.torch.ranks.frames import (
     AddAdapter,
@@ -66,11 +66,10 @@ class Follower:
         checkpoint = open_checkpoint(Path(begin.model), begin.mmproj)
         self._division: Division = to_run(checkpoint.config, begin.index, begin.count)
         leaf = divided_leaf(checkpoint, self._division, begin.adapter)
-        send(Here())  # from here on others wait for this process
+        send(Here(kind_of(device)))  # from here on others wait for this process
         together = Together(self._division, ProcessGroup(device, Path(begin.meeting), begin.index, begin.count, begin.wait_s))
         self._part = TorchBackend(checkpoint.config, leaf, options, checkpoint.release_pages, together=together)
         drop_copied(checkpoint, self._division)
-        self._device = device_name(device).removeprefix(f"{device} ")
         self._known = KnownPictures()
         self._told_at = 0.0
 
@@ -91,7 +90,7 @@ class Follower:
 
     def done(self, contents: bytes = b"") -> None:
         """Says that an order was carried out; the first of them is the loading."""
-        self._send(Done(self._part.memory(), self._device, np.frombuffer(contents, np.uint8)))
+        self._send(Done(self._part.memory(), np.frombuffer(contents, np.uint8)))
 
     def _ordered(self, frame: Frame) -> bytes:
         match frame:

@@ -44,7 +44,9 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The process has opened the model, and waits for the others."""
+    """The process has opened the model, and waits for the others. `device`: the kind of what it computes on."""
+
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,9 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An order was carried out. `device`: what it is computed on; `contents`: what was asked for."""
+    """An order was carried out. `contents`: what was asked for."""
 
     memory: MemoryUse
-    device: str
     contents: Array = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
@@ -194,8 +195,8 @@ def _taken_apart(frame: Frame) -> tuple[Any, list[Array]]:
             return [name, forms], [_data(part) for each in updates.values() for part in (each.down, each.up)]
         case Used(memory):
             return _memory_apart(memory), []
-        case Done(memory, device, contents):
-            return [_memory_apart(memory), device], [contents]
+        case Done(memory, contents):
+            return _memory_apart(memory), [contents]
     return {name: getattr(frame, name) for name in frame.__slots__}, []
 
 
@@ -212,7 +213,7 @@ def _frame(kind: str, told: Any, arrays: Iterator[Array]) -> Frame:
         case "Used":
             return Used(MemoryUse(*told))
         case "Done":
-            return Done(MemoryUse(*told[0]), told[1], next(arrays))
+            return Done(MemoryUse(*told), next(arrays))
     found: Frame = _KINDS[kind](**told)
     return found
 

@@ -16,14 +16,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
 
 from herd.backends.base import BackendOptions, MemoryUse, Plan, StepResult, check_adapter, check_weights
 from herd.backends.torch.backend import TorchBackend
-from herd.backends.torch.devices import device_name, find_device
+from herd.backends.torch.devices import find_device, kind_of
 from herd.backends.torch.divided import Together
 from herd.backends.torch.ranks.checks import check_model
 from herd.backends.torch.ranks.frames import (
@@ -32,6 +32,7 @@ from herd.backends.torch.ranks.frames import (
     Begin,
     Done,
     Frame,
+    Here,
     ReadPage,
     RemoveAdapter,
     Replace,
@@ -92,12 +93,12 @@ class DividedBackend:
             for index, each in enumerate(theirs, 1):
                 begin = Begin(str(checkpoint.path.absolute()), mmproj, adapter, asdict(each), str(self._meeting), index, count, wait_s)
                 self._ranks.append(Rank(begin, self._lose))
-            self._answered(LOAD_S)
+            self._check_devices(mine.device, self._answered(LOAD_S))
             self._group = self._met(mine.device)
             together = Together(self._division, self._group, self._announced)
             self._part = TorchBackend(cfg, leaf, mine, checkpoint.release_pages, together=together)
             drop_copied(checkpoint, self._division)
-            self._check_devices(mine.device, self._answered(LOAD_S))
+            self._answered(LOAD_S)
             self._leave_meeting()
         except BaseException:
             self._end()
@@ -249,12 +250,12 @@ class DividedBackend:
             except BaseException:
                 self._drop_answers()
                 raise
-            return self._answered()
+            return [each for each in self._answered() if isinstance(each, Done)]
 
-    def _answered(self, wait_s: float | None = None) -> list[Done]:
+    def _answered(self, wait_s: float | None = None) -> list[Here | Done]:
         """One answer of each. wait_s: while they load."""
         try:
-            return [each for each in answers(self._ranks, wait_s or self._wait_s) if isinstance(each, Done)]
+            return answers(self._ranks, wait_s or self._wait_s)
         except EngineLost as problem:
             self._lose(str(problem))
             raise self._why(is_loading=wait_s is not None) from problem
@@ -302,13 +303,13 @@ class DividedBackend:
         if hasattr(self, "_group"):
             self._group.abort()
 
-    def _check_devices(self, device: str, loaded: Sequence[Any]) -> None:
+    def _check_devices(self, device: str, here: Sequence[Here | Done]) -> None:
         """`UsageError` for devices of different kinds: they would round differently, and then choose different experts."""
-        mine = device_name(find_device(device)).removeprefix(f"{device} ")
-        for rank, done in zip(self._ranks, loaded, strict=True):
-            if done.device != mine:
+        mine = kind_of(find_device(device))
+        for rank, other in zip(self._ranks, here, strict=True):
+            if isinstance(other, Here) and other.device != mine:
                 raise UsageError(
-                    f"tensor_parallel needs devices of one kind; process 1 has {mine}, process {rank.index + 1} {done.device}."
+                    f"tensor_parallel needs devices of one kind; process 1 has {mine}, process {rank.index + 1} {other.device}."
                 )
 
     def _end(self) -> None:

@@ -16,7 +16,7 @@ from typing import final
 
 from herd.backends.base import MemoryUse
 from herd.backends.torch.ranks.frames import Begin, Done, Frame, FrameReader, Here, Used, Wrong, to_bytes
-from herd.errors import EngineLost, HerdError
+from herd.errors import CapacityError, EngineLost, HerdError
 
 END_S = 3.0
 """A process whose socket was closed may take so long to end."""
@@ -34,18 +34,15 @@ class Rank:
         self._is_closed = False
         self.problem: Wrong | None = None  # what it said last that went wrong, until that was told
         self.memory = MemoryUse(0, 0, 0)
-        ours, theirs = socket.socketpair()
-        ours.settimeout(begin.wait_s)
-        with theirs:
-            # -P: modules are not looked for in the folder where somebody happens to stand.
-            command = [sys.executable, "-P", "-m", "herd.backends.torch.ranks.follower", str(theirs.fileno())]
-            # Not in this process' group: Ctrl-C is for this one alone.
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=sys.__stderr__, env=_environment(), process_group=0
-            )
-        self._socket = ours
+        self._process, self._socket = _start()
+        self._socket.settimeout(begin.wait_s)
         threading.Thread(target=self._read, daemon=True, name=f"rank {self.index}").start()
-        self.send(to_bytes(begin))
+        try:
+            self.send(to_bytes(begin))
+        except EngineLost:
+            self.dismiss()
+            self.close()
+            raise
 
     @property
     def process_id(self) -> int:
@@ -148,6 +145,31 @@ def answers(ranks: Iterable[Rank], wait_s: float) -> list[Here | Done]:
     if problems:
         raise next((each for each in problems if not isinstance(each, EngineLost)), problems[0])
     return found
+
+
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A follower, and the socket to it. `CapacityError` where the system has no more processes, memory or open files."""
+    try:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                # -P: modules are not looked for in the folder where somebody happens to stand.
+                command = [sys.executable, "-P", "-m", "herd.backends.torch.ranks.follower", str(theirs.fileno())]
+                # Not in this process' group: Ctrl-C is for this one alone.
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.__stderr__,
+                    env=_environment(),
+                    process_group=0,
+                )
+        except BaseException:
+            ours.close()
+            raise
+    except OSError as problem:
+        raise CapacityError(f"A process of the model cannot be started ({problem.strerror}). Try again later.") from problem
+    return process, ours
 
 
 def _environment() -> dict[str, str]:
