@@ -21,6 +21,7 @@ from herd.dtypes import ALL, BF16, F32, Q4_1, Q8_0, DType
 from herd.errors import FileProblem, UsageError
 from herd.files import kept as files_kept
 from herd.files.folders import cache_folder
+from herd.models.deberta import DebertaConfig, tensors
 from herd.models.weights import Kind, TensorSpec
 from tiny import dense_f32, random_leaves, tiny_llama, tiny_llama4
 from tiny_files import write_gguf
@@ -283,6 +284,25 @@ def test_stacked_experts_are_kept_too() -> None:
         bits.append(answer(backend).tobytes())
         backend.close()
     assert bits[0] == bits[1]
+
+
+@pytest.mark.usefixtures("_unread_when_opened")
+def test_a_classifier_whose_kept_weights_are_damaged_scores_again_with_its_own() -> None:
+    cfg = DebertaConfig(
+        width=16, num_layers=1, num_heads=2, mlp_width=24, vocab_size=40, context_length=32, buckets=8, max_distance=20, norm_eps=1e-7,
+        labels=("BENIGN", "INJECTION"),
+    )  # fmt: skip
+    rng = np.random.default_rng(2)
+    leaves = {spec.name: dense_f32(rng.standard_normal(spec.shape).astype(np.float32) / 4) for spec in tensors(cfg)}
+    scores = []
+    for damage in (None, 0xFF, None):
+        if damage is not None:
+            _changed(files()[0], next(name for name in leaves if "norm" in name), 8, damage)
+        origin = kept.Origin("a classifier", Path("model"))
+        backend = cpu.CpuBackend(cfg, leaves.__getitem__, BackendOptions(threads=1), lambda: None, origin=origin)
+        scores.append(backend.classify([1, 2, 3]).tobytes())
+        backend.close()
+    assert scores[0] == scores[1] == scores[2] and np.isfinite(np.frombuffer(scores[0], np.float32)).all()
 
 
 def test_small_models_are_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,23 @@ def test_weights_packed_on_the_disk_give_the_same_bits(cfg: Any, options: dict[s
     assert bits(cfg, again, **options) == bits(cfg, None, **options) and not again, "the second start finds them packed"
 
 
+def test_weights_that_are_damaged_on_the_disk_are_packed_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_kept, "CHECKED_AT_ONCE_BYTES", 0)
+    cfg, told = tiny_llama(qkv_bias=True), list[tuple[int, int]]()
+    expected = bits(cfg, told)
+    (file,) = cache_folder().glob("*.kept")
+    kept = files_kept.read_kept(file)
+    assert kept is not None
+    data = bytearray(file.read_bytes())
+    at = bytes(data).index(bytes(kept.part("norm")))
+    data[at : at + 8] = b"\xff" * 8
+    file.write_bytes(data)
+    told.clear()
+    assert bits(cfg, told) == expected and told, "packed anew"
+    told.clear()
+    assert bits(cfg, told) == expected and not told
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     cfg = tiny_llama()

@@ -22,7 +22,7 @@ from herd.backends.base import (
     refuse_classifier,
 )
 from herd.backends.cpu.adapters import Adapters
-from herd.backends.cpu.choosing import choose, copied, not_finite
+from herd.backends.cpu.choosing import all_finite, choose, copied, not_finite
 from herd.backends.cpu.kept import Origin
 from herd.backends.cpu.loading import Loading, Source
 from herd.backends.cpu.lower import lower
@@ -176,17 +176,24 @@ class CpuBackend:
         return program, *watched.run(plan)
 
     def classify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        from herd.backends.cpu.picture_ops import CpuPictureOps
-
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
-        classifier = classifying(self._cfg)
-        assert classifier is not None, "only for classifiers"
+        self._loading.refuse_damaged()
         check_tokens(tokens, self.num_embeddings)
-        ops = cast(Any, CpuPictureOps(self._machine))
-        scores = cast("NDArray[np.float32]", classifier.classify(self._weights(), self._cfg, ops, tokens)[0])
+        scores = self._scores(tokens)
+        if not all_finite(scores) and (packed := self._loading.again()) is not None:
+            self._packed = packed
+            scores = self._scores(tokens)
         self._loading.answered()
         return scores
+
+    def _scores(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        from herd.backends.cpu.picture_ops import CpuPictureOps
+
+        classifier = classifying(self._cfg)
+        assert classifier is not None, "only for classifiers"
+        ops = cast(Any, CpuPictureOps(self._machine))
+        return cast("NDArray[np.float32]", classifier.classify(self._weights(), self._cfg, ops, tokens)[0])
 
     def update(self, weights: Mapping[str, Matrix]) -> None:
         for name in weights:

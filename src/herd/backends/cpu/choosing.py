@@ -55,6 +55,13 @@ def copied(logits_RV: memoryview) -> NDArray[np.float32]:
     return np.array(logits_RV)
 
 
+def all_finite(scores: NDArray[np.float32]) -> bool:
+    """Whether all are numbers."""
+    import numpy as np
+
+    return bool(np.isfinite(scores).all())
+
+
 def _defined(logits_RV: memoryview, row: int, draw: Draw) -> Choice:
     """The numpy definition says what is wrong with a row of which native code can choose nothing."""
     import numpy as np
