@@ -41,6 +41,7 @@ LAW = {
     "quant": part(0, "errors dtypes", "numpy"),
     "version": part(0),
     "files": part(0, "errors core"),
+    "processes": part(0, "errors"),
     # level 1: a noun each
     "models": part(1, "errors dtypes records"),
     "images": part(1, BASE, "numpy PIL"),
@@ -53,7 +54,7 @@ LAW = {
     "backends.base": part(3, f"{BASE} models checkpoints sampling", "numpy"),
     "backends.reference": part(3, f"{BASE} models checkpoints sampling backends.base", "numpy"),
     "backends.cpu": part(3, f"{BASE} models checkpoints sampling backends.base backends.reference core", "numpy"),
-    "backends.torch": part(3, f"{BASE} models checkpoints sampling backends.base", "numpy torch"),
+    "backends.torch": part(3, f"{BASE} processes models checkpoints sampling backends.base", "numpy torch"),
     "data": part(3, f"{BASE} text images", "numpy PIL tokenizers zstandard"),
     "planner": part(3, f"{BASE} family models"),
     # level 4: many requests, and weights that change
@@ -87,7 +88,7 @@ LAW = {
         "providers.telling providers.carrying_out engine backends.base",
     ),
     "providers.answers": part(5, f"{BASE} providers.base"),
-    "providers.process": part(5, f"{BASE} providers.frames providers.packing"),
+    "providers.process": part(5, f"{BASE} processes providers.frames providers.packing"),
     "providers.supervisor": part(5, f"{BASE} text providers.base providers.answers providers.frames providers.process", "numpy"),
     "providers.routing": part(5, f"{BASE} text providers.base"),
     "providers.relaying": part(5, f"{BASE} providers.frames providers.packing providers.process"),

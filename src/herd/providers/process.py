@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
-from pathlib import Path
 from typing import Any, Protocol, cast, final
 
-from herd.errors import CapacityError
+from herd.processes import start_process
 from herd.providers.frames import Beat, Begin, Frame, FrameReader, Ready, to_bytes
 from herd.providers.packing import BadFrame
 from herd.records import dataclass
@@ -87,7 +84,8 @@ class EngineProcess(asyncio.Protocol):
         self._is_ready = self._is_gone = False
         self._is_cut = asyncio.Event()
         self.born_at = self._heard_at = time.monotonic()
-        self._process, self._socket = _start()
+        self._process, self._socket = start_process("herd.api.serving", "The engine's process")
+        self._socket.setblocking(False)
         self._connecting = self._loop.create_task(self._connect(self._socket, to_bytes(begin)))
         self._look = self._loop.call_later(LOOK_S, self._watch)
 
@@ -175,43 +173,10 @@ class EngineProcess(asyncio.Protocol):
             self._is_cut.set()
 
 
-def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A process of ours, and the socket to it."""
-    try:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        try:
-            with theirs:
-                # -P: modules are not looked for in the folder where somebody happens to stand.
-                command = [sys.executable, "-P", "-m", "herd.api.serving", str(theirs.fileno())]
-                # Not in this process' group: Ctrl-C is for the parent alone, which lets running answers finish.
-                process = subprocess.Popen(
-                    command,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=sys.__stderr__,
-                    env=_environment(),
-                    process_group=0,
-                )
-        except BaseException:
-            ours.close()
-            raise
-    except OSError as problem:
-        raise CapacityError(f"The engine's process cannot be started ({problem.strerror}). Try again later.") from problem
-    return process, ours
-
-
 def _reap(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
     """Takes a killed process' status when it is there, so that it does not stay behind as a name without a life."""
     if process.poll() is None and not loop.is_closed():
         loop.call_later(0.01, _reap, loop, process)
-
-
-def _environment() -> dict[str, str]:
-    """This process' own, with the place that `herd` was imported from, so that the same one runs there."""
-    folder = Path(__file__).absolute().parent.parent.parent
-    paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 @final

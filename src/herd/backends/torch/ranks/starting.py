@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import final
 
 from herd.backends.base import MemoryUse
 from herd.backends.torch.ranks.frames import Begin, Done, Frame, FrameReader, Here, Used, Wrong, to_bytes
-from herd.errors import CapacityError, EngineLost, HerdError
+from herd.errors import EngineLost, HerdError
+from herd.processes import start_process
 
 END_S = 3.0
 """A process whose socket was closed may take so long to end."""
@@ -34,7 +32,7 @@ class Rank:
         self._is_closed = False
         self.problem: Wrong | None = None  # what it said last that went wrong, until that was told
         self.memory = MemoryUse(0, 0, 0)
-        self._process, self._socket = _start()
+        self._process, self._socket = start_process("herd.backends.torch.ranks.follower", "A process of the model")
         self._socket.settimeout(begin.wait_s)
         threading.Thread(target=self._read, daemon=True, name=f"rank {self.index}").start()
         try:
@@ -145,35 +143,3 @@ def answers(ranks: Iterable[Rank], wait_s: float) -> list[Here | Done]:
     if problems:
         raise next((each for each in problems if not isinstance(each, EngineLost)), problems[0])
     return found
-
-
-def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A follower, and the socket to it. `CapacityError` where the system has no more processes, memory or open files."""
-    try:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                # -P: modules are not looked for in the folder where somebody happens to stand.
-                command = [sys.executable, "-P", "-m", "herd.backends.torch.ranks.follower", str(theirs.fileno())]
-                # Not in this process' group: Ctrl-C is for this one alone.
-                process = subprocess.Popen(
-                    command,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=sys.__stderr__,
-                    env=_environment(),
-                    process_group=0,
-                )
-        except BaseException:
-            ours.close()
-            raise
-    except OSError as problem:
-        raise CapacityError(f"A process of the model cannot be started ({problem.strerror}). Try again later.") from problem
-    return process, ours
-
-
-def _environment() -> dict[str, str]:
-    """This process' own, with the place that `herd` was imported from, so that the same one runs there."""
-    folder = Path(__file__).absolute().parents[4]
-    paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
