@@ -91,7 +91,8 @@ def fitting(kinds: list[str], config: Any) -> Iterator[str]:
 
 def compare(right: Any, path: Path, text: str, tokens: int, name: str, facts: dict[str, Any]) -> None:
     with load(path, activations="float32") as model:
-        found = measure_divergence(right.provider, model.provider, text, Windowing(size=min(512, right.config.context_length), max_tokens=tokens))
+        windows = Windowing(size=min(512, right.config.context_length), max_tokens=tokens)
+        found = measure_divergence(right.provider, model.provider, text, windows)
     more = {"error": round(found.kl_error, 5), "same_choice": round(found.agreement, 4), "perplexity": round(math.exp(found.nll_q), 4)}
     more["perplexity_of_source"] = round(math.exp(found.nll_p), 4)
     figure(name, [found.kl_mean], "nats a token", facts, **more)

@@ -13,8 +13,10 @@ import pytest
 from herd.bench.scratch import LOCK_FILE, PREFIX, SIGNALS, remove_abandoned, scratch_folder
 
 WAITING = """
-import sys, time
-from herd.bench.scratch import scratch_folder
+import signal, sys, time
+from herd.bench.scratch import SIGNALS, scratch_folder
+for number in SIGNALS:
+    signal.signal(number, signal.SIG_DFL)  # whatever these tests were started under: nohup has one of them ignored
 with scratch_folder() as folder:
     (folder / "model.gguf").write_bytes(b"weights")
     print("there", flush=True)
