@@ -13,8 +13,8 @@ The load comes from `wrk` (Debian's package) and OpenAI's client, which are not 
     load        time to the first token under load
     shared      how much sooner a second request with the same long prompt begins, and one that comes together with the first
     overload    requests come ten times as fast as they can be answered: refusals, tokens against the peak, and how soon service is normal
-                after. The peak is that of as many clients as the server lets in. Both are counted while all clients ask: those that pause
-                begin one after another, and a second without work is no loss of the server
+                after. The peak is that of as many requests as the server lets in, which come one after another as those of the overload do:
+                answers that all begin and end together are 5 % faster, their prompts share steps. Both are counted while all clients ask
     many        1,000 open streams, half of them sampled, each with the log-probabilities of its solo run
 
 Each takes less than a minute, but overload, which takes three. Tokens of streams are counted by their bytes: each answer is the same
@@ -47,6 +47,7 @@ from record import commit, figure, machine, say, sha256
 PROMPT = "Once upon a time"
 TOKENS = 128
 TICKS = os.sysconf("SC_CLK_TCK")
+APART_MS = 1200  # between two requests of a client: of 62 clients some 46 wait for an answer
 BEAT_S = 0.25  # how often a model's process tells what it did
 SOLO = 100  # of many streams, as many are compared with their solo runs
 KINDS = 50  # different prompts among them
@@ -385,9 +386,9 @@ def shared_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """As many clients as are let in (32 in steps, half as many in the queue); then so many more, as often, that ten times the requests
-    come that were answered before; and one that times its refusals. `--pairs` times, in turn. Tokens are counted from when all clients have
-    asked for the first time; what the generator costs is told beside, as it takes from the same cores."""
+    """Clients of which as many wait for answers as are let in (32 in steps, half as many in the queue); then so many more, as often, that
+    ten times the requests come that were answered before; and one that times its refusals. `--pairs` times, in turn. Tokens are counted
+    from when all clients have asked for the first time; what the generator costs is told beside, as it takes from the same cores."""
     from concurrent.futures import ThreadPoolExecutor
 
     streams, port = options.streams, free_port()
@@ -401,7 +402,7 @@ def overload_piece(options: argparse.Namespace, facts: dict[str, Any]) -> None:
         whole_answer(place, asked(4))
         before = timed_answer(url)
         for _ in range(options.pairs):
-            peaks.append(rate_under(Load(place, body, 3 * streams - 2, 1), url, seconds))
+            peaks.append(rate_under(Load(place, body, 4 * streams - 2, APART_MS), url, seconds))
             pause_ms = int(1000 * 20 * streams / (10 * peaks[-1] / 64))
             load = Load(place, body, 20 * streams, pause_ms)
             overload = beside.submit(rate_under, load, url, seconds)
