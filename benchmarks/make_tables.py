@@ -86,7 +86,8 @@ def shown(value: float) -> str:
 def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
     """What was measured on what, as a sentence."""
     facts = lines[0]
-    versions = ", ".join(f"{engine}: {version}" for engine, version in facts["versions"].items())
+    versions = ", ".join(f"{engine}: {version}" for engine, version in facts.get("versions", {}).items())
+    versions = f"; {versions}" if versions else ""
     digest = f", sha256 {facts['model_sha256'][:12]}" if facts.get("model_sha256") else ""
     models = "; ".join(dict.fromkeys(line["model"] for line in lines))
     size = f" ({facts['model_mb']} MB{digest})" if "model_mb" in facts and len({line["model"] for line in lines}) == 1 else ""
@@ -94,7 +95,7 @@ def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
     others = "" if len(repeated) == len(lines) else ", or of one where it is measured once"
     medians = f" Medians of {min(repeated)} or more rounds{others}." if repeated else ""
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
-    return f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; commit {commits}; {versions}.{medians}"
+    return f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; commit {commits}{versions}.{medians}"
 
 
 def renewed(text: str) -> str:

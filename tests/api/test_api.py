@@ -222,6 +222,8 @@ def test_files_that_do_not_say_how_they_chat_can_be_told() -> None:
         assert model.chat_format.name == "llama2"
         events = list(model.chat([{"role": "user", "content": "hi"}], max_tokens=2))
         assert events[-1].type == "finished"
+    with pytest.raises(UsageError, match=r"chat_format is llama3\.1, .* needs the control token <\|begin_of_text\|>"):
+        herd.load(STORIES, backend="reference", chat_format="llama3.1")
     with herd.load(STORIES, backend="reference") as silent, pytest.raises(UsageError, match=r'chat_format="llama3\.1"'):
         silent.chat([{"role": "user", "content": "hi"}])
     with pytest.raises(UsageError, match=r"chat_format is 'llama3.11'; did you mean 'llama3.1'\?"):

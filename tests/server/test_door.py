@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from herd.errors import UsageError
 from herd.providers.base import Text
 from herd.server import keys as keyring
 from herd.server.keys import Keys
+from herd.server.settings import Settings
 from server.echo import ROUTES, body
 from server.fake_pool import FakePool, FakeService, Wait
 from server.raw import ask, connection, read, until
@@ -92,6 +94,12 @@ def test_pages_of_allowed_origins_may_read_answers_but_send_no_credentials(serve
     assert before.status_code == 204 and before.headers["access-control-allow-headers"] == "content-type, x-api-key"
     assert httpx.options(f"{server.url}/v1/ask", headers={**asked, "origin": "https://other.example"}).status_code == 403
     assert serve(routes=ROUTES, allow_origin=("*",)) and post(serve(routes=ROUTES, allow_origin=("*",)), origin).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["foo", "https://a.example/page", "a.example", "https:// a.example"])
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(UsageError, match="allow_origin has"):
+        Settings(allow_origin=(origin,))
 
 
 @pytest.mark.parametrize(

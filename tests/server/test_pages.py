@@ -88,6 +88,7 @@ def test_every_model_that_is_offered_has_a_plan(server: Running) -> None:
         ({"model": "llama-9"}, "llama-9"),
         ({"model": "llama-3.1-8b-instruct", "context": "1M"}, "131072|131,072"),
         ({"model": "llama-3.1-8b-instruct", "users": "-3"}, "users"),
+        ({"model": "llama-3.1-8b-instruct", "users": "99999999999999999999"}, "from 1 to 1,000,000,000"),
         ({"model": "llama-3.1-8b-instruct", "quant": "q4_9"}, "q4_9"),
         ({"model": "llama-3.1-8b-instruct", "device": "h900"}, "h900"),
         ({"model": "<script>alert(1)</script>"}, "script"),
@@ -96,4 +97,5 @@ def test_every_model_that_is_offered_has_a_plan(server: Running) -> None:
 def test_an_impossible_plan_is_an_error_that_says_why(server: Running, query: dict[str, str], said: str) -> None:
     answer = httpx.get(server.url + "/plan/answer", params=query)
     assert answer.status_code in (400, 404) and answer.headers["content-type"] == "application/json"
-    assert re.search(said, answer.json()["error"]["message"])
+    error = answer.json()["error"]
+    assert re.search(said, error["message"]) and (error["param"] in query or error["param"] == "model" or "quant" in query)

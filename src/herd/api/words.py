@@ -37,7 +37,8 @@ def stop_ids(checkpoint: Checkpoint, words: Words) -> set[int]:
 
 
 def words_of(found: Found, checkpoint: Checkpoint, wanted: str | None = None) -> Words:
-    """Tokenizer and chat format. A file without a template has the format that the family knows for its release, if it is one."""
+    """Tokenizer and chat format. A file without a template has the format that the family knows for its release, if it is one.
+    `UsageError` for a wanted format whose control tokens the vocabulary does not have."""
     source = checkpoint.tokenizer
     if source is None:
         return Words()
@@ -46,7 +47,21 @@ def words_of(found: Found, checkpoint: Checkpoint, wanted: str | None = None) ->
 
     known = num_embeddings(checkpoint.config)
     tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config, model_vocab=known)
-    return Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release, wanted))
+    words = Words(tokenizer, lambda: _formats(tokenizer, checkpoint.chat_template, found.release, wanted))
+    if wanted is not None and words.chat_format is not None:
+        _check_vocabulary(words.chat_format, wanted, found.name)
+    return words
+
+
+def _check_vocabulary(chat_format: ChatFormat, wanted: str, model: str) -> None:
+    from herd.errors import FileProblem, UsageError
+    from herd.text.messages import Message, Role
+
+    try:
+        chat_format.render([Message(Role.USER, "?")])
+    except FileProblem as problem:
+        reason = f"chat_format is {wanted}, which {model} cannot be asked in: {problem}"
+        raise UsageError(f"{reason} Leave it out, or name the model's own.") from None
 
 
 def _formats(tokenizer: Tokenizer, template: str | None, release: Release | None, wanted: str | None) -> Formats:

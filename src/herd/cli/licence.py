@@ -183,7 +183,7 @@ def _assumed(given: dict[str, Any]) -> None:
 
     answers = Answers(given)
     users = f"{answers.users:,}" if answers.users is not None else "unknown"
-    usual = {"users_per_month": users, **{name: answers[name] for name in ("licensee", "region", "role", "purpose")}}
+    usual = {"use": answers["use"], "users_per_month": users, **{name: answers[name] for name in ("licensee", "region", "role", "purpose")}}
     taken = [f"{name.replace('_', ' ')} {value}" for name, value in usual.items() if name not in given]
     if taken:
         click.echo(f"Not said, and taken to be: {', '.join(taken)}.")

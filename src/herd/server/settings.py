@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import fields
 from pathlib import Path
 
 from herd.errors import UsageError
 from herd.records import dataclass
+
+_ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+/?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,9 @@ class Settings:
             raise UsageError("cache_disk_bytes says what the files in cache_folder may take, and there is none. Name a cache_folder too.")
         if not 0 <= self.keep_days <= 36500:
             raise UsageError(f"keep_days is {self.keep_days!r:.60}; expected a whole number of days from 0 to 36500.")
+        for origin in self.allow_origin:
+            if not _ORIGIN.fullmatch(origin):
+                raise UsageError(f"allow_origin has {origin!r:.100}; expected a scheme and a host, as https://example.com, or * for all.")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port is {self.port!r:.60}; expected a whole number from 0 to 65535.")
 

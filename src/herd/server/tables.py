@@ -133,7 +133,7 @@ class Tables:
         if after is not None:
             found = self.find(owner, kind, after)
             if found is None:
-                raise not_there(kind, after)
+                raise not_there(kind, after, param="after")
             edge = found.number
         compare, order = ("<", "DESC") if newest_first else (">", "ASC")
         query = (
@@ -252,9 +252,9 @@ class Tables:
         return int(self._clock())
 
 
-def not_there(kind: str, key: str) -> NotThere:
+def not_there(kind: str, key: str, param: str | None = None) -> NotThere:
     """The same words whether there never was such an object or it is somebody else's."""
-    return NotThere(f"There is no {kind} {key!r:.80} here.")
+    return NotThere(f"There is no {kind} {key!r:.80} here.", param=param)
 
 
 def _bytes(text: str) -> int:

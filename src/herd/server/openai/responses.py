@@ -159,7 +159,7 @@ async def list_input_items(request: Request) -> Response:
     if page.after is not None:
         places = [index for index, item in enumerate(ordered) if item["id"] == page.after]
         if not places:
-            raise not_there("item", page.after)
+            raise not_there("item", page.after, param="after")
         ordered = ordered[places[0] + 1 :]
     return reply(list_value(ordered[: page.limit + 1], page.limit))
 

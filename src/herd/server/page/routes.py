@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from html import escape
 from importlib.resources import files
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +30,9 @@ from herd.server.house import house_of
 from herd.server.operations import operation
 from herd.server.replies import reply
 
+T = TypeVar("T")
+MOST_USERS, MOST_TOKENS = 10**9, 10**8
+"""More than anybody has; a plan for more would hold numbers that nobody can read."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -39,8 +43,8 @@ _QUERY = (
     ("model", _TEXT, "name of a release, as `herd models` lists it"),
     ("quant", _TEXT, "how weights are stored: bf16, fp8, q8, q4, q4_k_m ... (bf16)"),
     ("cache", _TEXT, "how keys and values are stored: f16, f32, q8_0, q4_0 (f16)"),
-    ("context", _TEXT, "longest conversation in tokens, such as 128K (8192)"),
-    ("users", _TEXT, "users who are answered at the same time (1)"),
+    ("context", _TEXT, "longest conversation in tokens, at most the model's, such as 128K (8192)"),
+    ("users", _TEXT, f"users who are answered at the same time, at most {MOST_USERS:,} (1)"),
     ("prompt_tokens", _TEXT, "what a user's conversation holds (1024)"),
     ("answer_tokens", _TEXT, "length of an answer (256)"),
     ("device", _TEXT, "only this device (all)"),
@@ -119,21 +123,36 @@ def _plan(asked: Mapping[str, str]) -> Plan:
     """The plan for what an address asks. `UsageError` for what is missing or cannot be."""
     if not asked.get("model"):
         raise UsageError("model is missing; it must be the name of a release.", param="model")
-    release = find(asked["model"])
+    release = _named("model", lambda: find(asked["model"]))
     if not release.is_released:
         raise UsageError(f"{release.name} was announced and never released; no plan can be made for it.", param="model")
     most = release.context_length or 8192
-    context = units.count(asked["context"], "context") if asked.get("context") else min(8192, most)
+    context = _count(asked, "context", str(min(8192, most)), most)
     load = Load(
-        units.count(asked.get("users") or "1", "users"),
+        _count(asked, "users", "1", MOST_USERS),
         context,
-        min(units.count(asked.get("prompt_tokens") or "1024", "prompt_tokens"), context),
-        units.count(asked.get("answer_tokens") or "256", "answer_tokens"),
+        min(_count(asked, "prompt_tokens", "1024", MOST_TOKENS), context),
+        _count(asked, "answer_tokens", "256", MOST_TOKENS),
         0,
     )
-    chosen = [find_device(asked["device"])] if asked.get("device") else list(devices().values())
-    cache = cache_format(asked.get("cache") or "f16")
+    chosen = [_named("device", lambda: find_device(asked["device"]))] if asked.get("device") else list(devices().values())
+    cache = _named("cache", lambda: cache_format(asked.get("cache") or "f16"))
     return answer(ask(release, quant=asked.get("quant") or "bf16", cache=cache, load=load, devices=chosen, today=datetime.date.today()))
+
+
+def _count(asked: Mapping[str, str], name: str, usual: str, most: int) -> int:
+    found = _named(name, lambda: units.count(asked.get(name) or usual, name))
+    if not 1 <= found <= most:
+        raise UsageError(f"{name} is {found:,}; it must be from 1 to {most:,}.", param=name)
+    return found
+
+
+def _named(param: str, read: Callable[[], T]) -> T:
+    """What is read of an address; what is wrong with it names the parameter."""
+    try:
+        return read()
+    except UsageError as problem:
+        raise UsageError(str(problem), param=param) from problem
 
 
 ROUTES = (
