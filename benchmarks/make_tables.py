@@ -63,6 +63,8 @@ def summary(path: Path) -> str:
     if has_bounds:
         rows = [f"{rows[0]} herd's share of the bound |", f"{rows[1]}---|"]
     for task, by_engine in tasks.items():
+        if len(by_engine) < min(2, len(engines)):
+            continue  # nothing to set beside it
         cells = []
         for engine in engines:
             line = by_engine.get(engine)

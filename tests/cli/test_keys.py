@@ -47,6 +47,7 @@ def test_keys_as_json_are_whole() -> None:
         (("create", "../x"), "cannot be used"),
         (("create", ""), "cannot be used"),
         (("create", "a", "--requests", "0"), "--requests is '0'"),
+        (("create", "a", "--requests", "10 apples"), "such as 60 or 10k"),
         (("create", "a", "--tokens", "many"), "--tokens is 'many'"),
         (("create", "a", "--streams", "-1"), "--streams is '-1'"),
         (("create", "a", "--expires", "soon"), "--expires is 'soon'"),

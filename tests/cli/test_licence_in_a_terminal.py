@@ -73,3 +73,21 @@ def test_answers_that_contradict_are_pointed_out(words: tuple[str, ...], said: s
 def test_a_run_is_planned_for_a_model_that_is_named_either_way() -> None:
     rest = ("--tokens", "10M", "--json")
     assert invoke("plan", "train", "llama-3.2-1b", *rest).output == invoke("plan", "train", "--model", "llama-3.2-1b", *rest).output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--users-per-month", "ten"), "--users-per-month is 'ten'"),
+        (("--region", "mars"), "--region is 'mars'"),
+        (("--affiliate-joined-after-release", "maybe"), "--affiliate-joined-after-release is 'maybe'"),
+    ],
+)
+def test_an_answer_that_cannot_be_names_its_option(words: tuple[str, ...], said: str) -> None:
+    done = invoke("licence", "llama-3.1-8b", *words)
+    assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+def test_what_was_not_said_is_told_with_the_use() -> None:
+    done = invoke("licence", "llama-3.1-8b", "--region", "other")
+    assert "Not said, and taken to be: use internal, users per month 1,000,000" in done.stdout

@@ -150,9 +150,15 @@ def _limits(given: dict[str, Any]) -> dict[str, Any]:
 def _count(option: str, text: str) -> int | None:
     if text.lower() == NONE:
         return None
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 2**40):
-        raise UsageError(f"--{option} is {text!r:.40}; expected a whole number above 0, or none.")
-    return int(text)
+    from herd.planner.units import count
+
+    try:
+        found = count(text, f"--{option}")
+    except UsageError:
+        found = 0
+    if not 0 < found <= 2**40:
+        raise UsageError(f"--{option} is {text!r:.40}; expected a whole number above 0, such as 60 or 10k, or none.")
+    return found
 
 
 def _when(text: str) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,7 +87,9 @@ def licence(model: str | None, uses: tuple[str, ...], derivative: str | None, as
     if model is None and not is_asking:
         raise UsageError("Name a model: herd licence llama-3.1-8b. `herd models` lists what is known.")
     release = _asked_release() if model is None else find(model)
-    rulings = [(each, check(release.name, each)) for each in ([_ask(release)] if is_asking else _each_use(given, uses, derivative))]
+    asked = [_ask(release)] if is_asking else _each_use(given, uses, derivative)
+    with _told_by_option(given):
+        rulings = [(each, check(release.name, each)) for each in asked]
     if as_json:
         print_json({"rulings": [{"answers": each, **ruling_data(ruling)} for each, ruling in rulings]})
         return
@@ -93,6 +97,18 @@ def licence(model: str | None, uses: tuple[str, ...], derivative: str | None, as
         if number:
             click.echo("")
         _print(ruling, each)
+
+
+@contextmanager
+def _told_by_option(given: Mapping[str, Any]) -> Iterator[None]:
+    """What is wrong with an answer names the option that it was given with."""
+    try:
+        yield
+    except UsageError as problem:
+        field = next((name for name in given if str(problem).startswith(f"{name} ")), None)
+        if field is None:
+            raise
+        raise UsageError(f"--{field.replace('_', '-')}{str(problem)[len(field) :]}") from problem
 
 
 def _each_use(given: dict[str, Any], uses: tuple[str, ...], derivative: str | None) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def hosted_models(models: Sequence[str], adapters: Sequence[str], load: Mapping[
 
     found = []
     for text in models:
-        name, _, model = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
+        name, _, model = text.partition("=") if "=" in text and not Path(text).exists() else ("", "", text)
         with fetching() as progress:
             at = find_model(model, progress=progress)
         path = str(at.path.absolute()) if at.release is None else at.name
