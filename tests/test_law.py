@@ -77,7 +77,7 @@ LAW = {
     ),
     # (an engine in a process of its own: frames of msgpack between it and who asks)
     "providers.packing": part(5, f"{BASE} text"),
-    "providers.frames": part(5, f"{BASE} text sampling providers.base providers.packing", "msgpack"),
+    "providers.frames": part(5, f"{BASE} processes text sampling providers.base providers.packing", "msgpack"),
     "providers.moderating": part(5, f"{BASE} text sampling providers.base"),
     "providers.embedding": part(5, f"{BASE} providers.frames engine backends.base", "numpy"),
     "providers.telling": part(5, f"{BASE} providers.base providers.answering providers.frames engine"),

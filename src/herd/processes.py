@@ -1,11 +1,13 @@
-"""Processes of ours: herd's own modules, run beside this one, each with a socket to it."""
+"""Processes of ours: herd's own modules, run beside this one, each with a socket to it, and how frames are cut out of its stream."""
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from herd.errors import CapacityError
@@ -35,6 +37,23 @@ def start_process(module: str, what: str) -> tuple[subprocess.Popen[bytes], sock
     except OSError as problem:
         raise CapacityError(f"{what} cannot be started ({problem.strerror}). Try again later.") from problem
     return process, ours
+
+
+def cut(held: bytearray, length: struct.Struct, check: Callable[[int], None]) -> Iterator[bytes]:
+    """The bodies of the frames that are whole in `held`, which loses them. `check` is told each length before its bytes are there, and
+    raises for one that cannot be."""
+    at = 0
+    try:
+        while len(held) - at >= length.size:
+            (size,) = length.unpack_from(held, at)
+            check(size)
+            if len(held) - at < length.size + size:
+                break
+            body = bytes(memoryview(held)[at + length.size : at + length.size + size])
+            at += length.size + size
+            yield body
+    finally:
+        del held[:at]
 
 
 def _environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ import msgpack  # type: ignore[import-untyped]
 
 from herd import errors
 from herd.errors import Busy, HerdError, UsageError, lack
+from herd.processes import cut
 from herd.providers.base import (
     Called,
     Caller,
@@ -358,18 +359,9 @@ class FrameReader:
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """More bytes; the frames that became whole by them."""
-        held = self._held
-        held += data
-        at = 0
-        try:
-            while len(held) - at >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(held, at)
-                if length > self._limit:
-                    raise BadFrame(f"A frame claims {length} bytes; at most {self._limit} are read.")
-                if len(held) - at < _LENGTH.size + length:
-                    break
-                body = bytes(memoryview(held)[at + _LENGTH.size : at + _LENGTH.size + length])
-                at += _LENGTH.size + length
-                yield from_body(body)
-        finally:
-            del held[:at]
+        self._held += data
+        yield from map(from_body, cut(self._held, _LENGTH, self._check))
+
+    def _check(self, length: int) -> None:
+        if length > self._limit:
+            raise BadFrame(f"A frame claims {length} bytes; at most {self._limit} are read.")

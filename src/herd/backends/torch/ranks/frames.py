@@ -1,6 +1,6 @@
 """What the processes of one model say to each other: typed frames, bytes of known lengths, nothing that could run.
 
-    frame = lengths, a header in JSON (its kind and small facts), then arrays of numbers one after another
+    frame = its length, that of its header, a header in JSON (its kind and small facts), then arrays of numbers one after another
 
 To a follower: `Begin` first, then orders. From it: `Here` when the model is opened, `Done` or `Wrong` for each order that wants an answer,
 `Used` now and then. A `Run` has no answer: what it makes goes through the group.
@@ -23,8 +23,9 @@ from herd.backends.base import MemoryUse, Placed, Plan, Span, Watch
 from herd.dtypes import BY_NAME
 from herd.errors import HerdError
 from herd.models.weights import Blocks, Dense, Matrix, Update, stored
+from herd.processes import cut
 
-_LENGTHS = struct.Struct("<IQ")
+_LENGTH, _TEXT = struct.Struct("<Q"), struct.Struct("<I")
 Array = NDArray[Any]
 
 
@@ -146,7 +147,8 @@ def to_bytes(frame: Frame) -> list[bytes | memoryview]:
     shapes = [[array.dtype.str, list(array.shape)] for array in arrays]
     text = json.dumps({"kind": type(frame).__name__, "is": header, "arrays": shapes}, separators=(",", ":")).encode()
     pieces = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
-    return [_LENGTHS.pack(len(text), sum(piece.nbytes for piece in pieces)), text, *pieces]
+    length = _TEXT.size + len(text) + sum(piece.nbytes for piece in pieces)
+    return [_LENGTH.pack(length) + _TEXT.pack(len(text)), text, *pieces]
 
 
 class FrameReader:
@@ -158,24 +160,17 @@ class FrameReader:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Frames that are whole with `data`."""
         self._held += data
-        while len(self._held) >= _LENGTHS.size:
-            text, rest = _LENGTHS.unpack_from(self._held)
-            end = _LENGTHS.size + text + rest
-            if len(self._held) < end:
-                return
-            whole = bytes(self._held[_LENGTHS.size : end])
-            del self._held[:end]
-            yield _put_together(whole, text)
+        yield from map(_put_together, cut(self._held, _LENGTH, lambda length: None))  # a weight may be of any length
 
 
-def _put_together(whole: bytes, text: int) -> Frame:
-    told = json.loads(whole[:text])
+def _put_together(body: bytes) -> Frame:
+    at = _TEXT.size + _TEXT.unpack_from(body)[0]
+    told = json.loads(body[_TEXT.size : at])
     arrays: list[Array] = []
-    at = text
     for name, shape in told["arrays"]:
         dtype = np.dtype(name)
         count = math.prod(shape)
-        arrays.append(np.frombuffer(whole, dtype, count, at).reshape(shape))
+        arrays.append(np.frombuffer(body, dtype, count, at).reshape(shape))
         at += count * dtype.itemsize
     return _frame(told["kind"], told["is"], iter(arrays))
 
