@@ -22,9 +22,9 @@ def table(report: dict[str, Any]) -> str:
     lines = ["| | before | after | gain | in standard errors | items |", "|---|---|---|---|---|---|"]
     lines += [line for name, value in report.items() for line in _lines(name.replace("_", " "), value)]
     machine = report["machine"]
-    took = f"{report['minutes']:g} minutes in all on {machine['cores']} cores ({machine['cpu']}), commit {report['commit']}"
-    used = f"; {report['processor_minutes']:g} minutes of one core" if "processor_minutes" in report else ""
-    return "\n".join([*lines, "", f"    {report['command']}", "", f"{took}{used}.", ""])
+    used = f" ({report['processor_minutes']:g} processor minutes)" if "processor_minutes" in report else ""
+    took = f"{report['minutes']:g} minutes{used} in all on {machine['cores']} cores ({machine['cpu']}), commit {report['commit']}."
+    return "\n".join([*lines, "", f"    {report['command']}", "", took, ""])
 
 
 def _lines(name: str, value: Any) -> list[str]:

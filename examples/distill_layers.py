@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from charts import Lines, chart, smoothed
-from measuring import command, compared, costs, in_words, log_of, report, write_lines
+from measuring import Spent, command, compared, costs, in_words, log_of, report, write_lines
 
 from herd.checkpoints.open import open_checkpoint
 from herd.convert.trained import write_trained
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    began = time.monotonic()
+    spent = Spent(given.out)
     drawn = passages(given.data, given.learned + given.asked, given.seed)
     held_out, learned = drawn[: given.asked], drawn[given.asked :]
     data = write_lines(given.out.with_suffix(".jsonl"), [{"text": text} for text in learned])
@@ -97,7 +96,7 @@ def main() -> None:
         "teacher": in_words(costs(given.model, held_out)),
         "curves": {"with": log_of(given.out, "nll", "divergence"), "alone": log_of(alone, "nll", "divergence")},
     }
-    report(given.out, began, found, draw(found["curves"], given.out / "cost.svg"))
+    report(given.out, spent, found, draw(found["curves"], given.out / "cost.svg"))
 
 
 def draw(curves: dict[str, Lines], path: Path) -> Path:

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 from charts import Lines, chart
-from measuring import answers, chances, command, compared, in_words, log_of, report, write_lines
+from measuring import Spent, answers, chances, command, compared, in_words, log_of, report, write_lines
 
 SHORT_WORDS = 5
 WORDS = (
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=500, help="pairs and prompts that are measured; claims need 500")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    began = time.monotonic()
+    spent = Spent(given.out)
     chance = random.Random(given.seed)
     made = pairs(chance, given.held_out + 8 * given.steps)
     held_out, learned, new = made[: given.held_out], made[given.held_out :], pairs(chance, given.held_out, is_new=True)
@@ -123,7 +122,7 @@ def main() -> None:
         "short_of_other_kinds": compared(new_before, new_after),
         "curves": log_of(given.out, "loss", "accuracy", "margin", "nll"),
     }
-    report(given.out, began, found, draw(found["curves"], given.out / "margin.svg"))
+    report(given.out, spent, found, draw(found["curves"], given.out / "margin.svg"))
 
 
 def draw(curves: Lines, path: Path) -> Path:

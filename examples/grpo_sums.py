@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 from charts import Lines, chart, smoothed
-from measuring import answers, command, compared, in_words, log_of, mean_and_error, report, write_lines
+from measuring import Spent, answers, command, compared, in_words, log_of, mean_and_error, report, write_lines
 
 ASKED = "Add."
 
@@ -58,7 +57,7 @@ def main() -> None:
     parser.add_argument("--added", type=int, default=9, help="the second number")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    began = time.monotonic()
+    spent = Spent(given.out)
     made = problems(given.largest, given.added, given.seed)
     held_out, shown, learned = made[: given.held_out], made[given.held_out :][: given.shown], made[given.held_out + given.shown :]
     data = write_lines(given.out.with_suffix(".jsonl"), learned)
@@ -97,7 +96,7 @@ def main() -> None:
         },
         "curves": curves,
     }
-    report(given.out, began, found, draw(curves, given.out / "reward.svg"))
+    report(given.out, spent, found, draw(curves, given.out / "reward.svg"))
 
 
 def draw(curves: Lines, path: Path) -> Path:

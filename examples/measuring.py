@@ -10,6 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,13 @@ import numpy as np
 
 import herd
 from herd.bench.report import commit, machine
+from herd.files import atomic_write
 
 AT_ONCE = 16
 """Questions that are answered at the same time."""
 
+KEPT_S = 5.0
+"""Seconds between two notes of what a run has taken so far."""
 
 CURVES = "curves"
 """Figures of this name are whole curves: kept, not printed."""
@@ -110,12 +114,40 @@ def log_of(run: Path, *names: str) -> dict[str, list[list[float]]]:
     return {name: [[line["step"], float(f"{line[name]:.4g}")] for line in lines if name in line] for name in names}
 
 
-def report(run: Path, began: float, found: dict[str, Any], curves: Path | None = None) -> None:
+class Spent:
+    """What a run takes from now on, beside what parts of it took that were stopped before their end: seconds by the clock, and processor
+    seconds of this process and of those that it waited for.
+
+    Both are written to `RUN-spent.json` every few seconds, so that a part that is killed counts too. A folder that is not there
+    begins with nothing.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = run.with_name(f"{run.name}-spent.json")
+        self._before = json.loads(self._file.read_text(encoding="utf-8")) if run.is_dir() and self._file.is_file() else {}
+        self._began = time.monotonic()
+        run.parent.mkdir(parents=True, exist_ok=True)
+        threading.Thread(target=self._keep, name="spent", daemon=True).start()
+
+    def seconds(self) -> dict[str, float]:
+        """By the clock, and of processors."""
+        here = {"clock": time.monotonic() - self._began, "processors": _used_s(resource.RUSAGE_SELF) + _used_s(resource.RUSAGE_CHILDREN)}
+        return {name: self._before.get(name, 0.0) + value for name, value in here.items()}
+
+    def _keep(self) -> None:
+        while True:
+            with atomic_write(self._file) as file:
+                file.write(json.dumps(self.seconds()).encode())
+            time.sleep(KEPT_S)
+
+
+def report(run: Path, spent: Spent, found: dict[str, Any], curves: Path | None = None) -> None:
     """Writes what was found to RUN/report.json and prints it. `curves` (default: the run's own) becomes RUN/report.svg."""
+    seconds = spent.seconds()
     whole = {
         "command": shlex.join(["python", *sys.argv]),
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "processor_minutes": round(sum(map(_used_s, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))) / 60, 1),
+        "minutes": round(seconds["clock"] / 60, 1),
+        "processor_minutes": round(seconds["processors"] / 60, 1),
         "commit": commit(),
         "machine": machine(),
         **rounded(found),

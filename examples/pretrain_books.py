@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 from charts import chart
-from measuring import compared, costs, in_words, mean_and_error, report
+from measuring import Spent, compared, costs, in_words, mean_and_error, report
 
 from herd.cli.train_pretrain import write_model
 from herd.cli.watching import watching
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=600, help="passages of them; claims need 500")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
     given = parser.parse_args()
-    began = time.monotonic()
+    spent = Spent(given.out)
     files = sorted(find_files(given.data).paths)
     unread = sorted(random.Random(0).sample(files, given.unread))
     learned = [path for path in files if path not in unread]
@@ -75,7 +74,7 @@ def main() -> None:
         "expert_load_max": {name: round(curve["load"][-1], 2) for name, curve in curves.items() if curve["load"]},
         "curves": curves,
     }
-    report(given.out, began, found, drawn)
+    report(given.out, spent, found, drawn)
 
 
 def passages(files: list[Path], count: int) -> list[str]:

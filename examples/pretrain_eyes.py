@@ -11,12 +11,11 @@ it is the picture that it answers from, the same while it is shown another drawi
 from __future__ import annotations
 
 import argparse
-import time
 from itertools import chain
 from pathlib import Path
 
 from charts import Lines, chart, smoothed
-from measuring import compared, in_words, log_of, report
+from measuring import Spent, compared, in_words, log_of, report
 
 import herd
 from herd.cli.train_pretrain import write_model
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=500, help="drawings at the end")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    began = time.monotonic()
+    spent = Spent(given.out)
     words = learned_words(given.out.with_name(given.out.name + "-words"), given.data)
     settings = read_settings(
         PretrainSettings,
@@ -61,7 +60,7 @@ def main() -> None:
     )
     with tensor_memory(), watching(given.out.name) as told:
         pretrain(settings, given.out, write_model, told=told, resume=(given.out / "config.toml").is_file())
-    learned_s = time.monotonic() - began
+    learned_s = spent.seconds()["clock"]
     hits, blind = asked(given.out / "model", given.seed, given.asked)
     guesses = {"shape": 1 / len(SHAPES), "colour": 1 / len(COLOURS), "count": 1 / len(COUNTS)}
     guesses["all"] = guesses["shape"] * guesses["colour"] * guesses["count"]
@@ -73,7 +72,7 @@ def main() -> None:
         **{f"{what}, shown another drawing": in_words(values) for what, values in blind.items()},
         "curves": log_of(given.out, "loss", "held_out.loss", "held_out.loss.text", "held_out.loss.drawings"),
     }
-    report(given.out, began, found, draw(found["curves"], given.out / "loss.svg"))
+    report(given.out, spent, found, draw(found["curves"], given.out / "loss.svg"))
 
 
 def learned_words(folder: Path, data: list[Path]) -> Path:

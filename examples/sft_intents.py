@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import csv
 import random
-import time
 from pathlib import Path
 
 from charts import Lines, chart, smoothed
-from measuring import answers, command, compared, in_words, log_of, report, write_lines
+from measuring import Spent, answers, command, compared, in_words, log_of, report, write_lines
 
 ASKED = "Which support topic is this?"
 
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    began = time.monotonic()
+    spent = Spent(given.out)
     learned = questions(given.data / "train.csv", given.learned, given.seed)
     asked = questions(given.data / "test.csv", given.asked, given.seed)
     records = [{"messages": [*conversation(text), {"role": "assistant", "content": intent}]} for text, intent in learned]
@@ -80,7 +79,7 @@ def main() -> None:
         "gain_over_listed": compared(before_listed, after),
         "curves": log_of(given.out, "loss", "held_out.loss"),
     }
-    report(given.out, began, found, draw(found["curves"], given.out / "loss.svg"))
+    report(given.out, spent, found, draw(found["curves"], given.out / "loss.svg"))
 
 
 def draw(curves: Lines, path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,31 @@ def test_a_chart_has_a_line_and_a_name_for_each(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("<polyline") == 2 and ">two</text>" in text and "T &lt; U" in text
     assert charts.smoothed([(0, 1.0), (1, 3.0), (2, 5.0)], 2) == [(0, 1.0), (1, 2.0), (2, 4.0)]
+
+
+def test_what_earlier_parts_of_a_run_took_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring = script("examples/measuring.py")
+    monkeypatch.setattr(measuring, "KEPT_S", 1e6)
+    run = tmp_path / "run"
+    kept = tmp_path / "run-spent.json"
+    kept.write_text('{"clock": 600.0, "processors": 900.0}', encoding="utf-8")
+    anew = measuring.Spent(run).seconds()
+    assert anew["clock"] < 600 and anew["processors"] < 900, "the folder of the run is not there: it begins"
+    run.mkdir()
+    kept.write_text('{"clock": 600.0, "processors": 900.0}', encoding="utf-8")
+    gone_on = measuring.Spent(run).seconds()
+    assert 600 < gone_on["clock"] < 700 and 900 < gone_on["processors"] < 1800
+    measuring.report(run, measuring.Spent(run), {})
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report["minutes"] >= 10 and report["processor_minutes"] >= 15
+
+
+def test_a_part_of_a_run_that_is_killed_has_left_what_it_took(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    program = (
+        "import os, sys\nfrom pathlib import Path\nsys.path.insert(0, 'examples')\nimport measuring\nmeasuring.KEPT_S = 0.01\n"
+        "spent = measuring.Spent(Path(sys.argv[1]))\nwhile spent.seconds()['clock'] < 0.3:\n    pass\nos.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], cwd=ROOT, check=False)
+    kept = json.loads((tmp_path / "run-spent.json").read_text(encoding="utf-8"))
+    assert kept["clock"] > 0.1 and kept["processors"] > 0.1
