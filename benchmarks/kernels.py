@@ -1,26 +1,28 @@
 """How much of what the machine can do does a step reach, for each format of weights? And beside llama.cpp, on the same file?
 
     python benchmarks/kernels.py [--shape 1b] [--quants q4_0,q8_0] [--questions decode,prompt,drafts,together] [--threads 2] [--rounds 5]
-                                 [--engine both|herd] [--folder FOLDER]
+                                 [--engine both|herd] [--isa portable] [--folder FOLDER]
 
 Models are random (random_models.py) and written to a temporary folder, or once to --folder. Each engine lives in a process of its own;
 rounds alternate between them, and the machine's limits are measured in every round.
 
   decode      a step of one token
-  prompt      a step of 512 tokens with nothing in the cache; --prompt-tokens changes it
+  prompt      a step of 512 tokens with nothing in the cache; --prompt-tokens changes it (4096 give each of 128 experts some 32)
   drafts      steps of 2, 4 and 8 tokens of one sequence, logits after each: what it costs to try drafted tokens. `cost` is the time
               of such a step over that of one token
   together    steps of one token of each of 8, 16 and 32 sequences
 
 The bound of a step is the longer of two times: that of reading its weights once, and that of its multiplications at the peak
 of the arithmetic that the format computes in. Attention is left out of it, and so the share is a little less than what the products reach.
-Prints one JSON line per figure.
+With --isa, herd alone is measured with another instruction set than the best (`portable`: none in particular), beside what that set's own
+loops read and multiply. Prints one JSON line per figure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from random_models import SHAPES, write_model
 from record import commit, figure, machine, say
 
+from herd._core import available_isas
 from herd.backends.cpu.limits import measure_bandwidth, measure_peak, multiplies_bf16
 from herd.bench.bounds import multiplied_in
 from herd.dtypes import BY_NAME
@@ -42,6 +45,8 @@ from herd.models.weights import Kind, stored_bytes
 
 WORKERS = Path(__file__).with_name("step_workers.py")
 DEPTH, SHORT = 64, 8
+LEAST_STEP_TOKENS = 512
+READING = "read bandwidth"
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,9 @@ def questions(chosen: list[str], prompt_tokens: int) -> list[Question]:
 class Worker:
     """A process that holds one engine."""
 
-    def __init__(self, engine: str, model: Path, threads: int) -> None:
+    def __init__(self, engine: str, model: Path, threads: int, step_tokens: int) -> None:
         self.engine = engine
-        command = [sys.executable, str(WORKERS), engine, str(model), str(threads)]
+        command = [sys.executable, str(WORKERS), engine, str(model), str(threads), str(step_tokens)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.version = str(self._read()["version"])
 
@@ -121,8 +126,8 @@ def peak_of(quant: str) -> str:
     return multiplied_in(BY_NAME[quant], "int8", has_bf16=multiplies_bf16())
 
 
-def bound_s(cfg: Config, quant: str, question: Question, limits: Limits) -> tuple[float, str]:
-    """The least time of a step and which limit it is. With experts, of as many as tokens that choose by chance would reach."""
+def bounds_s(cfg: Config, quant: str, question: Question, limits: Limits) -> dict[str, float]:
+    """The least time of a step by each limit. With experts, of as many as tokens that choose by chance would reach."""
     read, operations = 0.0, 0.0
     outputs = question.rows if question.all_logits else question.sequences
     for spec in architecture_of(cfg).tensors(cfg):
@@ -136,16 +141,18 @@ def bound_s(cfg: Config, quant: str, question: Question, limits: Limits) -> tupl
             continue
         read += used * stored_bytes(BY_NAME[quant], spec.shape)
         operations += 2.0 * spec.count * rows
-    reading = read / statistics.median(limits.bandwidth)
-    multiplying = operations / statistics.median(limits.operations)
-    return (reading, "read bandwidth") if reading > multiplying else (multiplying, f"{peak_of(quant)} peak")
+    return {
+        READING: read / statistics.median(limits.bandwidth),
+        f"{peak_of(quant)} peak": operations / statistics.median(limits.operations),
+    }
 
 
 def measure(shape: str, quant: str, options: argparse.Namespace, folder: Path, facts: dict[str, Any]) -> None:
     path = folder / f"{shape}-{quant}.gguf"
     cfg = SHAPES[shape][0] if path.exists() else write_model(path, shape, quant)
-    engines = ["herd", "llama.cpp"] if options.engine == "both" else ["herd"]
-    workers = [Worker(engine, path, options.threads) for engine in engines]
+    engines = ["herd", "llama.cpp"] if options.engine == "both" and options.isa is None else ["herd"]
+    step_tokens = max(LEAST_STEP_TOKENS, options.prompt_tokens)
+    workers = [Worker(engine, path, options.threads, step_tokens) for engine in engines]
     asked = questions(options.questions.split(","), options.prompt_tokens)
     limits, seen = Limits(), {(engine, question.name): list[float]() for engine in engines for question in asked}
     for number in range(options.rounds + 1):
@@ -156,6 +163,7 @@ def measure(shape: str, quant: str, options: argparse.Namespace, folder: Path, f
                 if number:  # the first round warms up
                     seen[worker.engine, question.name].append(seconds)
     facts = {**facts, "versions": {worker.engine: worker.version for worker in workers}, "shape": shape, "quant": quant}
+    facts |= {} if options.isa is None else {"isa": options.isa}
     for worker in workers:
         worker.close()
     report(cfg, quant, asked, limits, seen, facts)
@@ -164,14 +172,17 @@ def measure(shape: str, quant: str, options: argparse.Namespace, folder: Path, f
 def report(
     cfg: Config, quant: str, asked: list[Question], limits: Limits, seen: dict[tuple[str, str], list[float]], facts: dict[str, Any]
 ) -> None:
-    at = f"{facts['shape']} {quant}"
+    at = f"{facts['shape']} {quant}" + (f" {facts['isa']}" if "isa" in facts else "")
     measured = {"bandwidth_gb_s": statistics.median(limits.bandwidth) / 1e9, "peak_gops": statistics.median(limits.operations) / 1e9}
     facts = {**facts, **{name: round(value, 1) for name, value in measured.items()}}
     for question in asked:
         ours = seen["herd", question.name]
-        least, what = bound_s(cfg, quant, question, limits)
+        bounds = bounds_s(cfg, quant, question, limits)
+        what = max(bounds, key=bounds.__getitem__)
+        least = bounds[what]
         bound = {"value": float(f"{question.rows / least:.4g}"), "what": what}
         more: dict[str, Any] = {"engine": "herd", "bound": bound, "share": round(least / statistics.median(ours), 3)}
+        more["share_of_bandwidth"] = round(bounds[READING] / statistics.median(ours), 3)
         for engine, name in seen:
             if name == question.name and engine != "herd":
                 theirs = seen[engine, name]
@@ -189,12 +200,15 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--quants", default="q4_0,q4_1,q8_0,q4_k,q6_k,iq4_xs,bf16")
     parser.add_argument("--questions", default="decode,prompt,drafts,together")
-    parser.add_argument("--prompt-tokens", type=int, default=512, choices=range(1, 513), metavar="1..512")
+    parser.add_argument("--prompt-tokens", type=int, default=512, choices=range(1, 8193), metavar="1..8192")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; one more warms up")
     parser.add_argument("--engine", choices=["both", "herd"], default="both")
+    parser.add_argument("--isa", choices=available_isas(), default=None, help="herd alone, with this instruction set")
     parser.add_argument("--folder", type=Path, default=None, help="where models are written, and found again")
     options = parser.parse_args()
+    if options.isa is not None:
+        os.environ["HERD_ISA"] = options.isa  # for the limits here, and for the worker
     folder = options.folder or Path(tempfile.mkdtemp(prefix="herd-kernels-"))
     facts = {"machine": machine(), "threads": options.threads, "commit": commit(), "model": f"random weights, {SHAPES[options.shape][1]}"}
     try:

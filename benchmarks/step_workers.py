@@ -1,9 +1,10 @@
 """The two engines of benchmarks/kernels.py, each in a process of its own: they time single steps of a given make.
 
-    python benchmarks/step_workers.py herd|llama.cpp MODEL THREADS
+    python benchmarks/step_workers.py herd|llama.cpp MODEL THREADS STEP_TOKENS
 
 A request is one line of JSON, {"sequences": S, "tokens": T, "depth": D, "all_logits": bool, "times": N}: a step of T tokens of each of
-S sequences that have D tokens in the cache already. The answer is the seconds of each of N such steps, up to logits in memory.
+S sequences that have D tokens in the cache already. The answer is the seconds of each of N such steps, up to logits in memory. herd takes
+up to STEP_TOKENS of a sequence in one step; llama.cpp cuts steps into pieces of 512, as it does by itself.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 PAGE_TOKENS = 64
-STEP_TOKENS = 512
-CONTEXT = 1024
+LEAST_CONTEXT = 1024
+PIECE_TOKENS = 512
+
+
+def context_of(step_tokens: int) -> int:
+    """Tokens of a sequence that there is room for: a step, and as much before it."""
+    return max(LEAST_CONTEXT, 2 * step_tokens)
 
 
 def token(at: int) -> int:
@@ -28,17 +34,18 @@ def token(at: int) -> int:
 class Herd:
     """herd's backend, as its engine calls it: one step is one call."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, step_tokens: int) -> None:
         from herd.backends.base import BackendOptions, Plan, Span
         from herd.backends.cpu import CpuBackend
         from herd.checkpoints.open import open_checkpoint
 
         self._plan, self._span = Plan, Span
         checkpoint = open_checkpoint(Path(path))
-        options = BackendOptions(threads=threads, max_step_tokens=STEP_TOKENS, max_step_outputs=64)
+        options = BackendOptions(threads=threads, max_step_tokens=step_tokens, max_step_outputs=64)
         self._backend = CpuBackend(checkpoint.config, checkpoint.leaf, options, checkpoint.release_pages)
         self.version = self._backend.fingerprint
-        self._pages_each = CONTEXT // PAGE_TOKENS
+        self._step_tokens = step_tokens
+        self._pages_each = context_of(step_tokens) // PAGE_TOKENS
         self._backend.allocate(self._pages_each)
         self._sequences = 1
 
@@ -47,8 +54,8 @@ class Herd:
             self._backend.allocate(self._pages_each * sequences)
             self._sequences = sequences
         for sequence in range(sequences):
-            for start in range(0, depth, STEP_TOKENS):
-                self._step([self._part(sequence, start, min(STEP_TOKENS, depth - start), 0)])
+            for start in range(0, depth, self._step_tokens):
+                self._step([self._part(sequence, start, min(self._step_tokens, depth - start), 0)])
 
     def step(self, sequences: int, tokens: int, depth: int, all_logits: bool) -> None:
         self._step([self._part(sequence, depth, tokens, tokens if all_logits else 1) for sequence in range(sequences)])
@@ -64,11 +71,11 @@ class Herd:
 class LlamaCpp:
     """llama.cpp through its own C interface."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, step_tokens: int) -> None:
         import llama_cpp
 
         self._c: Any = llama_cpp
-        self._threads = threads
+        self._threads, self._step_tokens = threads, step_tokens
         self.version = f"llama-cpp-python {llama_cpp.__version__}"
         self._no_log = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._no_log, ctypes.c_void_p(0))
@@ -84,14 +91,15 @@ class LlamaCpp:
             if self._context:
                 self._c.llama_free(self._context)
             params = self._c.llama_context_default_params()
-            params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = CONTEXT * sequences, STEP_TOKENS, STEP_TOKENS, sequences
+            params.n_ctx, params.n_seq_max = context_of(self._step_tokens) * sequences, sequences
+            params.n_batch, params.n_ubatch = self._step_tokens, PIECE_TOKENS
             params.n_threads = params.n_threads_batch = self._threads
             self._context = self._c.llama_init_from_model(self._model, params)
             self._sequences = sequences
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
         for sequence in range(sequences):
-            for start in range(0, depth, STEP_TOKENS):
-                self._decode([(sequence, start, min(STEP_TOKENS, depth - start))], False)
+            for start in range(0, depth, self._step_tokens):
+                self._decode([(sequence, start, min(self._step_tokens, depth - start))], False)
 
     def step(self, sequences: int, tokens: int, depth: int, all_logits: bool) -> None:
         memory = self._c.llama_get_memory(self._context)
@@ -120,8 +128,8 @@ ENGINES = {"herd": Herd, "llama.cpp": LlamaCpp}
 
 
 def main() -> None:
-    name, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    engine = ENGINES[name](path, threads)
+    name, path, threads, step_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    engine = ENGINES[name](path, threads, step_tokens)
     print(json.dumps({"version": engine.version}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
