@@ -7,6 +7,7 @@ has, so that engines which insist on one open the file.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,9 @@ def _pool(dtype: DType) -> NDArray[np.uint8]:
     return quantize(dtype, values * np.float32(SPREAD)).reshape(-1)
 
 
-def write_shape(path: Path, shape: Shape, progress: Progress) -> None:
-    """The GGUF file. `CapacityError` if the disk has no room for it."""
+def write_shape(path: Path, shape: Shape, progress: Progress, vocabulary: Mapping[str, Any] | None = None) -> None:
+    """The GGUF file. `CapacityError` if the disk has no room for it. `vocabulary`: the file's tokenizer.ggml.* keys; None: of tokens
+    that nobody says."""
     cfg = shape.config
     pools: dict[DType, NDArray[np.uint8]] = {}
     table = names.GGUF if isinstance(cfg, LlamaConfig) else LLAMA4
@@ -147,7 +149,7 @@ def write_shape(path: Path, shape: Shape, progress: Progress) -> None:
         "general.file_type": FILE_TYPES[most.name],
         **gguf_keys.keys_of(cfg),
         gguf_keys.CONFIG: gguf_keys.kept(cfg),
-        **_vocabulary(cfg.vocab_size),
+        **(vocabulary or _vocabulary(cfg.vocab_size)),
     }
     check_place(path, total_bytes(outputs))
     with atomic_write(path) as file:
