@@ -8,7 +8,8 @@ The oracle is `transformers` in float32 on the dequantised weights, which reads 
                         token is another than the one that was drawn, its two best must be closer than 1e-3 (what follows is
                         judged on the text as it went on); log-probabilities of all drawn tokens agree to 2e-3.
   int8 activations      fed the oracle's text: where the best token differs, the oracle's margin is under 0.5; log-probabilities
-                        differ by 0.05 on average and 1.0 at most; perplexity stays within 0.5 % of float32's.
+                        differ by 0.05 on average and 1.0 at most; perplexity stays within 0.3 % of float32's, or is not shown to be
+                        further off by two standard errors (over the windows of the text; a whole wiki.test.raw has 0.015 %).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Limits:
     int8_margin: float = 0.5
     int8_mean: float = 0.05
     int8_largest: float = 1.0
-    perplexity: float = 0.005
+    perplexity: float = 0.003
 
 
 LIMITS = Limits()
@@ -159,12 +160,28 @@ def compare(float32: Backend, int8: Backend | None, oracle: Oracle, prompts: Seq
     return [exact.agreement()] + ([close.agreement()] if int8 is not None else [])
 
 
-def perplexities(backends: Mapping[str, Backend], windows: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Perplexity of every token after the first of each window, by backend."""
-    return {
-        name: math.exp(-float(np.mean(np.concatenate([logprobs_of(logits_of(backend, w[:-1]), w[1:]) for w in windows]))))
-        for name, backend in backends.items()
-    }
+@dataclass(frozen=True)
+class Perplexities:
+    """Of every token after the first of each window, with both kinds of activations. `change`: int8's over float32's, less 1, and
+    `change_error` its standard error, over windows."""
+
+    float32: float
+    int8: float
+    change: float
+    change_error: float
+    windows: int
+
+    def is_close(self, limits: Limits = LIMITS) -> bool:
+        return abs(self.change) - 2 * self.change_error <= limits.perplexity
+
+
+def perplexities(float32: Backend, int8: Backend, windows: Sequence[Sequence[int]]) -> Perplexities:
+    """Both read the same windows, of one length."""
+    costs = np.array([[-logprobs_of(logits_of(each, w[:-1]), w[1:]).mean() for each in (float32, int8)] for w in windows])
+    more = costs[:, 1] - costs[:, 0]
+    error = float(more.std(ddof=1)) / math.sqrt(len(more)) if len(more) > 1 else math.inf
+    change = math.expm1(float(more.mean()))
+    return Perplexities(*np.exp(costs.mean(axis=0)).tolist(), change, (1 + change) * error, len(windows))
 
 
 def text_windows(tokenizer: Tokenizer, path: Path, count: int | None) -> list[list[int]]:
@@ -255,11 +272,9 @@ def measure(path: Path, oracle: Oracle, arguments: argparse.Namespace) -> dict[s
     }
     if arguments.text is not None:
         windows = text_windows(tokenizer, arguments.text, arguments.windows)
-        found["perplexity"] = perplexities({"float32": float32, "int8": int8}, windows)
-        found["perplexity_windows"] = len(windows)
-        change = found["perplexity"]["int8"] / found["perplexity"]["float32"] - 1
-        found["perplexity_change"] = change
-        found["passed"] = found["passed"] and abs(change) <= LIMITS.perplexity
+        read = perplexities(float32, int8, windows)
+        found["perplexity"] = asdict(read)
+        found["passed"] = found["passed"] and read.is_close()
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.exactness import LIMITS, Agreement, measure, parse, transformers_oracle
+from benchmarks.exactness import LIMITS, Agreement, Perplexities, measure, parse, transformers_oracle
 
 from conformance.running import cpu_is_built
 from herd.family.store import locate
@@ -52,7 +52,7 @@ def test_int8_activations_stay_close_to_the_oracle(found: dict[str, Any]) -> Non
 def test_int8_activations_keep_the_perplexity(found: dict[str, Any]) -> None:
     if "perplexity" not in found:
         pytest.skip("no wiki.test.raw: name the folder of the shared data with HERD_SHARED")
-    assert abs(found["perplexity_change"]) <= LIMITS.perplexity, found
+    assert Perplexities(**found["perplexity"]).is_close(), found
 
 
 def _model() -> Path:
