@@ -26,11 +26,12 @@ from herd.cli.main import main
 from herd.convert import quantise, quantising, resuming
 from herd.convert.budget import Choice, spend
 from herd.convert.calibration import calibrate, running
+from herd.convert.expected import expected_inputs
 from herd.dtypes import F32, DType
 from herd.errors import FileProblem, UsageError
 from herd.family.progress import silent
 from herd.quant import dequantize, quantize, quantize_fitted
-from tiny import random_leaves, tiny_llama
+from tiny import dense_f32, random_leaves, tiny_llama
 from tiny_files import write_huggingface
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 12
@@ -235,3 +236,21 @@ def test_the_command_reports_size_speed_and_distance(folder: Path, tmp_path: Pat
     assert "new.gguf" in (tmp_path / "cost.svg").read_text()
     again = CliRunner().invoke(main, words, prog_name="herd")
     assert again.exit_code == 2 and "exists already" in again.output
+
+
+def test_columns_count_by_what_the_weights_before_them_let_expect(tmp_path: Path) -> None:
+    """A norm makes a component large, a row of v what a column of `out` reads, rows of gate and up what one of `down` reads."""
+    cfg = tiny_llama(num_layers=1)
+    leaves = random_leaves(cfg)
+    for name, place in (("attention_norm", 3), ("attention.v", 5), ("ffn.gate", 5), ("ffn.up", 5)):
+        leaf = leaves[f"layers.0.{name}"]
+        values = dequantize(leaf.dtype, leaf.data, leaf.shape).copy()
+        values[place] *= 10
+        leaves[f"layers.0.{name}"] = dense_f32(values)
+    inputs = expected_inputs(open_checkpoint(write_huggingface(tmp_path / "model", cfg, leaves)))
+    assert {name.rpartition(".")[2] for name in inputs} >= {"q", "k", "v", "out", "gate", "up", "down"}
+    assert all(inputs[f"layers.0.attention.{name}"].argmax() == 3 for name in "qkv")
+    heads = inputs["layers.0.attention.out"].reshape(cfg.num_heads, cfg.head_width)
+    each = cfg.num_heads // cfg.num_kv_heads
+    assert (heads[:each].argmax(axis=1) == 5).all() and np.array_equal(heads[0], heads[each - 1])
+    assert inputs["layers.0.ffn.down"].argmax() == 5

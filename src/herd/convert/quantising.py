@@ -28,6 +28,7 @@ from herd.convert import meta_int4
 from herd.convert.budget import Choice, choices_of, spend
 from herd.convert.calibration import Calibration, calibrate, running, tokens_of, try_errors
 from herd.convert.conversion import gguf_contents, to_meta
+from herd.convert.expected import expected_inputs
 from herd.convert.fitted import Fitted
 from herd.convert.gguf_file import ALIGNMENT, gguf_head
 from herd.convert.resuming import Work, working
@@ -93,7 +94,8 @@ def quantise(
     head         the format of the output matrix (with tied embeddings: the embedding); None: q6_k, q8_0 where rows do not hold
                  its blocks, or `format` where that is larger
     bits         instead of a format: bits per weight of the whole file; each matrix gets the format that serves this best
-    importance   a text of the kind the model is for: errors count by what it makes the columns of each matrix multiply
+    importance   a text of the kind the model is for: errors count by what it makes the columns of each matrix multiply; None: by what
+                 the weights before a matrix let expect
     max_tokens   so many tokens of the text are read
     threads      None: one per core that this process may use
 
@@ -124,8 +126,10 @@ def _quantise_for_meta(
     checkpoint = open_checkpoint(find_model(source, progress=progress).path)
     try:
         meta_int4.check_meta_int4(checkpoint)
-        inputs: Mapping[str, NDArray[np.float32]] = {}
-        if settings.text is not None:
+        inputs: Mapping[str, NDArray[np.float32]]
+        if settings.text is None:
+            inputs = expected_inputs(checkpoint)
+        else:
             windows = tokens_of(checkpoint, settings.text, settings.max_tokens)
             with running(checkpoint) as engine:
                 inputs = calibrate(checkpoint, engine, windows, progress).inputs
@@ -214,7 +218,7 @@ class _Making:
             asked = head or max(asked, dtypes.Q6_K, key=lambda dtype: dtype.bits_per_weight)
         return fitting(asked, spec.shape[-1])
 
-    def _stored(self, spec: TensorSpec, source: Source, dtype: DType, calibration: Calibration | None, notes: list[str]) -> Source:
+    def _stored(self, spec: TensorSpec, source: Source, dtype: DType, calibration: Calibration, notes: list[str]) -> Source:
         """The weight as the new file has it."""
         if not dtype.is_block:
             if dtype is F16:
@@ -224,12 +228,12 @@ class _Making:
             notes.append("The source is quantised already, and its errors stay; better results come from weights of 16 or 32 bits.")
         if source.dtype is dtype:
             return source
-        return Fitted(source, dtype, None if calibration is None else calibration.inputs.get(spec.name), self.pool)
+        return Fitted(source, dtype, calibration.inputs.get(spec.name), self.pool)
 
-    def _calibration(self) -> Calibration | None:
-        """What the text says, from an earlier run if there was one."""
+    def _calibration(self) -> Calibration:
+        """What the text says, from an earlier run if there was one; without a text, what the weights say."""
         if self.settings.text is None:
-            return None
+            return Calibration(expected_inputs(self.checkpoint), {}, {})
         kept = self.work.stage("calibration.npz")
         asks_for_harm = self.settings.bits is not None and not self.work.stage("formats.json").exists()
         if asks_for_harm or not kept.exists():
@@ -253,9 +257,9 @@ class _Making:
                 file.write(json.dumps(harm).encode())
         return harm
 
-    def _formats_for(self, calibration: Calibration | None, outputs: list[Output]) -> dict[str, DType]:
+    def _formats_for(self, calibration: Calibration, outputs: list[Output]) -> dict[str, DType]:
         """A format for each matrix within the budget."""
-        assert calibration is not None and self.settings.bits is not None
+        assert self.settings.bits is not None
         specs = self._matrices()
         kept = self.work.stage("formats.json")
         if kept.exists():

@@ -1,8 +1,10 @@
 """float32 to stored bytes with a search: every scale is chosen for the smallest weighted error.
 
-    error = sum over the elements of a block of w * (stored value - x)^2,   w = importance of the column * size of the weight
+    error = sum over the elements of a block of w * (stored value - x)^2
+    w = importance of the column * sqrt(mean square of the row + (x / 2)^2)
 
-The importance of a column is the mean square of what is multiplied with it, so that w counts what an error does to the output.
+The importance of a column is the mean square of what is multiplied with it, so that w counts what an error does to the output. It is
+known on average only, or not at all: large weights tend to meet large inputs, and count for more, though less than their size.
 Scales come from candidates, each refined by weighted least squares; the formats with scales of scales then move the small integer
 scales by one, and fit the scale of them again. What is stored is never worse, by this measure, than what the search began with.
 
@@ -84,7 +86,7 @@ def _weighted(x: Floats, importance: Floats | None, block: int, name: str) -> It
         chunk = blocks[at : at + step]
         columns_here = per_column[np.arange(at, at + len(chunk)) % len(per_column)]
         x_EB = np.ascontiguousarray(chunk.T)
-        yield at, x_EB, np.ascontiguousarray(columns_here.T) * np.sqrt(spread[at : at + step] + np.square(x_EB))
+        yield at, x_EB, np.ascontiguousarray(columns_here.T) * np.sqrt(spread[at : at + step] + np.square(x_EB / 2))
 
 
 def _column_weights(importance: Floats | None, columns: int) -> Floats:

@@ -1,0 +1,89 @@
+"""What each matrix will multiply, as far as the weights before it say: importance of columns where no text is read.
+
+    after a norm            a component is as large as the norm's weight, if none is larger than others before it
+    after attention         a column reads what a row of v makes: as large as the row, seen through v's norm
+    inside a feed-forward   silu(gate) * up of two such rows, as if they were independent and normally distributed
+
+Only proportions within a matrix count. What the weights do not tell is left out: the hidden state of experts, who are chosen by token, and
+what comes from pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.checkpoints.checkpoint import Checkpoint
+from herd.checkpoints.sources import num_rows
+from herd.convert.calibration import input_of
+from herd.models.weights import Kind, TensorSpec
+from herd.quant import dequantize
+
+Floats = NDArray[np.float32]
+
+SEEING = ("vision.", "crossing.")
+# Values that are read at once.
+PIECE_VALUES = 1 << 22
+# Points and shares of a standard normal distribution, by Gauss and Hermite.
+_POINTS, _SHARES = (each.astype(np.float32) for each in np.polynomial.hermite_e.hermegauss(24))
+
+
+def expected_inputs(checkpoint: Checkpoint) -> dict[str, Floats]:
+    """The name of a matrix -> about in which proportion the mean squares of its columns' inputs are [columns]."""
+    kinds = (Kind.MATRIX, Kind.EXPERTS, Kind.HEAD, Kind.NORM)
+    specs = {spec.name: spec for spec in checkpoint.specs if spec.kind in kinds and not spec.name.startswith(SEEING)}
+    squares = {name: np.square(_values(checkpoint, name, 0, 1)[0]) for name, spec in specs.items() if spec.kind is Kind.NORM}
+    squares["final"] = squares.get("norm", np.ones(1, np.float32))
+    found: dict[str, Floats] = {}
+    for name, spec in specs.items():
+        before = squares.get(input_of(spec) or "")
+        if before is not None and len(before) == spec.shape[-1]:
+            found[name] = before
+    for name, spec in specs.items():
+        if spec.kind is Kind.MATRIX and (inputs := _inside(checkpoint, spec, specs, found)) is not None:
+            found[name] = inputs
+    return found
+
+
+def _inside(checkpoint: Checkpoint, spec: TensorSpec, specs: Mapping[str, TensorSpec], known: Mapping[str, Floats]) -> Floats | None:
+    """Of a matrix that reads what other matrices of its block make, if these are known."""
+    at, _, name = spec.name.rpartition(".")
+    needed = [f"{at}.{each}" for each in {"out": ("v",), "down": ("gate", "up")}.get(name, ())]
+    if not needed or any(each not in known or len(specs[each].shape) != 2 for each in needed):
+        return None
+    made = [_output_squares(checkpoint, specs[each], known[each]) for each in needed]
+    if name == "down":
+        inputs = _squared_silu(made[0]) * made[1]
+    else:
+        heads = made[0].reshape(-1, checkpoint.config.head_width)
+        inputs = np.repeat(heads, spec.shape[-1] // made[0].size, axis=0).reshape(-1)
+    return inputs if len(inputs) == spec.shape[-1] else None
+
+
+def _output_squares(checkpoint: Checkpoint, spec: TensorSpec, inputs: Floats) -> Floats:
+    """The mean square of each row's output [rows]."""
+    rows, columns = num_rows(spec.shape), spec.shape[-1]
+    step = max(1, PIECE_VALUES // columns)
+    # A norm leaves a mean square of 1 before its weight.
+    pieces = [np.square(_values(checkpoint, spec.name, row, min(row + step, rows))) @ inputs for row in range(0, rows, step)]
+    return np.concatenate(pieces).astype(np.float32)
+
+
+def _squared_silu(variance: Floats) -> Floats:
+    """The mean of silu(a)^2 over normally distributed a of mean 0."""
+    a = np.sqrt(variance)[:, None] * _POINTS
+    silu = a * (1 + np.tanh(a / 2)) / 2
+    mean: Floats = np.square(silu) @ (_SHARES / _SHARES.sum())
+    return mean
+
+
+def _values(checkpoint: Checkpoint, name: str, first: int, last: int) -> Floats:
+    """Some rows as float32; the pages of the file they lie in are given back."""
+    source = checkpoint.source(name)
+    data = source.read(first, last)
+    values = dequantize(source.dtype, data, (len(data), source.shape[-1]))
+    for tensor in source.tensors:
+        tensor.file.drop_pages(tensor.offset, tensor.num_bytes)
+    return values
