@@ -1,7 +1,8 @@
 """Writes the newest results into the pages of docs/ that show figures; `--check` only says whether they are stale.
 
 A page marks where: `<!-- results: smollm2 -->` ... `<!-- end of results -->`, or `<!-- summary: smollm2 -->` for a line a task with the
-engines side by side. Nothing between is written by hand.
+engines side by side, or `<!-- ratios: block-formats -->` for such lines with the mean of one over the other and its standard error. Nothing
+between is written by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- (?P<kind>results|summary): (?P<name>[a-z0-9._-]+) -->\n).*?(?P<end><!-- end of results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<kind>results|summary|ratios): (?P<name>[a-z0-9._-]+) -->\n).*?(?P<end><!-- end of results -->)", re.DOTALL)
 READABLE = {"bytes/s": ("GB/s", 1e9), "operations/s": ("GOPS", 1e9), "bytes": ("MB", 1e6)}
 
 
@@ -35,13 +36,20 @@ def table(path: Path) -> str:
     rows = [f"| figure | engine | value | spread | bound | share of it |{more}", f"|---|---|---|---|---|---|{'---|' * 3 if beside else ''}"]
     for line in lines:
         unit, scale = readable(line)
-        low, high = (shown(value / scale) for value in line["spread"])
         bound = f"{shown(line['bound']['value'] / scale)} ({line['bound']['what']})" if "bound" in line else ""
         share = f"{line['share']:.0%}" if "share" in line else ""
         value = f"{shown(line['value'] / scale)} {unit}"
         cells = beside_of(line) if beside else ""
-        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {value} | {low} to {high} | {bound} | {share} |{cells}")
+        rows.append(f"| {line['figure']} | {line.get('engine', '')} | {value} | {spread_of(line)} | {bound} | {share} |{cells}")
     return "\n".join([*rows, "", facts_of(path, lines), ""])
+
+
+def spread_of(line: dict[str, Any]) -> str:
+    """The range of all rounds; of what was measured once, its standard error where that is known."""
+    _, scale = readable(line)
+    if line["rounds"] == 1 and "error" in line:
+        return f"± {shown(line['error'] / scale)}"
+    return " to ".join(shown(value / scale) for value in line["spread"])
 
 
 def beside_of(line: dict[str, Any]) -> str:
@@ -72,6 +80,22 @@ def summary(path: Path) -> str:
         share = f"{by_engine['herd']['share']:.0%}" if "share" in by_engine.get("herd", {}) else ""
         rows.append(f"| {task} | {' | '.join(cells)} |" + (f" {share} |" if has_bounds else ""))
     return "\n".join([*rows, "", facts_of(path, lines), ""])
+
+
+def ratios(path: Path) -> str:
+    """One line for each task that has a ratio of engines: the mean of each, and theirs with its standard error."""
+    lines = lines_of(path)
+    engines = list(dict.fromkeys(line["engine"] for line in lines))
+    rows = [f"| | {' | '.join(engines)} |", f"|---|{'---|' * len(engines)}"]
+    for task in dict.fromkeys(line["figure"] for line in lines):
+        of_task = {line["engine"]: line for line in lines if line["figure"] == task}
+        rows.append(f"| {task} | {' | '.join(mean_of(of_task[engine]) if engine in of_task else '' for engine in engines)} |")
+    return "\n".join([*rows, "", facts_of(path, lines), ""])
+
+
+def mean_of(line: dict[str, Any]) -> str:
+    error = f" ± {line['error'] / line['mean']:.1%}" if line["unit"] != "ratio" else f" ± {line['error']:.2g}"
+    return shown(line["mean"]) + (error if "error" in line else "")
 
 
 def readable(line: dict[str, Any]) -> tuple[str, float]:
@@ -105,7 +129,7 @@ def renewed(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         path = newest(match["name"])
-        make = summary if match["kind"] == "summary" else table
+        make = {"results": table, "summary": summary, "ratios": ratios}[match["kind"]]
         body = make(path) if path is not None else "No results are kept yet; `scripts/bench` makes them.\n"
         return f"{match[1]}{body}{match['end']}"
 
