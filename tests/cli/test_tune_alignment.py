@@ -150,11 +150,20 @@ def test_a_teacher_is_learned_from(way: str, base: Path, tmp_path: Path) -> None
         assert (tmp_path / "run-teacher" / "teacher.json").is_file()
 
 
-def test_answers_are_drawn_from_the_model_that_learns_or_not_at_all(base: Path, tmp_path: Path) -> None:
-    data = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": one} for one in "abc"])
-    words = ["tune", "grpo", "--model", str(base), "--data", data, "--out", str(tmp_path / "run"), "--lora", "--qat"]
-    found = CliRunner().invoke(main, words)
-    assert found.exit_code == 2 and "in groups of 32 or not at all" in found.output
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("way", ["--lora", "--full"])
+def test_what_learns_for_four_bits_answers_in_those_while_it_learns(way: str, backend: str, base: Path, tmp_path: Path) -> None:
+    data = lines(tmp_path / "prompts.jsonl", [{"prompt": one, "answer": one} for one in "abcd"])
+    few = ("--prompts", 2, "--answers", 2, "--max-tokens", 8, "--held-out", 0, "--lr", 0.02, "--steps", 2, "--backend", backend)
+    words = ("--model", base, "--data", data, "--out", tmp_path / "run", way, "--qat", *few, "--set", "student.dtype=float32")
+    (tmp_path / "length.py").write_text("def score(answer, task): return len(answer)")
+    kl = ("--set", "loss.kl=0.1") if way == "--full" else ()
+    told = run("grpo", *words, "--reward", f"{tmp_path / 'length.py'}:score", *kl)
+    found = [line for line in figures(tmp_path / "run") if "gap_most" in line]
+    assert len(found) == 2 and all(line["gap_most"] < 1e-3 for line in found), found
+    assert Path(told["model"]).name == ("adapter" if way == "--lora" else "model.gguf")
+    with herd.load(tmp_path / "run", context=64) as model:
+        assert model.collect([], model.chat([{"role": "user", "content": "a"}], temperature=0.0, max_tokens=3))
 
 
 @pytest.mark.parametrize("more", [(), ("--dora",)], ids=["updates", "DoRA"])

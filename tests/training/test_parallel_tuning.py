@@ -21,6 +21,7 @@ from training.test_parallel import learned, losses
 
 TENSOR = ["lora-adamw-whole", "dropped-adamw-whole", "sft-adamw-whole"]
 MORE = ["full-adamw-whole", "dpo-adamw-whole", "kto-adamw-whole", "reward-adamw-whole", "distill-adamw-whole"]
+EXPERTS = ["llama4 sft-adamw-whole", "llama4 lora-adamw-whole", "llama4 full-adamw-whole"]
 CONTEXT = ["lora-adamw-whole", "sft-adamw-whole", "full-adamw-divided"]
 
 
@@ -41,6 +42,16 @@ def compare(way: str, cases: list[str], folder: Path) -> None:
 
 def test_two_processes_that_hold_one_model_learn_what_one_learns(tmp_path: Path) -> None:
     compare("tensor", TENSOR, tmp_path)
+
+
+def test_two_processes_that_hold_half_the_experts_each_learn_what_one_learns(tmp_path: Path) -> None:
+    compare("expert", EXPERTS[:1], tmp_path)
+
+
+@pytest.mark.slow  # two pairs of processes
+def test_heads_columns_and_experts_are_divided_for_other_recipes_too(tmp_path: Path) -> None:
+    compare("both", [*EXPERTS, "llama4 dpo-adamw-whole"], tmp_path / "both")
+    compare("expert", [*EXPERTS[1:], *(f"llama4 {each}-adamw-whole" for each in ("dropped", "dpo", "distill"))], tmp_path / "expert")
 
 
 @pytest.mark.slow  # two pairs of processes

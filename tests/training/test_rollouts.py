@@ -15,7 +15,7 @@ from herd.backends.torch.backend import TorchBackend
 from herd.dtypes import Q4_0
 from herd.engine.engine import Engine
 from herd.errors import HerdError, UsageError
-from herd.models.weights import Matrix, stored
+from herd.models.weights import Blocks, Matrix, stored
 from herd.quant import dequantize, quantize
 from herd.sampling.chain import token_logprob
 from herd.training.settings.lora import Lora
@@ -155,6 +155,23 @@ def test_drawn_by_torch_over_a_base_in_blocks_the_log_probabilities_are_equal() 
     sampler = EngineSampler(engine("torch", "float64"), in_blocks())
     sampler.push(student)
     assert exact_gap(student, sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(2))) == 0
+
+
+@pytest.mark.parametrize("kind", ["cpu", "torch"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["all weights", "updates"])
+def test_what_learns_for_four_bits_answers_from_those_four_bits(lora: Lora | None, kind: str) -> None:
+    student = moved(Student(CFG, LEAVES.__getitem__, lora=lora, four_bits=True, exact_tokens=True))
+    frozen = {} if lora is None else {name: student.base(name) for name in LEAVES if isinstance(student.base(name), Blocks)}
+    sampler = EngineSampler(engine(kind, "float32" if kind == "torch" else None), frozen)
+    for seed in (1, 2):
+        sampler.push(student)
+        drawn = sampler.draw(PROMPTS, 3, max_tokens=24, temperature=1.0, seeds=seeds(seed))
+        assert gap_of(student, PROMPTS, drawn)["gap_most"] < (2e-5 if kind == "torch" else 1e-3)
+        plain = Student(CFG, LEAVES.__getitem__, lora=lora)
+        for name, parameter in student.parameters.items():
+            plain.parameters[name].data.copy_(parameter.detach())
+        assert gap_of(plain, PROMPTS, drawn)["gap"] > 1e-2, "unrounded it is another model"
+        moved(student)
 
 
 def test_answers_depend_on_seed_and_weights_alone() -> None:

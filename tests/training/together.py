@@ -1,8 +1,10 @@
 """A tiny model that one process trains, or two together; run as a program it is one of them.
 
-`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER [tensor|context] CASE ...`, CASE being
-METHOD-OPTIMISER-WEIGHTS[-STOP], METHOD all weights ("full"), updates ("lora", "dropped" with dropout), or the name of a recipe over all
-weights; tensor: all processes hold one model; context: each has a stretch of every document.
+`RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python together.py FOLDER [WAY] CASE ...`
+
+CASE is [MODEL ]METHOD-OPTIMISER-WEIGHTS[-STOP]: MODEL "llama4" (with experts; else a dense llama), METHOD all weights ("full"), updates
+("lora", "dropped" with dropout), or the name of a recipe over all weights. WAY is how the processes share: "tensor" heads and columns of
+one model, "expert" its experts, "both" all of these, "context" the tokens of every document.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herd.models.architecture import Config
 from herd.models.weights import Kind
 from herd.training.company import ALONE, Company, shared
 from herd.training.recipes.reward_model import HEAD
@@ -33,12 +36,15 @@ from herd.training.settings.optimiser import OptimiserSettings
 from herd.training.settings.parallel import ParallelSettings
 from herd.training.student.batches import Document
 from herd.training.student.model import Student
-from tiny import random_leaves, tiny_llama
+from tiny import random_leaves, tiny_llama, tiny_llama4
 
 SETTINGS = LoopSettings(schedule=Schedule(lr=0.01, steps=6), save_every=2, save_minutes=0, evaluate_every=3, clip=0.5)
 SHORT = LoopSettings(schedule=Schedule(lr=0.01, steps=3), save_minutes=0, evaluate_every=3, clip=0.5)
 """Of recipes."""
 STOPPED_AFTER = 3
+LLAMA4 = "llama4 "
+SMALL_LLAMA4 = tiny_llama4(num_layers=2, ffn_width=64, expert_width=64, expert_layers=(1,), rotary_layers=(0,), chunked_layers=(0,))
+WAYS = {"tensor": ("tensor",), "expert": ("expert",), "both": ("tensor", "expert"), "context": ("context",)}
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,10 @@ def documents_of(lengths: tuple[int, ...], seed: int) -> list[Document]:
     return made
 
 
-def student_of(method: str, together: Company = ALONE) -> Student:
+def student_of(model: str, method: str, together: Company = ALONE) -> Student:
     from herd.training.settings.lora import Lora
 
-    cfg = tiny_llama()
+    cfg: Config = SMALL_LLAMA4 if model == LLAMA4 else tiny_llama()
     leaves = random_leaves(cfg)
     lora = Lora(rank=4, targets=("all",), dropout=0.5 if method == "dropped" else 0.0) if method in ("lora", "dropped") else None
     sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
@@ -102,13 +108,14 @@ def student_of(method: str, together: Company = ALONE) -> Student:
 
 def work(folder: Path, case: str, together: Company = ALONE) -> None:
     """Trains to the end, or until it is stopped; writes the weights that came of it as `learned.safetensors`."""
-    method, optimiser, weights, *stop = case.split("-")
-    student = student_of(method, together)
+    model = LLAMA4 if case.startswith(LLAMA4) else ""
+    method, optimiser, weights, *stop = case.removeprefix(model).split("-")
+    student = student_of(model, method, together)
     recipe, settings = Packed(student, together), SETTINGS
     if method not in ("full", "lora", "dropped"):
         from training.recipes_together import recipe_of
 
-        recipe, settings = recipe_of(method, student, student_of("lora", together), documents_of, together), SHORT
+        recipe, settings = recipe_of(method, student, student_of(model, "lora", together), documents_of, together), SHORT
     if weights == "divided" and isinstance(together, Processes):
         divide(student, together)
     kinds = {**kinds_of(student.cfg, student.parameters), HEAD: Kind.BIAS}
@@ -128,8 +135,8 @@ def work(folder: Path, case: str, together: Company = ALONE) -> None:
 
 def main() -> None:
     folder, *cases = sys.argv[1:]
-    way = cases.pop(0) if cases[0] in ("tensor", "context") else ""
-    parallel = ParallelSettings(**{way: int(os.environ["WORLD_SIZE"])}) if way else ParallelSettings()
+    divided = WAYS[cases.pop(0)] if cases[0] in WAYS else ()
+    parallel = ParallelSettings(**dict.fromkeys(divided, int(os.environ["WORLD_SIZE"])))
     with company(parallel=parallel) as (together, _):
         for case in cases:
             name, _, case = case.rpartition("=")

@@ -100,8 +100,11 @@ class Opened:
             raise FileProblem(f"{self.found.name}: has no tokenizer, so texts cannot become its tokens. Give a model that came with one.")
         return self.words.tokenizer
 
-    def student(self, settings: StudentSettings, seed: int, sharing: Sharing | None = None, context: Context | None = None) -> Student:
-        """The model as these settings let it learn, or with `sharing` this process's part of it; `context`: as of `Student`."""
+    def student(
+        self, settings: StudentSettings, seed: int, sharing: Sharing | None = None, context: Context | None = None, *, draws: bool = False
+    ) -> Student:
+        """The model as these settings let it learn, or with `sharing` this process's part of it; `context`: as of `Student`. draws:
+        whether an engine answers with its weights, so that what learns for four bits leaves tokens exact."""
         device = find_device(self.device or settings.device)
         if settings.qat and self.checkpoint.architecture not in IN_GGUF:
             raise UsageError(f"{self.found.name} cannot learn for four bits: GGUF has no files of its architecture to keep them in.")
@@ -121,6 +124,7 @@ class Opened:
             seed=seed,
             keep_bytes=kept,
             four_bits=settings.qat,
+            exact_tokens=draws,
             sharing=sharing,
             context=context,
         )
@@ -131,13 +135,6 @@ class Opened:
     def check(self, settings: StudentSettings, draws: bool) -> None:
         """`UsageError` for what cannot go on from an earlier run's updates, and for answers of another model than the one that learns.
         draws: whether answers are drawn on the way."""
-        if draws and settings.qat:
-            raise UsageError(
-                "student.qat is set: what learns for four bits rounds each token to 8 bits with one scale, and engines that draw answers"
-                " round in groups of 32 or not at all, so their probabilities would differ. Learn online first, and for four bits after it:"
-                " herd tune sft --qat.",
-                param="student.qat",
-            )
         if self.earlier is None:
             return
         is_dora = bool(self.earlier.magnitudes) or settings.lora.dora

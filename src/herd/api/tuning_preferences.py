@@ -76,8 +76,10 @@ def tune_reward(settings: RewardModelSettings, folder: Path, conduct: Conduct = 
 
 def reference_of(opened: Opened, student: Student, settings: StudentSettings) -> Reference:
     """The model as it was: the student without its updates, or where all weights are learned a second one whose updates stay at zero."""
-    frozen = None if student.lora is not None else opened.student(replace(settings, method="lora"), student.seed, student.sharing)
-    return Reference(student, frozen)
+    if student.lora is not None:
+        return Reference(student)
+    frozen = replace(settings, method="lora")
+    return Reference(student, opened.student(frozen, student.seed, student.sharing, draws=not student.adapters.rounds_tokens))
 
 
 def _pairs(opened: Opened, settings: PreferenceSettings | RewardModelSettings, account: Account, margin: float) -> list[Pair]:

@@ -22,7 +22,8 @@ class StudentSettings:
     base        block format that the frozen matrices are brought into before learning begins (QLoRA): q4_0, q4_k, iq4_nl, q8_0, ...;
                 empty: as they are stored
     qat         learn for four bits: matrices are rounded to groups of 32 wherever they are used, and so is what they are multiplied
-                with, to 8 bits a token. With "lora" the frozen model is rounded for good, as Llama 3.2 was made
+                with, to 8 bits a token, unless answers are drawn on the way. With "lora" the frozen model is rounded for good, as
+                Llama 3.2 was made
     dtype       what is computed in: "float32", "bfloat16", or "auto": bfloat16 where the machine multiplies that faster
     device      "cpu", "cuda" or "cuda:1"
     recompute   keep nothing of what lies inside layers, and compute it again on the way back: slower, in far less memory

@@ -6,6 +6,10 @@
 The rounding has slope 1 on the way back (straight through). What was learned is stored as blocks of Q4_0, which hold exactly the d and
 the q that were learned with. With low-rank updates the frozen model is stored that way before learning begins, and only what it is
 multiplied with is rounded: the update's own product is not. So were the int4 releases of Llama 3.2 made.
+
+Where an engine draws answers from the weights that learn, tokens stay exact (`exact_tokens` of a student). Their rounding is a function
+with steps, which makes a last bit's difference grow from layer to layer: in SmolLM2-135M float32 and float64 of the very same function
+differ by 0.07 in the mean of log p where groups of 32 are rounded, by 0.19 where whole tokens are, and engine and trainer would by as much.
 """
 
 from __future__ import annotations

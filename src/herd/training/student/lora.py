@@ -86,14 +86,21 @@ def begin(
 @dataclass(slots=True)
 class Adapters:
     """All updates of a student, found by their leaves; whether they are on; and the key of this step's dropout. With `four_bits` the
-    leaves in `rounded` are learned for four bits (`four_bits.py`), and so are the bases of all updates."""
+    leaves in `rounded` are learned for four bits (`four_bits.py`), and so are the bases of all updates; with `rounds_tokens` what they are
+    multiplied with is rounded too."""
 
     of: dict[int, Learned] = field(default_factory=dict)
     dropout: float = 0.0
     key: tuple[int | str, ...] | None = None
     are_on: bool = True
     four_bits: bool = False
+    rounds_tokens: bool = False
     rounded: set[int] = field(default_factory=set)
+
+    def beside(self, w: Matrix, x: Tensor) -> Tensor:
+        """x as it is multiplied with w."""
+        base = w.base if isinstance(w, Adapted) else w
+        return rounded_tokens(x) if self.rounds_tokens and id(base) in self.rounded else x
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -112,7 +119,7 @@ class LearningOps(CommonOps):
     sharing: Sharing | None = None
 
     def linear(self, x: Tensor, w: Matrix, bias: Vector | None = None) -> Tensor:
-        if self.adapters.four_bits:
+        if self.adapters.rounds_tokens:
             return self._in_four_bits(x, w, bias)
         if not isinstance(w, Adapted):
             return super().linear(x, w, bias)
@@ -130,13 +137,12 @@ class LearningOps(CommonOps):
     def _in_four_bits(self, x: Tensor, w: Matrix, bias: Vector | None) -> Tensor:
         """Stored matrices get tokens rounded to 8 bits; updates get them as they are."""
         if not isinstance(w, Adapted):
-            is_stored_so = id(w) in self.adapters.rounded
-            return super().linear(rounded_tokens(x) if is_stored_so else x, w, bias)
+            return super().linear(self.adapters.beside(w, x), w, bias)
         added = None
         if self.adapters.are_on:
             dropped = self._dropped(x, self.adapters.of[id(w)])
             added = dropped @ self._tensors.get(w.down).T @ self._tensors.get(w.up).T
-        y = product(self._tensors, rounded_tokens(x), w.base, added, w.scale)
+        y = product(self._tensors, self.adapters.beside(w, x), w.base, added, w.scale)
         return y if bias is None else y + self._tensors.get(bias)
 
     @property
@@ -182,18 +188,21 @@ class LearningTextOps(LearningOps, FusedOps):
         return self.sharing.linear(super().linear, x, w, bias, lambda y: y if bias is None else y + self._tensors.get(bias))
 
     def experts(self, x_TD: Tensor, scores_TE: Tensor, w: Experts, num_chosen: int) -> Tensor:
-        if self.sharing is None or self.sharing.settings.expert == 1:
+        shared = self.sharing if self.sharing is not None and self.sharing.settings.expert > 1 else None
+        if shared is None and not self.adapters.rounds_tokens:
             return super().experts(x_TD, scores_TE, w, num_chosen)
-        here = self.sharing.experts(scores_TE.shape[-1])
-        x_TD, scores_TE = self.sharing.copied(x_TD, scores_TE)
+        here = range(scores_TE.shape[-1]) if shared is None else shared.experts(scores_TE.shape[-1])
+        if shared is not None:
+            x_TD, scores_TE = shared.copied(x_TD, scores_TE)
         chosen_TX = torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices[:, :num_chosen]
         y_TD = x_TD * 0  # of all tokens, so that every process has the same way back
         for expert in sorted({each for each in chosen_TX.flatten().tolist() if each in here}):
             rows = (chosen_TX == expert).any(dim=-1).nonzero()[:, 0]
-            x = self.sigmoid_gate(x_TD[rows], scores_TE[rows, expert, None])
+            x = self.adapters.beside(w.gate, self.sigmoid_gate(x_TD[rows], scores_TE[rows, expert, None]))
             gate, up, down = (self._tensors.expert(leaf, expert - here.start) for leaf in (w.gate, w.up, w.down))
-            y_TD = y_TD.index_add(0, rows, self.silu_gate(x @ gate.T, x @ up.T) @ down.T)
-        return self.sharing.summed(y_TD)
+            inner = self.adapters.beside(w.down, self.silu_gate(x @ gate.T, x @ up.T))
+            y_TD = y_TD.index_add(0, rows, inner @ down.T)
+        return y_TD if shared is None else shared.summed(y_TD)
 
 
 class LearningPictureOps(LearningOps, TorchPictureOps):

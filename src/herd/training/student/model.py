@@ -51,7 +51,8 @@ class Student:
     run          how a layer is computed (`models.ops.Step.run`); `checkpointing.recomputed` needs the least memory
 
     `keep_bytes`: a frozen base is kept as it is multiplied as far as that reaches: decoded, and matrices of one input as one
-    (`joined.py`). Else blocks are decoded twice in each step. `four_bits`: learn for blocks of four bits (`four_bits.py`).
+    (`joined.py`). Else blocks are decoded twice in each step. `four_bits`: learn for blocks of four bits (`four_bits.py`),
+    with `exact_tokens` without rounding what they are multiplied with.
     `sharing`: only this process's part of the model (`sharing.py`). `context`: processes that each compute some tokens of a batch
     (`spread.py`).
     """
@@ -67,6 +68,7 @@ class Student:
         seed: int = 0,
         keep_bytes: int = 0,
         four_bits: bool = False,
+        exact_tokens: bool = False,
         sharing: Sharing | None = None,
         context: Context | None = None,
     ) -> None:
@@ -80,7 +82,7 @@ class Student:
         self.dtype, self.lora, self.seed = dtype, lora, seed
         self.run: Callable[..., Tensor] = as_it_stands
         self.tensors = FourBitTensors(self.device, dtype, keep_bytes)
-        self.adapters = Adapters(four_bits=four_bits)
+        self.adapters = Adapters(four_bits=four_bits, rounds_tokens=four_bits and not exact_tokens)
         self.parameters: dict[str, torch.nn.Parameter] = {}
         self._leaves = self._learn_all(leaf) if lora is None else self._learn_updates(leaf, lora)
         self.weights = self.model.weights(cfg, self._leaves.__getitem__)
@@ -92,13 +94,12 @@ class Student:
         """Gives the operations what is learned, and with whom."""
         self.ops.adapters = self._picture_ops.adapters = self.adapters
         if self.sharing is not None:
-            self.sharing.bind(self._leaves)
-            self.ops.sharing = self.sharing
+            self.sharing = self.ops.sharing = self.sharing.over(self._leaves)
         if self.lora is None:
             return
         if self.lora.dora:
             self._learn_magnitudes()
-        elif not self.lora.dropout and not self.adapters.four_bits and self.sharing is None:
+        elif not self.lora.dropout and not self.adapters.rounds_tokens and self.sharing is None:
             self.ops.joined = joined(self.tensors, {learned.name: learned.leaf for learned in self.adapters.of.values()})
 
     def begin(self, step: int, part: int = 0) -> None:

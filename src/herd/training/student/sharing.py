@@ -10,7 +10,7 @@ told of here, not DTensor's: docs/decisions/0024-parts-of-a-model.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,11 +96,10 @@ class Sharing:
         axis = self.axis(name)
         return part if axis is None or part.dim() == 0 else torch.cat(self.gathered(part.detach().contiguous()), dim=axis)
 
-    def bind(self, leaves: Mapping[str, Matrix]) -> None:
-        """Remembers which leaves are divided, for `linear`."""
-        for name, leaf in leaves.items():
-            if (axis := self.axis(name)) is not None:
-                self.axes[id(leaf)] = axis
+    def over(self, leaves: Mapping[str, Matrix]) -> Sharing:
+        """The same for one student, whose leaves these are: `linear` knows by them what is divided. They live as long as it."""
+        found = {id(leaf): self.axis(name) for name, leaf in leaves.items()}
+        return replace(self, axes={leaf: axis for leaf, axis in found.items() if axis is not None})
 
     def linear(self, make: Callable[..., Tensor], x: Tensor, w: Matrix, bias: Vector | None, add: Callable[[Tensor], Tensor]) -> Tensor:
         """x W^T, by `make`, of a matrix that may be divided. `add` adds the bias to a finished sum."""
