@@ -1,15 +1,16 @@
 """What is measured: each task is one question about speed, asked of every engine in turn, again and again.
 
 Rounds alternate between the engines, so that what else happens on the machine meets all of them, and the machine's limits are
-measured in every round too. One more round warms up and is not counted. Prompts are random ids that no round before had.
+measured in every round too. One more, without the long tasks, warms up and is not counted. Prompts are random ids that no round before had.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from herd.bench.engines import Settings
 from herd.bench.workers import Worker, first_token_s
@@ -24,6 +25,8 @@ SEQUENCES = (8, 16, 32)
 TOGETHER_PROMPT, TOGETHER_TOKENS = 8, 24
 CONTEXT_TOKENS = 4096
 CONTEXT_DECODED = 24
+LONG_TASKS = ("context", "long-prompt")
+WARMING_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,12 @@ class Wanted:
     decode_tokens: int
     vocabulary: tuple[int, int]
     max_context: int
+    together_tokens: int = TOGETHER_TOKENS
+
+    def warming(self) -> Wanted:
+        """What is run once and not counted: every kind of step, and none of the long tasks."""
+        tasks = tuple(task for task in self.tasks if task not in LONG_TASKS)
+        return replace(self, tasks=tasks, decode_tokens=min(self.decode_tokens, WARMING_TOKENS), together_tokens=WARMING_TOKENS)
 
     @property
     def context(self) -> int:
@@ -98,14 +107,17 @@ def measure(
     seen = Seen()
     workers = _started(engines, seen, told)
     try:
+        began = time.perf_counter()
         for number in range(wanted.rounds + 1):
-            told("warming up" if number == 0 else f"round {number} of {wanted.rounds}")
+            if number == 1:
+                began = time.perf_counter()
             if limits is not None and number > 0:
                 for name, value in limits().items():
                     seen.limits.setdefault(name, []).append(value)
             for worker in workers if number % 2 else list(reversed(workers)):
+                told(f"{_where(number, wanted.rounds, time.perf_counter() - began)}: {worker.engine}")
                 try:
-                    _ask_all(worker, wanted, number, seen if number else Seen())
+                    _ask_all(worker, wanted if number else wanted.warming(), number, seen if number else Seen())
                 except ProviderError as problem:
                     _leave_out(worker, workers, problem, seen)
         if "memory" in wanted.tasks:
@@ -118,6 +130,14 @@ def measure(
     if "start" in wanted.tasks:
         _ask_starts(engines, wanted, seen, told)
     return seen
+
+
+def _where(number: int, rounds: int, seconds: float) -> str:
+    """The round, and how long the others will take. `seconds`: since the first began."""
+    if number < 2:
+        return f"round {number} of {rounds}" if number else "warming up"
+    left = (rounds - number + 1) * seconds / (number - 1)
+    return f"round {number} of {rounds}, {left / 60:.0f} min left" if left > 90 else f"round {number} of {rounds}, {left:.0f} s left"
 
 
 def _started(engines: Mapping[str, Settings], seen: Seen, told: Callable[[str], None]) -> list[Worker]:
@@ -176,9 +196,9 @@ def _ask_all(worker: Worker, wanted: Wanted, number: int, seen: Seen) -> None:
         _ask_parts(worker, ids, seen)
     if "sequences" in tasks:
         for count in SEQUENCES:
-            seconds = worker.together([ids(TOGETHER_PROMPT) for _ in range(count)], TOGETHER_TOKENS)
+            seconds = worker.together([ids(TOGETHER_PROMPT) for _ in range(count)], wanted.together_tokens)
             question = Question("sequences", f"{count} sequences", "tokens/s", context=TOGETHER_PROMPT + 12, sequences=count)
-            seen.add(question, engine, count * TOGETHER_TOKENS / seconds)
+            seen.add(question, engine, count * wanted.together_tokens / seconds)
     if "context" in tasks or "long-prompt" in tasks:
         decoded = CONTEXT_DECODED if "context" in tasks else 1
         prompt_s, decode_s = worker.answer(ids(CONTEXT_TOKENS), decoded)
