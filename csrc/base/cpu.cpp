@@ -23,23 +23,13 @@
 
 namespace herd {
 
-// Which instruction sets are in this build besides the portable one (CMakeLists.txt).
-#if defined(HERD_HAVE_AVX2)
-constexpr bool kBuiltAvx2 = true;
-#else
-constexpr bool kBuiltAvx2 = false;
-#endif
-#if defined(HERD_HAVE_AVX512)
-constexpr bool kBuiltAvx512 = true;
-#else
-constexpr bool kBuiltAvx512 = false;
-#endif
-
 const char* isa_name(Isa isa) {
     switch (isa) {
         case Isa::Portable: return "portable";
         case Isa::Avx2: return "avx2";
+        case Isa::AvxVnni: return "avxvnni";
         case Isa::Avx512: return "avx512";
+        case Isa::Avx512Bf16: return "avx512bf16";
         case Isa::Neon: return "neon";
     }
     return "unknown";
@@ -48,6 +38,13 @@ const char* isa_name(Isa isa) {
 namespace {
 
 #if defined(__x86_64__)
+
+// Whether this build computes instructions that the processor may lack (HERD_EMULATE in CMakeLists.txt).
+#if defined(HERD_EMULATE)
+constexpr bool kIsEmulated = true;
+#else
+constexpr bool kIsEmulated = false;
+#endif
 
 // The registers that `cpuid` answers with; zero for a leaf that the processor does not know.
 struct Cpuid {
@@ -65,18 +62,23 @@ bool system_saves(uint32_t parts) {
     return (low & parts) == parts;
 }
 
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
     const Cpuid first(1, 0), seventh(7, 0);
     const bool has_fma = bit(first.c, 12), has_f16c = bit(first.c, 29);
     return has_fma && has_f16c && bit(seventh.b, 5) && system_saves(0x06);
 }
 
-// F, DQ, BW, VL; VBMI, VNNI; BF16.
-bool has_avx512() {
-    const Cpuid seventh(7, 0), more(7, 1);
+[[maybe_unused]] bool has_avxvnni() { return has_avx2() && (kIsEmulated || bit(Cpuid(7, 1).a, 4)); }
+
+// F, DQ, BW, VL; VNNI.
+[[maybe_unused]] bool has_avx512() {
+    if (kIsEmulated) return has_avx2();
+    const Cpuid seventh(7, 0);
     const bool has_base = bit(seventh.b, 16) && bit(seventh.b, 17) && bit(seventh.b, 30) && bit(seventh.b, 31);
-    return has_avx2() && has_base && bit(seventh.c, 1) && bit(seventh.c, 11) && bit(more.a, 5) && system_saves(0xe6);
+    return has_avx2() && has_base && bit(seventh.c, 11) && system_saves(0xe6);
 }
+
+[[maybe_unused]] bool has_avx512bf16() { return has_avx512() && (kIsEmulated || bit(Cpuid(7, 1).a, 5)); }
 
 #endif
 
@@ -139,9 +141,17 @@ int affinity_cores() {
 
 std::vector<Isa> available_isas() {
     std::vector<Isa> isas{Isa::Portable};
-#if defined(__x86_64__)
-    if (kBuiltAvx2 && has_avx2()) isas.push_back(Isa::Avx2);
-    if (kBuiltAvx512 && has_avx512()) isas.push_back(Isa::Avx512);
+#if defined(HERD_HAVE_AVX2)
+    if (has_avx2()) isas.push_back(Isa::Avx2);
+#endif
+#if defined(HERD_HAVE_AVXVNNI)
+    if (has_avxvnni()) isas.push_back(Isa::AvxVnni);
+#endif
+#if defined(HERD_HAVE_AVX512)
+    if (has_avx512()) isas.push_back(Isa::Avx512);
+#endif
+#if defined(HERD_HAVE_AVX512BF16)
+    if (has_avx512bf16()) isas.push_back(Isa::Avx512Bf16);
 #endif
 #if defined(HERD_HAVE_NEON)
     if (has_dot_product()) isas.push_back(Isa::Neon);

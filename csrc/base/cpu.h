@@ -12,9 +12,9 @@
 
 namespace herd {
 
-enum class Isa : int32_t { Portable, Avx2, Avx512, Neon };
+enum class Isa : int32_t { Portable, Avx2, AvxVnni, Avx512, Avx512Bf16, Neon };
 
-// "portable", "avx2", "avx512", "neon".
+// "portable", "avx2", "avxvnni", "avx512", "avx512bf16", "neon".
 const char* isa_name(Isa isa);
 
 // The instruction sets that are in this build and that this processor runs, slowest first. Portable is always there.

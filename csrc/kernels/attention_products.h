@@ -14,8 +14,10 @@
 #define HERD_UNROLL_SUMS _Pragma("GCC unroll 16")
 #endif
 
-// One sum after another: compilers that put off additions run out of registers.
-#if defined(HERD_ISA_AVX512)
+// One sum after another: compilers that put off additions run out of registers. Emulated ones (CMakeLists.txt) are no registers.
+#if defined(HERD_EMULATED)
+#define HERD_SETTLE(x) (void)(x)
+#elif defined(HERD_ISA_AVX512)
 #define HERD_SETTLE(x) asm volatile("" : "+v"(x))
 #elif defined(HERD_ISA_AVX2)
 #define HERD_SETTLE(x) asm volatile("" : "+x"(x))

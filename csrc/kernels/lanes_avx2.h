@@ -4,6 +4,8 @@
 //   Nibbles   a whole group of 32 columns fits: 8 quads * 2 * 15 * 127 = 30480 < 32768; one `vpmaddwd` by ones per sub-group
 //   SixBits   two quads fit: 2 * 2 * 63 * 127 = 32004
 //   signed    |code| times the activation with the code's sign; one quad fits: 2 * 128 * 127 = 32512
+// AVX-VNNI has the dot product: unsigned codes by signed activations, four added into 32 bits. Signed codes are moved up by 128 when they
+// are unpacked, as in lanes_avx512.h.
 #pragma once
 
 #include <immintrin.h>
@@ -52,6 +54,20 @@ HERD_INLINE F32 negate(F32 x) {
 }
 HERD_INLINE F32 fma(F32 x, F32 y, F32 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 
+#if defined(HERD_ISA_AVXVNNI)
+template <Codes C>
+inline constexpr bool kIsMoved = C == Codes::Table || C == Codes::Bytes;
+#else
+template <Codes C>
+inline constexpr bool kIsMoved = false;
+#endif
+
+// Between signed codes and how they are multiplied.
+template <Codes C>
+HERD_INLINE __m256i moved(__m256i codes) {
+    return kIsMoved<C> ? _mm256_xor_si256(codes, _mm256_set1_epi8(-128)) : codes;
+}
+
 template <Codes C>
 struct Quad {
     __m256i a, b;
@@ -74,7 +90,7 @@ HERD_INLINE __m256i unpack_half_quad(const uint8_t* group, int q) {
     const __m256i code = _mm256_and_si256(q < 4 ? raw : _mm256_srli_epi16(raw, 4), nibble);
     if constexpr (C == Codes::Table) {
         const __m128i table = load_16_bytes(reinterpret_cast<const uint8_t*>(kTable));
-        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), code);
+        return _mm256_shuffle_epi8(moved<C>(_mm256_broadcastsi128_si256(table)), code);
     }
     if constexpr (C == Codes::SixBits) {
         const __m256i plane = load_32_bytes(group + 256 + 64 * (q >> 2));
@@ -87,7 +103,8 @@ HERD_INLINE __m256i unpack_half_quad(const uint8_t* group, int q) {
 template <Codes C>
 HERD_INLINE Quad<C> unpack_quad(const uint8_t* group, int q) {
     if constexpr (C == Codes::Bytes) {
-        return load_quad<C>(group + 64 * q);
+        const Quad<C> quad = load_quad<C>(group + 64 * q);
+        return {moved<C>(quad.a), moved<C>(quad.b)};
     } else {
         return {unpack_half_quad<C>(group, q), unpack_half_quad<C>(group + 32, q)};
     }
@@ -96,8 +113,8 @@ HERD_INLINE Quad<C> unpack_quad(const uint8_t* group, int q) {
 template <Codes C>
 HERD_INLINE F32 column(const Quad<C>& w, int j) {
     const int up = 24 - 8 * j;
-    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(w.a, up), 24)),
-            _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(w.b, up), 24))};
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(moved<C>(w.a), up), 24)),
+            _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(moved<C>(w.b), up), 24))};
 }
 
 HERD_INLINE __m256i broadcast_quad(const int8_t* x) {
@@ -107,8 +124,42 @@ HERD_INLINE __m256i broadcast_quad(const int8_t* x) {
 }
 HERD_INLINE __m256i add_pairs(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
+// Integer sums as floats, 2^Shift copies of the sum of the activations taken off (none when Shift < 0).
+template <int Shift>
+HERD_INLINE F32 without_offset(__m256i a, __m256i b, int32_t x_sum) {
+    if constexpr (Shift >= 0) {
+        const __m256i offset = _mm256_slli_epi32(_mm256_set1_epi32(x_sum), Shift);
+        a = _mm256_sub_epi32(a, offset);
+        b = _mm256_sub_epi32(b, offset);
+    }
+    return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)};
+}
+
 // Keeps a running sum in its register: otherwise the compiler makes trees of additions that spill.
 HERD_INLINE void pin(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
+
+#if defined(HERD_ISA_AVXVNNI)
+
+template <Codes C>
+struct Sums {
+    __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+
+    HERD_INLINE void add(const Quad<C>& w0, const Quad<C>& w1, const int8_t* x) {
+        const __m256i x0 = broadcast_quad(x), x1 = broadcast_quad(x + 4);
+        a = _mm256_dpbusd_avx_epi32(a, w0.a, x0);
+        b = _mm256_dpbusd_avx_epi32(b, w0.b, x0);
+        a = _mm256_dpbusd_avx_epi32(a, w1.a, x1);
+        b = _mm256_dpbusd_avx_epi32(b, w1.b, x1);
+        pin(a, b);
+    }
+    template <int Shift>
+    HERD_INLINE F32 value(const int32_t* x_sum) const {
+        static_assert(!kIsMoved<C> || Shift < 0);
+        return without_offset<kIsMoved<C> ? 7 : Shift>(a, b, *x_sum);
+    }
+};
+
+#else
 
 // Sums of codes in 16 bits until `value`, or in 32 bits.
 template <Codes C>
@@ -134,14 +185,7 @@ struct Sums {
     }
     template <int Shift>
     HERD_INLINE F32 value(const int32_t* x_sum) const {
-        __m256i sum_a = C == Codes::Nibbles ? add_pairs(a) : a;
-        __m256i sum_b = C == Codes::Nibbles ? add_pairs(b) : b;
-        if constexpr (Shift >= 0) {
-            const __m256i offset = _mm256_slli_epi32(_mm256_set1_epi32(*x_sum), Shift);
-            sum_a = _mm256_sub_epi32(sum_a, offset);
-            sum_b = _mm256_sub_epi32(sum_b, offset);
-        }
-        return {_mm256_cvtepi32_ps(sum_a), _mm256_cvtepi32_ps(sum_b)};
+        return C == Codes::Nibbles ? without_offset<Shift>(add_pairs(a), add_pairs(b), *x_sum) : without_offset<Shift>(a, b, *x_sum);
     }
 
   private:
@@ -149,5 +193,7 @@ struct Sums {
         return add_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
     }
 };
+
+#endif
 
 }  // namespace herd::HERD_ISA::lanes

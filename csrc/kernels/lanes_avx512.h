@@ -1,4 +1,4 @@
-// Sixteen rows at once with AVX-512 (F, BW, DQ, VL, VNNI, BF16): one register. The names are explained in lanes_portable.h.
+// Sixteen rows at once with AVX-512 (F, BW, DQ, VL, VNNI): one register. The names are explained in lanes_portable.h.
 //
 // `vpdpbusd` multiplies unsigned codes by signed activations and adds four into 32 bits, exactly. Signed codes (Table, Bytes) are moved
 // up by 128 when they are unpacked; 128 times the sum of the activations comes off at the end.
@@ -28,8 +28,10 @@ HERD_INLINE __m128i load_16_bytes(const uint8_t* p) { return _mm_loadu_si128(rei
 HERD_INLINE __m256i load_32_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 HERD_INLINE __m512i load_64_bytes(const uint8_t* p) { return _mm512_loadu_si512(reinterpret_cast<const void*>(p)); }
 HERD_INLINE F32 load_half(const uint8_t* p) { return {_mm512_cvtph_ps(load_32_bytes(p))}; }
-HERD_INLINE F32 load_bf16(const uint8_t* p) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_32_bytes(p)), 16))};
+// The first (`which` 0) or second (1) of 16 rows' pairs of bf16.
+HERD_INLINE F32 load_bf16_of_pairs(const uint8_t* p, int64_t which) {
+    const __m512i moved = _mm512_sll_epi32(load_64_bytes(p), _mm_cvtsi64_si128(16 - 16 * which));
+    return {_mm512_castsi512_ps(_mm512_and_si512(moved, _mm512_set1_epi32(-65536)))};
 }
 HERD_INLINE F32 load_uint8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_16_bytes(p)))}; }
 HERD_INLINE F32 load_int8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_16_bytes(p)))}; }
@@ -38,12 +40,14 @@ HERD_INLINE F32 mul(F32 x, F32 y) { return {_mm512_mul_ps(x.v, y.v)}; }
 HERD_INLINE F32 negate(F32 x) { return {_mm512_xor_ps(x.v, _mm512_set1_ps(-0.0f))}; }
 HERD_INLINE F32 fma(F32 x, F32 y, F32 z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
 
+#if defined(HERD_ISA_AVX512BF16)
 // acc + the products of 16 rows' pairs of bf16 weights and one pair of bf16 activations.
 HERD_INLINE F32 dot_bf16(const uint8_t* weights, const uint8_t* x, F32 acc) {
     int32_t pair;
     std::memcpy(&pair, x, 4);
     return {_mm512_dpbf16_ps(acc.v, (__m512bh)load_64_bytes(weights), (__m512bh)_mm512_set1_epi32(pair))};
 }
+#endif
 
 template <Codes C>
 inline constexpr bool kIsMoved = C == Codes::Table || C == Codes::Bytes;

@@ -6,7 +6,7 @@
 //   SixBits   256 bytes as Nibbles with the low four bits, then 128 bytes with the upper two: vector h, bits 2i..2i+1: quad 4h + i
 //   Table     256 bytes as Nibbles, an index into the table of IQ4
 //   Bytes     512 bytes: vector q holds quad q, signed
-//   Plain     no groups: [columns][16] values of the file's own type (or [columns / 2][16][2] for a bf16 dot product)
+//   Plain     no groups: [columns][16] values of the file's own type (or [columns / 2][16][2] of bf16 with AVX-512)
 //
 // Scales. Formats of 32-column blocks: 16 halves after the codes, then 16 halves of minima. Super-blocks of 256 columns begin with 16
 // halves d (and 16 halves dmin); each group ends with 16 integer scales per sub-group (and 16 integer minima): scale = d * integer,

@@ -11,6 +11,18 @@ namespace {
 constexpr int kChains = 12;
 constexpr int64_t kAhead = 4096;  // bytes that are asked for before they are read, as products do
 
+#if defined(HERD_ISA_AVX2)
+// A number that depends on all of the sums.
+int32_t any_of(const __m256i (&sums)[kChains]) {
+    int32_t lanes[8], total = 0;
+    for (int i = 0; i < kChains; ++i) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sums[i]);
+        for (int32_t lane : lanes) total ^= lane;
+    }
+    return total;
+}
+#endif
+
 }  // namespace
 
 extern const int64_t kFloatPeakOperations;
@@ -32,20 +44,6 @@ float float_peak(int64_t rounds) {
 
 #if defined(HERD_ISA_AVX512)
 
-const int64_t kBf16PeakOperations = kChains * 32 * 2;
-float bf16_peak(int64_t rounds) {
-    __m512 sums[kChains];
-    for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
-    // Two in each 32 bits: 2^-8 and 2^-9, whose products summed up stay small.
-    const auto a = (__m512bh)_mm512_set1_epi32(0x3B803B00), b = (__m512bh)_mm512_set1_epi32(0x3B003B80);
-    for (int64_t round = 0; round < rounds; ++round) {
-        for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], a, b);
-    }
-    __m512 total = sums[0];
-    for (int i = 1; i < kChains; ++i) total = _mm512_add_ps(total, sums[i]);
-    return _mm512_reduce_add_ps(total);
-}
-
 const int64_t kInt8PeakOperations = kChains * 64 * 2;
 int32_t int8_peak(int64_t rounds) {
     __m512i sums[kChains];
@@ -57,6 +55,19 @@ int32_t int8_peak(int64_t rounds) {
     __m512i total = sums[0];
     for (int i = 1; i < kChains; ++i) total = _mm512_add_epi32(total, sums[i]);
     return _mm512_reduce_add_epi32(total);
+}
+
+#elif defined(HERD_ISA_AVXVNNI)
+
+const int64_t kInt8PeakOperations = kChains * 32 * 2;
+int32_t int8_peak(int64_t rounds) {
+    __m256i sums[kChains];
+    for (int i = 0; i < kChains; ++i) sums[i] = _mm256_set1_epi32(i);
+    const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
+    for (int64_t round = 0; round < rounds; ++round) {
+        for (int i = 0; i < kChains; ++i) sums[i] = _mm256_dpbusd_avx_epi32(sums[i], a, b);
+    }
+    return any_of(sums);
 }
 
 #elif defined(HERD_ISA_AVX2)
@@ -79,12 +90,7 @@ int32_t int8_peak(int64_t rounds) {
             sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, one));
         }
     }
-    int32_t lanes[8], total = 0;
-    for (int i = 0; i < kChains; ++i) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sums[i]);
-        for (int32_t lane : lanes) total ^= lane;
-    }
-    return total;
+    return any_of(sums);
 }
 
 #elif defined(HERD_ISA_NEON)
@@ -123,7 +129,23 @@ int32_t int8_peak(int64_t rounds) {
 
 #endif
 
-#if !defined(HERD_ISA_AVX512)
+#if defined(HERD_ISA_AVX512BF16)
+
+const int64_t kBf16PeakOperations = kChains * 32 * 2;
+float bf16_peak(int64_t rounds) {
+    __m512 sums[kChains];
+    for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
+    // Two in each 32 bits: 2^-8 and 2^-9, whose products summed up stay small.
+    const auto a = (__m512bh)_mm512_set1_epi32(0x3B803B00), b = (__m512bh)_mm512_set1_epi32(0x3B003B80);
+    for (int64_t round = 0; round < rounds; ++round) {
+        for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], a, b);
+    }
+    __m512 total = sums[0];
+    for (int i = 1; i < kChains; ++i) total = _mm512_add_ps(total, sums[i]);
+    return _mm512_reduce_add_ps(total);
+}
+
+#else
 
 const int64_t kBf16PeakOperations = 0;
 float bf16_peak(int64_t) { return 0.0f; }

@@ -1,9 +1,9 @@
-// The parts of linear: linear_int8.cpp and linear_float.cpp multiply, linear.cpp chooses between them.
+// The parts of linear: linear_int8.cpp, linear_float.cpp and linear_bf16.cpp multiply, linear.cpp chooses between them.
 #pragma once
 
 #include "kernels/layout.h"
 
-namespace herd::HERD_ISA {
+namespace herd {
 
 // One call of `linear` (matrix.h).
 struct LinearCall {
@@ -23,10 +23,18 @@ struct LinearCall {
     const uint8_t* panel(int64_t p) const { return first_panel + (p - panel_begin) * panel_bytes; }
 };
 
+#if defined(HERD_ISA)
+namespace HERD_ISA {
+
 void linear_int8(const LinearCall& call);
-int64_t linear_int8_scratch_bytes(const Matrix& matrix, int64_t tokens);
+int64_t int8_scratch_bytes(const Matrix& matrix, int64_t tokens);
 
 void linear_float(const LinearCall& call);
-int64_t linear_float_scratch_bytes(const Matrix& matrix, int64_t tokens);
+int64_t float_scratch_bytes(const Matrix& matrix, int64_t tokens);
 
-}  // namespace herd::HERD_ISA
+void linear_bf16(const LinearCall& call);
+
+}  // namespace HERD_ISA
+#endif
+
+}  // namespace herd

@@ -1,4 +1,4 @@
-// linear in float32 (plain formats and Arithmetic::Float32) and with a bf16 dot product; the order of sums is in matrix.h.
+// linear in float32: plain formats and Arithmetic::Float32; the order of sums is in matrix.h.
 //
 // Plain weights are widened as they are read. Block formats are dequantised into scratch, one panel at a time, exactly.
 // Sums run over 32 columns and are then added: closer to the true sum than one long chain, and the same for any number of tokens.
@@ -15,12 +15,6 @@ using namespace lanes;
 
 constexpr int64_t kSumColumns = 32;
 constexpr int64_t kAhead = 4096;  // bytes between what is asked for and what is used, for panels that come from memory
-
-// Asks for what will be used soon, as many bytes as one sum uses.
-HERD_INLINE void ask_for(const uint8_t* used, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(used + kAhead + line);
-}
-
 // How 16 weights of column k of a panel become floats.
 struct Wide {
     static constexpr int64_t kBytes = 4;
@@ -32,7 +26,13 @@ struct Half {
 };
 struct Bf16 {
     static constexpr int64_t kBytes = 2;
-    static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) { return load_bf16(panel + 32 * k); }
+    static HERD_INLINE F32 at(const uint8_t* panel, int64_t k) {
+#if defined(HERD_ISA_AVX512)
+        return load_bf16_of_pairs(panel + 64 * (k / 2), k % 2);
+#else
+        return load_bf16(panel + 32 * k);
+#endif
+    }
 };
 
 template <class Weight, int T>
@@ -44,7 +44,7 @@ void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
         const int64_t end = begin + kSumColumns < call.matrix.columns ? begin + kSumColumns : call.matrix.columns;
         F32 sum[T];
         for (int t = 0; t < T; ++t) sum[t] = broadcast(0.0f);
-        if (t0 == 0) ask_for(panel + kPanelRows * Weight::kBytes * begin, kPanelRows * Weight::kBytes * kSumColumns);
+        if (t0 == 0) ask_for(panel + kAhead + kPanelRows * Weight::kBytes * begin, kPanelRows * Weight::kBytes * kSumColumns);
         for (int64_t k = begin; k < end; ++k) {
             const F32 w = Weight::at(panel, k);
 HERD_UNROLL
@@ -92,51 +92,18 @@ void dequantised(const LinearCall& call) {
     }
 }
 
-#if defined(HERD_ISA_AVX512)
-// Pairs of columns by the processor's bf16 dot product, even and odd pairs apart.
-template <int T>
-void bf16_tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
-    const uint8_t* x = call.x + t0 * call.x_stride;
-    F32 acc[T], odd[T];
-    for (int t = 0; t < T; ++t) acc[t] = odd[t] = broadcast(0.0f);
-    const int64_t pairs = (call.matrix.columns + 1) / 2;
-    int64_t i = 0;
-    for (; i + 2 <= pairs; i += 2) {
-        if (t0 == 0) ask_for(panel + 64 * i, 128);
-HERD_UNROLL
-        for (int t = 0; t < T; ++t) {
-            acc[t] = dot_bf16(panel + 64 * i, x + t * call.x_stride + 4 * i, acc[t]);
-            odd[t] = dot_bf16(panel + 64 * i + 64, x + t * call.x_stride + 4 * i + 4, odd[t]);
-        }
-    }
-    for (int t = 0; t < T; ++t) {
-        if (i < pairs) acc[t] = dot_bf16(panel + 64 * i, x + t * call.x_stride + 4 * i, acc[t]);
-        acc[t] = add(acc[t], odd[t]);
-    }
-    store_tile(call, p, t0, acc);
-}
-
-void bf16(const LinearCall& call) {
-    for (int64_t p = call.panel_begin; p < call.panel_end; ++p) {
-        for_token_tiles<8>(call.tokens, [&](auto count, int64_t t0) { bf16_tile<count.value>(call, call.panel(p), p, t0); });
-    }
-}
-#else
-void bf16(const LinearCall& call) { plain<Bf16>(call); }
-#endif
-
 }  // namespace
 
 void linear_float(const LinearCall& call) {
     switch (call.matrix.storage) {
         case Storage::F32: return plain<Wide>(call);
         case Storage::F16: return plain<Half>(call);
-        case Storage::BF16: return bf16(call);
+        case Storage::BF16: return plain<Bf16>(call);
         default: with_block_storage(call.matrix.storage, [&](auto storage) { dequantised<decltype(storage)::value>(call); });
     }
 }
 
-int64_t linear_float_scratch_bytes(const Matrix& matrix, int64_t) {
+int64_t float_scratch_bytes(const Matrix& matrix, int64_t) {
     return layout(matrix.storage).is_plain() ? 0 : matrix.columns * kPanelRows * 4;
 }
 

@@ -62,9 +62,7 @@ __attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel
     const int64_t groups = call.matrix.columns / 32;
     for (int64_t g = 0; g < groups; ++g, x += sizeof(ActivationGroup)) {
         const Group group(panel, g);
-        if (kReadsMemory && t0 == 0) {
-            for (int64_t line = 0; line < Group::at.group_bytes(); line += 64) __builtin_prefetch(group.group + kAhead + line);
-        }
+        if (kReadsMemory && t0 == 0) ask_for(group.group + kAhead, Group::at.group_bytes());
         add_group<Group, T>(group, x, call.x_stride, acc);
     }
     store_tile(call, p, t0, acc);
@@ -118,7 +116,7 @@ void linear_int8(const LinearCall& call) {
     });
 }
 
-int64_t linear_int8_scratch_bytes(const Matrix& matrix, int64_t tokens) {
+int64_t int8_scratch_bytes(const Matrix& matrix, int64_t tokens) {
     int64_t bytes = 0;
     if (tokens <= few(layout(matrix.storage).codes) || layout(matrix.storage).codes == Codes::Bytes) return bytes;
     with_block_storage(matrix.storage, [&](auto storage) {

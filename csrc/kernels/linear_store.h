@@ -1,10 +1,15 @@
-// How a tile's sums reach y: only the rows that exist, then the bias, then what y held.
+// How a tile asks memory for its panel, and how its sums reach y: only the rows that exist, then the bias, then what y held.
 #pragma once
 
 #include "kernels/lanes.h"
 #include "kernels/linear.h"
 
 namespace herd::HERD_ISA {
+
+// Asks memory for what will be used soon.
+HERD_INLINE void ask_for(const uint8_t* soon, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(soon + line);
+}
 
 // `acc` holds the sums of panel p for tokens t0 .. t0 + T - 1.
 template <int T>

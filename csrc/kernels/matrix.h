@@ -86,10 +86,10 @@ struct Matrix {
     FileRows file_rows() const { return {data.data(), head_width}; }
 };
 
+struct LinearCall;  // linear.h
+
 // One table per instruction set. No function allocates; every one may run in several threads on different panels or rows.
 struct LinearKernels {
-    // The form of activations that this matrix multiplies.
-    Form (*form)(const Matrix&);
     // Bytes from one prepared row to the next, a multiple of 64.
     int64_t (*prepared_bytes)(Form, int64_t columns);
     // One token's activations [columns] into a prepared row. A NaN or infinity in x makes the results NaN or infinite.
@@ -100,23 +100,37 @@ struct LinearKernels {
     // Bytes of one row in the file's own format.
     int64_t (*row_bytes)(Storage, int64_t columns);
     int64_t (*panel_bytes)(Storage, Arithmetic, int64_t columns);
-    // panels_of(rows) * panel_bytes.
-    int64_t (*packed_bytes)(Storage, Arithmetic, int64_t rows, int64_t columns);
-    // Packs panels [panel_begin, panel_end) of the `rows` rows at `rows_of_file` (row after row, as in the file) to `packed`, where
-    // panel 0 of this source begins. Several tensors share one matrix by packing each to its own first panel; only the last of them
-    // may have a number of rows that is not a multiple of 16.
-    void (*pack)(Storage, Arithmetic, FileRows rows_of_file, int64_t rows, int64_t columns, uint8_t* packed, int64_t panel_begin,
-                 int64_t panel_end);
+    // Panel `p` of the `rows` rows at `rows_of_file` (row after row, as in the file), to `panel`.
+    void (*pack_panel)(Storage, FileRows rows_of_file, int64_t rows, int64_t columns, int64_t p, uint8_t* panel);
     // One row [columns], exactly the file's values.
     void (*unpack_row)(const Matrix&, int64_t row, float* out);
 
+    // The products that `linear` chooses from, by the form of activations, and the scratch that they need. `linear_bf16` is null where
+    // there is no dot product of bf16: those weights then multiply float32.
+    void (*linear_int8)(const LinearCall&);
+    void (*linear_float)(const LinearCall&);
+    void (*linear_bf16)(const LinearCall&);
+    int64_t (*int8_scratch_bytes)(const Matrix&, int64_t tokens);
+    int64_t (*float_scratch_bytes)(const Matrix&, int64_t tokens);
+
+    // What follows is the same for every instruction set (linear.cpp).
+
+    // The form of activations that this matrix multiplies.
+    Form form(const Matrix&) const;
+    // panels_of(rows) * panel_bytes.
+    int64_t packed_bytes(Storage, Arithmetic, int64_t rows, int64_t columns) const;
+    // Packs panels [panel_begin, panel_end) of the `rows` rows at `rows_of_file` (row after row, as in the file) to `packed`, where
+    // panel 0 of this source begins. Several tensors share one matrix by packing each to its own first panel; only the last of them
+    // may have a number of rows that is not a multiple of 16.
+    void pack(Storage, Arithmetic, FileRows rows_of_file, int64_t rows, int64_t columns, uint8_t* packed, int64_t panel_begin,
+              int64_t panel_end) const;
     // Bytes of scratch, 64-byte aligned, that one thread needs in `linear`.
-    int64_t (*scratch_bytes)(const Matrix&, int64_t tokens);
+    int64_t scratch_bytes(const Matrix&, int64_t tokens) const;
     // y[t, r] for all `tokens` and the rows r of panels [panel_begin, panel_end); y is row-major, `y_stride` floats a row.
     // `prepared` has `tokens` rows, `prepared_stride` bytes apart, in form(matrix). `bias` is [rows] or null. `accumulate` adds to y.
     // From about 5 tokens on a call costs less per panel when it is given at least 4 panels.
-    void (*linear)(const Matrix&, const uint8_t* prepared, int64_t prepared_stride, int64_t tokens, const float* bias, bool accumulate,
-                   float* y, int64_t y_stride, int64_t panel_begin, int64_t panel_end, uint8_t* scratch);
+    void linear(const Matrix&, const uint8_t* prepared, int64_t prepared_stride, int64_t tokens, const float* bias, bool accumulate,
+                float* y, int64_t y_stride, int64_t panel_begin, int64_t panel_end, uint8_t* scratch) const;
 };
 
 // The table of an instruction set that this build and this processor have.

@@ -1,4 +1,4 @@
-// pack: rows of a file, row after row, into panels of 16 interleaved rows (layout.h); unpack_row: one row back, as floats.
+// pack_panel: rows of a file, row after row, into panels of 16 interleaved rows (layout.h); unpack_row: one row back, as floats.
 //
 // Nothing is rounded on the way: codes are moved, scales keep their stored bits (six-bit scales are spread to bytes). Q2_K and Q3_K
 // take 4 bits a code, Q5 formats and Q6_K take 6; all other formats keep their size within 3 %.
@@ -295,10 +295,6 @@ int64_t panel_bytes(Storage storage, Arithmetic, int64_t columns) {
     return padded * kPanelRows * at.file_block_bytes;
 }
 
-int64_t packed_bytes(Storage storage, Arithmetic arithmetic, int64_t rows, int64_t columns) {
-    return panels_of(rows) * panel_bytes(storage, arithmetic, columns);
-}
-
 void pack_panel(Storage storage, FileRows rows_of_file, int64_t rows, int64_t columns, int64_t p, uint8_t* panel) {
     const Layout at = layout(storage);
     const int64_t bytes = panel_bytes(storage, Arithmetic::Int8, columns), file_bytes = row_bytes(storage, columns), left = rows - p * kPanelRows;
@@ -310,12 +306,6 @@ void pack_panel(Storage storage, FileRows rows_of_file, int64_t rows, int64_t co
     with_block_storage(storage, [&](auto of) {
         for (int lane = 0; lane < lanes; ++lane) pack_block_row<decltype(of)::value>(file[lane], columns, lane, panel);
     });
-}
-
-void pack(Storage storage, Arithmetic arithmetic, FileRows rows_of_file, int64_t rows, int64_t columns, uint8_t* packed,
-          int64_t panel_begin, int64_t panel_end) {
-    const int64_t bytes = panel_bytes(storage, arithmetic, columns);
-    for (int64_t p = panel_begin; p < panel_end; ++p) pack_panel(storage, rows_of_file, rows, columns, p, packed + p * bytes);
 }
 
 void unpack_row(const Matrix& matrix, int64_t row, float* out) {

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "base/cpu.h"
+
 namespace herd {
 
 // The largest of a row, and the lowest index that has it. `has_nan` says that there is a NaN; the rest is then undefined.
@@ -34,5 +36,8 @@ struct SampleKernels {
     // The indices of the `count` largest, falling; equal ones by rising index. Returns how many (fewer if n is).
     int64_t (*most)(const float* x, const float* runs, int64_t n, int64_t count, int32_t* indices);
 };
+
+// The table of an instruction set that this build and this processor have.
+const SampleKernels& sample_kernels(Isa isa);
 
 }  // namespace herd

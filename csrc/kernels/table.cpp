@@ -1,7 +1,13 @@
-// The table of this instruction set.
+// The tables of this instruction set.
+#include "kernels/linear.h"
 #include "kernels/operations.h"
+#include "kernels/pack.h"
+#include "kernels/quantise.h"
 
 namespace herd::HERD_ISA {
+
+const Kernels& kernel_table();
+const LinearKernels& linear_table();
 
 const Kernels& kernel_table() {
     static constexpr auto exponential_of = static_cast<void (*)(const float*, int64_t, float*)>(exponential);
@@ -32,6 +38,24 @@ const Kernels& kernel_table() {
         .float_peak_operations = kFloatPeakOperations,
         .int8_peak_operations = kInt8PeakOperations,
         .bf16_peak_operations = kBf16PeakOperations,
+    };
+    return table;
+}
+
+const LinearKernels& linear_table() {
+    static const LinearKernels table{
+        .prepared_bytes = prepared_bytes,
+        .prepare = prepare,
+        .block_columns = block_columns,
+        .row_bytes = row_bytes,
+        .panel_bytes = panel_bytes,
+        .pack_panel = pack_panel,
+        .unpack_row = unpack_row,
+        .linear_int8 = linear_int8,
+        .linear_float = linear_float,
+        .linear_bf16 = nullptr,
+        .int8_scratch_bytes = int8_scratch_bytes,
+        .float_scratch_bytes = float_scratch_bytes,
     };
     return table;
 }

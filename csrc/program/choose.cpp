@@ -18,30 +18,6 @@ constexpr size_t kBuckets = 1024;
 
 }  // namespace
 
-#define HERD_DECLARE_TABLE(space)                \
-    namespace space {                      \
-    const SampleKernels& sample_table();   \
-    }
-HERD_DECLARE_TABLE(portable)
-HERD_DECLARE_TABLE(avx2)
-HERD_DECLARE_TABLE(avx512)
-HERD_DECLARE_TABLE(neon)
-#undef HERD_DECLARE_TABLE
-
-const SampleKernels& sample_kernels(Isa isa) {
-#if defined(HERD_HAVE_AVX2)
-    if (isa == Isa::Avx2) return avx2::sample_table();
-#endif
-#if defined(HERD_HAVE_AVX512)
-    if (isa == Isa::Avx512) return avx512::sample_table();
-#endif
-#if defined(HERD_HAVE_NEON)
-    if (isa == Isa::Neon) return neon::sample_table();
-#endif
-    (void)isa;
-    return portable::sample_table();
-}
-
 Words philox(Words counter, uint32_t low_key, uint32_t high_key) {
     for (int round = 0; round < 10; ++round) {
         const uint64_t low = uint64_t{0xD2511F53} * counter.of[0];

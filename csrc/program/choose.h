@@ -90,7 +90,4 @@ class Chooser {
     std::vector<Candidate> candidates_, bucket_, other_bucket_, ordered_;
 };
 
-// The table of an instruction set that is in this build and that the processor runs.
-const SampleKernels& sample_kernels(Isa isa);
-
 }  // namespace herd
