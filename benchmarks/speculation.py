@@ -1,6 +1,9 @@
 """What speculation gains, and that it changes nothing. One JSON line per figure.
 
-    python benchmarks/speculation.py MODEL [--draft lookup] [--rounds 5] [--threads 2] [--tokens 160]
+    python benchmarks/speculation.py MODEL [--draft lookup] [--rounds 5] [--threads 2] [--tokens 160] [--tasks edit,code,...]
+
+--draft is lookup, or a smaller model with the same vocabulary: what examples/distill_layers.py makes of MODEL, say, or some of MODEL's own
+layers, which it begins with (OUT-start). Figures by a model have its name.
 
 Six kinds of work, each answered greedily with and without drafts, by turns, from a prompt that is in the cache already:
 
@@ -91,7 +94,8 @@ def measure(name: str, plain: herd.Model, drafting: herd.Model, arguments: argpa
             rates[0].append(without)
             rates[1].append(with_drafts)
     more = {"tokens": len(one.token_ids), "identical": identical, "tokens_per_s": [[round(rate, 1) for rate in each] for each in rates]}
-    figure(f"speculation, {name}", gains, "times", facts, **more)
+    by = "" if facts["draft"] == "lookup" else f" by {facts['draft']}"
+    figure(f"speculation{by}, {name}", gains, "times", facts, **more)
 
 
 def main() -> None:
@@ -106,7 +110,8 @@ def main() -> None:
     options: dict[str, Any] = {"threads": arguments.threads, "context": 2048}
     with herd.load(arguments.model, **options) as plain, herd.load(arguments.model, draft=arguments.draft, **options) as drafting:
         path = Path(str(plain.path))
-        facts = {"machine": machine(), "threads": arguments.threads, "commit": commit(), "model": plain.name, "draft": arguments.draft}
+        facts = {"machine": machine(), "threads": arguments.threads, "commit": commit(), "model": plain.name}
+        facts["draft"] = arguments.draft if arguments.draft == "lookup" else Path(arguments.draft).stem
         facts |= {"model_sha256": sha256(path) if path.is_file() else None, "versions": {"herd": __version__}}
         for name in arguments.tasks.split(","):
             say(name)
