@@ -168,7 +168,7 @@ def _show(tuned: Tuned, command: str, as_json: bool) -> None:
         return
     show_curve(tuned.folder)
     for name, value in tuned.held_out.items():
-        if (before := tuned.held_out.get(f"before_{name}")) is not None:
+        if name != "tokens" and (before := tuned.held_out.get(f"before_{name}")) is not None:
             click.echo(f"held out {name}: {before:.4g} before, {value:.4g} after")
     for each in tuned.answers:
         click.echo(f"\n> {each.prompt}\n  before  {_short(each.before)}\n  after   {_short(each.after)}\n  wanted  {_short(each.wanted)}")

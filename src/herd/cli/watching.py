@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PLAIN_LINE_S = 10.0
 """Seconds between two lines where no terminal shows a bar."""
-SHOWN = ("reward", "answers", "accuracy", "z", "soft", "expert_load_max")
+SHOWN = ("reward", "answers", "accuracy", "z", "soft", "expert_load_max", "gap")
 """Figures of a step that are shown beside its loss, of recipes that have them."""
 
 
@@ -86,7 +86,8 @@ def status_line(news: Told) -> str:
 
     parts = [f"loss {news.figures['loss']:.4f}"] if "loss" in news.figures else []
     parts += [f"{name} {news.figures[name]:.3g}" for name in SHOWN if name in news.figures]
-    parts += [f"{news.tokens_per_s:,.0f} tokens/s"] if news.tokens_per_s else []
+    digits = 0 if news.tokens_per_s >= 10 else 1
+    parts += [f"{news.tokens_per_s:,.{digits}f} tokens/s"] if news.tokens_per_s else []
     if news.left_s:
         parts.append(f"{seconds(news.left_s)} left")
     return "  ".join([*parts, size(news.peak_bytes)] if news.peak_bytes else parts)

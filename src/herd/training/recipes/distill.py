@@ -88,7 +88,7 @@ class Distillation(OverExamples[Taught]):
 
         def measured(group: list[Taught]) -> tuple[Tensor, dict[str, float]]:
             far, nll = self._measured(group)
-            loss = soft * far + (1 - soft) * nll
+            loss = soft * far + (1 - soft) * nll if soft else nll  # what counts nothing need not be gone back through
             return loss, {"loss": float(loss.detach()), "divergence": float(far.detach()), "nll": float(nll.detach())}
 
         sums = self.learn(number, chosen, _size, measured, total)

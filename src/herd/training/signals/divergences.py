@@ -26,7 +26,7 @@ def grouped(logits_RV: Tensor, ids_RK: Tensor, temperature: float = 1.0) -> Tens
     """Logits -> log-probabilities of the tokens `ids_RK` and of all others together [R, K + 1], differentiable.
 
     The others are summed by themselves, not as 1 minus the rest, so that a mass of 1e-30 keeps its gradient. With K = V it is -inf."""
-    logits_RV = logits_RV / temperature
+    logits_RV = logits_RV if temperature == 1 else logits_RV / temperature
     total_R1 = torch.logsumexp(logits_RV, dim=1, keepdim=True)
     chosen_RK = logits_RV.gather(1, ids_RK)
     if ids_RK.shape[1] == logits_RV.shape[1]:
