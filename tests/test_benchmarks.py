@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from conformance.running import oracle, prompt
+from herd.checkpoints.open import open_checkpoint
+from herd.quant import dequantize
+from tiny import random_leaves, tiny_llama
+from tiny_files import write_huggingface
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -59,7 +66,6 @@ def test_the_newest_results_fill_the_marked_places(
 def test_the_arithmetic_of_a_tuning_step_is_what_its_products_are() -> None:
     """Counted product by product for one document: two of the frozen matrices, three of the updates, seven of attention's."""
     from herd.models import llama
-    from tiny import tiny_llama
 
     cfg, length, rank = tiny_llama(num_layers=1, tied_embeddings=True), 3, 4
     matrices = [(256, 256), (64, 256), (64, 256), (256, 256), (512, 256), (512, 256), (256, 512)]
@@ -74,3 +80,36 @@ def test_the_arithmetic_of_a_tuning_step_is_what_its_products_are() -> None:
 def test_documents_are_packed_largest_first_and_no_fuller_than_allowed() -> None:
     packs = script("tuning_workers").packs
     assert list(packs([3, 9, 5, 1, 20], 10, lambda size: size)) == [[20], [9, 1], [5, 3]]
+
+
+def test_ratios_are_told_with_their_standard_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, record = script("make_tables"), script("record")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for engine, values, mean, error in (("herd", [0.2, 0.4], 0.3, 0.03), ("llama.cpp", [0.4, 0.4], 0.4, 0.0)):
+        record.figure("KL of q4_0", values, "nats a token", FACTS, engine=engine, mean=mean, error=error)
+    record.figure("KL of q4_0", [0.5, 1.0], "ratio", FACTS, engine="herd / llama.cpp", mean=0.7071, error=0.05)
+    (tmp_path / "2026-01-01-formats.json").write_text(capsys.readouterr().out, encoding="utf-8")
+    filled = tables.renewed("<!-- ratios: formats -->\n<!-- end of results -->\n")
+    assert "| | herd | llama.cpp | herd / llama.cpp |" in filled
+    assert "| KL of q4_0 | 0.3 ± 10.0% | 0.4 ± 0.0% | 0.7071 ± 0.05 |" in filled
+
+
+def test_what_was_measured_once_is_told_with_its_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script("record").figure("int8, more than float32", [0.3], "%", FACTS, error=0.02)
+    path = tmp_path / "2026-01-01-perplexity.json"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert "| int8, more than float32 |  | 0.3 % | ± 0.02 |" in script("make_tables").table(path)
+
+
+def test_a_model_with_its_columns_in_another_order_says_the_same(tmp_path: Path) -> None:
+    cfg = tiny_llama(num_layers=2)
+    write_huggingface(tmp_path / "model", cfg, random_leaves(cfg))
+    script("equal_models").write_reordered(tmp_path / "model", tmp_path / "other", 1)
+    one, other = (open_checkpoint(tmp_path / name) for name in ("model", "other"))
+    leaves = [{spec.name: each.leaf(spec.name) for spec in each.specs} for each in (one, other)]
+    same, moved = (dequantize(each["embed"].dtype, each["embed"].data, each["embed"].shape) for each in leaves)
+    assert not np.array_equal(same, moved) and np.array_equal(np.sort(same[5]), np.sort(moved[5]))
+    logits = [oracle(cfg, each, prompt(cfg, 9)) for each in leaves]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-5 * np.abs(logits[0]).max()
