@@ -94,8 +94,10 @@ def ratios(path: Path) -> str:
 
 
 def mean_of(line: dict[str, Any]) -> str:
-    error = f" ± {line['error'] / line['mean']:.1%}" if line["unit"] != "ratio" else f" ± {line['error']:.2g}"
-    return shown(line["mean"]) + (error if "error" in line else "")
+    """The mean with its standard error, and the perplexity where there is one."""
+    error = f"{line['error']:.2g}" if line["unit"] == "ratio" else f"{line['error'] / line['mean']:.0%}"
+    perplexity = f" ({line['perplexity']:.2f})" if "perplexity" in line else ""
+    return f"{shown(line['mean'])} ± {error}{perplexity}"
 
 
 def readable(line: dict[str, Any]) -> tuple[str, float]:

@@ -88,12 +88,12 @@ def test_ratios_are_told_with_their_standard_errors(
     tables, record = script("make_tables"), script("record")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     for engine, values, mean, error in (("herd", [0.2, 0.4], 0.3, 0.03), ("llama.cpp", [0.4, 0.4], 0.4, 0.0)):
-        record.figure("KL of q4_0", values, "nats a token", FACTS, engine=engine, mean=mean, error=error)
+        record.figure("KL of q4_0", values, "nats a token", FACTS, engine=engine, mean=mean, error=error, perplexity=9.5)
     record.figure("KL of q4_0", [0.5, 1.0], "ratio", FACTS, engine="herd / llama.cpp", mean=0.7071, error=0.05)
     (tmp_path / "2026-01-01-formats.json").write_text(capsys.readouterr().out, encoding="utf-8")
     filled = tables.renewed("<!-- ratios: formats -->\n<!-- end of results -->\n")
     assert "| | herd | llama.cpp | herd / llama.cpp |" in filled
-    assert "| KL of q4_0 | 0.3 ± 10.0% | 0.4 ± 0.0% | 0.7071 ± 0.05 |" in filled
+    assert "| KL of q4_0 | 0.3 ± 10% (9.50) | 0.4 ± 0% (9.50) | 0.7071 ± 0.05 |" in filled
 
 
 def test_what_was_measured_once_is_told_with_its_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
