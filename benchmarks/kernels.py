@@ -13,7 +13,8 @@ rounds alternate between them, and the machine's limits are measured in every ro
   together    steps of one token of each of 8, 16 and 32 sequences
 
 The bound of a step is the longer of two times: that of reading its weights once, and that of its multiplications at the peak
-of the arithmetic that the format computes in. Attention is left out of it, and so the share is a little less than what the products reach.
+of the arithmetic that the format computes in. Attention is left out of it, and so the share is a little less than what the products reach;
+of a prompt of more than 512 tokens there is a second figure, of the time that is not attention's.
 With --isa, herd alone is measured with another instruction set than the best (`portable`: none in particular), beside what that set's own
 loops read and multiply. Prints one JSON line per figure.
 """
@@ -64,6 +65,11 @@ class Question:
     def rows(self) -> int:
         return self.sequences * self.tokens
 
+    @property
+    def is_long(self) -> bool:
+        """Whether attention takes much of it."""
+        return self.tokens > LEAST_STEP_TOKENS
+
 
 def questions(chosen: list[str], prompt_tokens: int) -> list[Question]:
     one = Question("decode", 1, 1, DEPTH, True, 7)
@@ -86,14 +92,18 @@ class Worker:
         command = [sys.executable, str(WORKERS), engine, str(model), str(threads), str(step_tokens)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.version = str(self._read()["version"])
+        self.attention_s = 0.0
+        """Of one step of the last question, where it is long."""
 
     def seconds(self, question: Question) -> float:
         """Median of one round."""
         assert self._process.stdin is not None
         step = {"sequences": question.sequences, "tokens": question.tokens, "depth": question.depth, "all_logits": question.all_logits}
-        self._process.stdin.write(json.dumps({**step, "times": question.times}) + "\n")
+        self._process.stdin.write(json.dumps({**step, "times": question.times, "attention": question.is_long}) + "\n")
         self._process.stdin.flush()
-        return statistics.median(self._read()["seconds"])
+        answer = self._read()
+        self.attention_s = float(answer.get("attention_s", 0.0))
+        return statistics.median(answer["seconds"])
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -162,6 +172,8 @@ def measure(shape: str, quant: str, options: argparse.Namespace, folder: Path, f
                 seconds = worker.seconds(question)
                 if number:  # the first round warms up
                     seen[worker.engine, question.name].append(seconds)
+                    if question.is_long and worker.engine == "herd":
+                        seen.setdefault(("herd", f"products of a {question.name}"), []).append(seconds - worker.attention_s)
     facts = {**facts, "versions": {worker.engine: worker.version for worker in workers}, "shape": shape, "quant": quant}
     facts |= {} if options.isa is None else {"isa": options.isa}
     for worker in workers:
@@ -193,6 +205,9 @@ def report(
                 costs = [a / b for a, b in zip(seen[engine, question.name], seen[engine, "decode"], strict=True)]
                 more["cost" if engine == "herd" else "cost_beside"] = round(statistics.median(costs), 2)
         figure(f"{at}: {question.name}", [question.rows / seconds for seconds in ours], "tokens/s", facts, **more)
+        if (products := seen.get(("herd", f"products of a {question.name}"))) is not None:
+            alone = {"engine": "herd", "bound": bound, "share": round(least / statistics.median(products), 3)}
+            figure(f"{at}: products of a {question.name}", [question.rows / seconds for seconds in products], "tokens/s", facts, **alone)
 
 
 def main() -> None:

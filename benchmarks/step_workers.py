@@ -4,7 +4,8 @@
 
 A request is one line of JSON, {"sequences": S, "tokens": T, "depth": D, "all_logits": bool, "times": N}: a step of T tokens of each of
 S sequences that have D tokens in the cache already. The answer is the seconds of each of N such steps, up to logits in memory. herd takes
-up to STEP_TOKENS of a sequence in one step; llama.cpp cuts steps into pieces of 512, as it does by itself.
+up to STEP_TOKENS of a sequence in one step; llama.cpp cuts steps into pieces of 512, as it does by itself. With "attention": true herd says
+besides how many seconds of one more such step attention took.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ class Herd:
 
     def step(self, sequences: int, tokens: int, depth: int, all_logits: bool) -> None:
         self._step([self._part(sequence, depth, tokens, tokens if all_logits else 1) for sequence in range(sequences)])
+
+    def attention_s(self, sequences: int, tokens: int, depth: int, all_logits: bool) -> float:
+        """Seconds of one step in which the first thread was at attention, waiting for the others included."""
+        self._backend.profile(True)
+        self.step(sequences, tokens, depth, all_logits)
+        return sum(seconds for label, seconds in self._backend.profile(False) if label == "attention")
 
     def _part(self, sequence: int, start: int, tokens: int, outputs: int) -> Any:
         pages = list(range(sequence * self._pages_each, (sequence + 1) * self._pages_each))
@@ -140,7 +147,10 @@ def main() -> None:
             before = time.perf_counter()
             engine.step(**step)
             seconds.append(time.perf_counter() - before)
-        print(json.dumps({"seconds": seconds}), flush=True)
+        answer: dict[str, Any] = {"seconds": seconds}
+        if request["attention"] and isinstance(engine, Herd):
+            answer["attention_s"] = engine.attention_s(**step)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
