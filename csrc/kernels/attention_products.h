@@ -23,6 +23,8 @@
 #define HERD_SETTLE(x) asm volatile("" : "+x"(x))
 #elif defined(HERD_ISA_NEON)
 #define HERD_SETTLE(x) asm volatile("" : "+w"(x))
+#elif defined(__SSE2__)
+#define HERD_SETTLE(x) asm volatile("" : "+x"(x))
 #else
 #define HERD_SETTLE(x) (void)(x)
 #endif

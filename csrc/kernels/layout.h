@@ -1,4 +1,5 @@
-// How each storage format is laid out in a packed panel (matrix.h). One table; pack.cpp writes it, linear_groups.h reads it.
+// How each storage format is laid out in a packed panel (matrix.h). One table; pack.cpp writes it, linear_groups.h reads it. The portable
+// set has groups of the same places and sizes, but codes in an order of its own (codes_words.h).
 //
 // Codes of a group of 32 columns, 16 rows; "quad" q is columns 4q..4q+3, 64 bytes when unpacked:
 //
@@ -18,7 +19,7 @@
 namespace herd {
 
 // Raised whenever packed bytes change in any format: files of packed weights from before are then packed again.
-inline constexpr int kPackedLayout = 1;
+inline constexpr int kPackedLayout = 2;
 
 enum class Codes { Plain, Nibbles, SixBits, Table, Bytes };
 

@@ -68,9 +68,8 @@ void plain(const LinearCall& call) {
 // A panel of a block format as [columns][16] floats.
 template <Storage S>
 void dequantise_panel(const uint8_t* panel, int64_t columns, float* out) {
-    constexpr Layout at = layout(S);
-    for (int64_t g = 0; g < columns / 32; ++g) {
-        const PackedGroup<S> group(panel, g);
+    constexpr Layout at = packed_layout(S);
+    each_group<PackedGroup<S>>(panel, columns, [&](const PackedGroup<S>& group, int64_t) {
         for (int q = 0; q < 8; ++q) {
             const int s = q * at.sub_groups / 8;
             const F32 scale = group.scale(s);
@@ -81,7 +80,7 @@ void dequantise_panel(const uint8_t* panel, int64_t columns, float* out) {
                 store(out, value);
             }
         }
-    }
+    });
 }
 
 template <Storage S>

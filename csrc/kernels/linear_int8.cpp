@@ -25,27 +25,20 @@ constexpr int64_t few(Codes codes) { return codes == Codes::SixBits ? kTileToken
 template <class Group, int T>
 HERD_INLINE void add_group(const Group& group, const uint8_t* x, int64_t stride, F32 (&acc)[T]) {
     constexpr Layout at = Group::at;
-    constexpr int kQuads = 8 / at.sub_groups;
     for (int s = 0; s < at.sub_groups; ++s) {
         Sums<at.codes> sums[T];
-HERD_UNROLL
-        for (int q = s * kQuads; q < (s + 1) * kQuads; q += 2) {
-            const auto w0 = group.quad(q), w1 = group.quad(q + 1);
-HERD_UNROLL
-            for (int t = 0; t < T; ++t) sums[t].add(w0, w1, reinterpret_cast<const ActivationGroup*>(x + t * stride)->values + 4 * q);
-        }
+        add_products<Group, T>(group, s, x, stride, sums);
         const F32 scale = group.scale(s);
 HERD_UNROLL
         for (int t = 0; t < T; ++t) {
-            const auto* a = reinterpret_cast<const ActivationGroup*>(x + t * stride);
-            const F32 sum = sums[t].template value<at.offset_shift>(at.sub_groups == 1 ? &a->sum : &a->halves[s]);
-            acc[t] = fma(sum, mul(scale, broadcast(a->scale)), acc[t]);
+            const auto* a = reinterpret_cast<const Activations*>(x + t * stride);
+            acc[t] = fma(whole_sum<Group>(sums[t], *a, s), mul(scale, broadcast(a->scale)), acc[t]);
         }
         if constexpr (at.has_minimum) {
             const F32 minimum = group.minimum(s);
 HERD_UNROLL
             for (int t = 0; t < T; ++t) {
-                const auto* a = reinterpret_cast<const ActivationGroup*>(x + t * stride);
+                const auto* a = reinterpret_cast<const Activations*>(x + t * stride);
                 acc[t] = fma(minimum, broadcast(at.sub_groups == 1 ? a->scaled_sum : a->scaled_halves[s]), acc[t]);
             }
         }
@@ -59,12 +52,11 @@ __attribute__((noinline)) void tile(const LinearCall& call, const uint8_t* panel
     const uint8_t* x = call.x + t0 * call.x_stride;
     F32 acc[T];
     for (int t = 0; t < T; ++t) acc[t] = broadcast(0.0f);
-    const int64_t groups = call.matrix.columns / 32;
-    for (int64_t g = 0; g < groups; ++g, x += sizeof(ActivationGroup)) {
-        const Group group(panel, g);
+    each_group<Group>(panel, call.matrix.columns, [&](const Group& group, int64_t) __attribute__((always_inline)) {
         if (kReadsMemory && t0 == 0) ask_for(group.group + kAhead, Group::at.group_bytes());
         add_group<Group, T>(group, x, call.x_stride, acc);
-    }
+        x += sizeof(Activations);
+    });
     store_tile(call, p, t0, acc);
 }
 
@@ -87,7 +79,7 @@ void few_tokens(const LinearCall& call) {
 // Group: PackedGroup when the packed codes need no unpacking, else Expanded.
 template <Storage S, class Group>
 void many_tokens(const LinearCall& call) {
-    constexpr bool kExpands = layout(S).codes != Codes::Bytes;
+    constexpr bool kExpands = packed_layout(S).codes != Codes::Bytes;
     const int64_t bytes = kExpands ? expanded_panel_bytes<S>(call.matrix.columns) : call.panel_bytes;
     const int64_t step = panels_at_a_time(bytes);
     for (int64_t begin = call.panel_begin; begin < call.panel_end; begin += step) {
@@ -107,8 +99,8 @@ void many_tokens(const LinearCall& call) {
 void linear_int8(const LinearCall& call) {
     with_block_storage(call.matrix.storage, [&](auto storage) {
         constexpr Storage S = decltype(storage)::value;
-        if (call.tokens <= few(layout(S).codes)) return few_tokens<S>(call);
-        if constexpr (layout(S).codes == Codes::Bytes) {
+        if (call.tokens <= few(packed_layout(S).codes)) return few_tokens<S>(call);
+        if constexpr (packed_layout(S).codes == Codes::Bytes) {
             many_tokens<S, PackedGroup<S>>(call);
         } else {
             many_tokens<S, Expanded<S>>(call);
@@ -118,7 +110,7 @@ void linear_int8(const LinearCall& call) {
 
 int64_t int8_scratch_bytes(const Matrix& matrix, int64_t tokens) {
     int64_t bytes = 0;
-    if (tokens <= few(layout(matrix.storage).codes) || layout(matrix.storage).codes == Codes::Bytes) return bytes;
+    if (tokens <= few(packed_layout(matrix.storage).codes) || packed_layout(matrix.storage).codes == Codes::Bytes) return bytes;
     with_block_storage(matrix.storage, [&](auto storage) {
         const int64_t panel = expanded_panel_bytes<decltype(storage)::value>(matrix.columns);
         bytes = panel * panels_at_a_time(panel);

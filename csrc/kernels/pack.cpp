@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "kernels/codes.h"
 #include "kernels/half.h"
 #include "kernels/linear_store.h"
 #include "kernels/turn.h"
@@ -148,32 +149,12 @@ HERD_INLINE void read_group(const uint8_t* block, int g, Group& out) {
     }
 }
 
-// The codes of one row into its lane of a packed group: `packed` points to byte 4 * lane of the group.
-HERD_INLINE void write_codes(Codes kind, const Quad* quads, uint8_t* packed) {
-    if (kind == Codes::Bytes) {
-        for (int q = 0; q < 8; ++q) std::memcpy(packed + 64 * q, &quads[q], 4);
-        return;
-    }
-    for (int i = 0; i < 4; ++i) {
-        const Quad word = field<4>(quads[i], 0) | field<4>(quads[i + 4], 0) << 4;
-        std::memcpy(packed + 64 * i, &word, 4);
-    }
-    for (int h = 0; kind == Codes::SixBits && h < 2; ++h) {
-        Quad word = 0;
-        for (int i = 0; i < 4; ++i) word |= field<2>(quads[4 * h + i], 4) << (2 * i);
-        std::memcpy(packed + 256 + 64 * h, &word, 4);
-    }
-}
-
-void read_codes(Codes kind, const uint8_t* packed, uint8_t* codes) {
-    Quad quads[8];
-    if (kind == Codes::Bytes) {
-        for (int q = 0; q < 8; ++q) quads[q] = read_quad(packed + 64 * q);
-    } else {
-        for (int q = 0; q < 8; ++q) quads[q] = field<4>(read_quad(packed + 64 * (q % 4)), 4 * (q / 4));
-    }
-    for (int q = 0; kind == Codes::SixBits && q < 8; ++q) quads[q] |= field<2>(read_quad(packed + 256 + 64 * (q / 4)), 2 * (q % 4)) << 4;
+// Indices of the table to its values, in sets that keep those.
+HERD_INLINE void look_up(Quad* quads) {
+    int8_t codes[32];
     std::memcpy(codes, quads, 32);
+    for (int8_t& code : codes) code = kTable[code];
+    std::memcpy(quads, codes, 32);
 }
 
 HERD_INLINE void write_group(const Layout& at, const uint8_t* file_block, HalfOffsets halves, const Group& group, int lane, uint8_t* packed) {
@@ -194,7 +175,7 @@ HERD_INLINE void write_group(const Layout& at, const uint8_t* file_block, HalfOf
 // One row into its lane of a panel of a block format.
 template <Storage S>
 void pack_block_row(const uint8_t* row, int64_t columns, int lane, uint8_t* panel) {
-    constexpr Layout at = layout(S);
+    constexpr Layout at = packed_layout(S);
     constexpr HalfOffsets halves = half_offsets(S);
     Group group;
     for (int64_t b = 0; b < columns / at.file_block_columns; ++b) {
@@ -207,6 +188,7 @@ void pack_block_row(const uint8_t* row, int64_t columns, int lane, uint8_t* pane
         }
         for (int g = 0; g < at.groups_per_block(); ++g, packed += at.group_bytes()) {
             read_group<S>(block, g, group);
+            if (layout(S).codes == Codes::Table && at.codes != Codes::Table) look_up(group.codes);
             write_group(at, block, halves, group, lane, packed);
         }
     }
@@ -256,8 +238,10 @@ int integer_scale(const Layout& at, uint8_t byte) { return at.signed_scales ? st
 void unpack_group(const Layout& at, const uint8_t* panel, int64_t g, int lane, float* out) {
     const uint8_t* block = panel + g / at.groups_per_block() * at.block_bytes();
     const uint8_t* packed = block + at.header_bytes() + g % at.groups_per_block() * at.group_bytes();
+    Quad quads[8];
+    read_codes(at.codes, packed + 4 * lane, quads);
     uint8_t codes[32];
-    read_codes(at.codes, packed + 4 * lane, codes);
+    std::memcpy(codes, quads, 32);
     const uint8_t* scales = packed + at.code_bytes();
     const uint8_t* minima = scales + at.scale_bytes();
     const int width = 32 / at.sub_groups;
@@ -289,7 +273,7 @@ int64_t row_bytes(Storage storage, int64_t columns) {
 }
 
 int64_t panel_bytes(Storage storage, Arithmetic, int64_t columns) {
-    const Layout at = layout(storage);
+    const Layout at = packed_layout(storage);
     if (!at.is_plain()) return columns / at.file_block_columns * at.block_bytes();
     const int64_t padded = storage == Storage::BF16 && kBf16Pairs ? (columns + 1) / 2 * 2 : columns;
     return padded * kPanelRows * at.file_block_bytes;
@@ -309,7 +293,7 @@ void pack_panel(Storage storage, FileRows rows_of_file, int64_t rows, int64_t co
 }
 
 void unpack_row(const Matrix& matrix, int64_t row, float* out) {
-    const Layout at = layout(matrix.storage);
+    const Layout at = packed_layout(matrix.storage);
     if (matrix.is_in_place) {
         const uint8_t* first = matrix.data.data() + matrix.file_rows().place(row) * row_bytes(matrix.storage, matrix.columns);
         for (int64_t k = 0; k < matrix.columns; ++k) out[k] = read_plain(matrix.storage, first + k * at.file_block_bytes);

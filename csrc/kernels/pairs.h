@@ -82,39 +82,33 @@ inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
 #else
 
 struct Integers {
-    int32_t v[8];
+    Signed32 v;
 };
 struct Pairs {
-    int16_t v[16];
+    Words v;
 };
-inline Integers no_integers() { return {}; }
+inline Integers no_integers() { return {Signed32{}}; }
 inline Pairs load_pairs(const int8_t* p) {
-    Pairs r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i];
-    return r;
+    uint64_t eight;
+    std::memcpy(&eight, p, 8);
+    const auto bytes = reinterpret_cast<Bytes>(Two{eight, eight});
+    return {reinterpret_cast<Words>(HERD_SHUFFLE(bytes, bytes, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)) >> 8};
 }
 inline Pairs broadcast_pair(const int16_t* p) {
-    Pairs r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i % 2];
-    return r;
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    return {reinterpret_cast<Words>(Signed32{pair, pair, pair, pair})};
 }
-inline Integers dot(Integers sum, Pairs a, Pairs b) {
-    for (int i = 0; i < 8; ++i) sum.v[i] += a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1];
-    return sum;
-}
-inline Vector to_float(Integers a) {
-    Vector r;
-    for (int i = 0; i < 8; ++i) r.v[i] = static_cast<float>(a.v[i]);
-    return r;
-}
+inline Integers dot(Integers sum, Pairs a, Pairs b) { return {sum.v + add_products(a.v, b.v)}; }
+inline Vector to_float(Integers a) { return {to_floats(a.v)}; }
 inline void store_rounded(int16_t* p, Vector a) {
-    const Vector whole = round_even(a);
-    for (int i = 0; i < 8; ++i) p[i] = whole.v[i] >= -32767.0f && whole.v[i] <= 32767.0f ? static_cast<int16_t>(whole.v[i]) : int16_t{0};
+    const Floats whole = round_even(a).v;
+    const Signed32 bits = reinterpret_cast<Signed32>(whole) & (whole >= -32767.0f) & (whole <= 32767.0f);
+    const auto words = reinterpret_cast<Words>(__builtin_convertvector(reinterpret_cast<Floats>(bits), Signed32));
+    const Words rounded = HERD_SHUFFLE(words, words, 0, 2, 4, 6, 0, 2, 4, 6);
+    std::memcpy(p, &rounded, 8);
 }
-inline Vector magnitude(Vector a) {
-    for (int i = 0; i < 8; ++i) a.v[i] = a.v[i] < 0.0f ? -a.v[i] : a.v[i];
-    return a;
-}
+inline Vector magnitude(Vector a) { return {reinterpret_cast<Floats>(reinterpret_cast<Signed32>(a.v) & 0x7fffffff)}; }
 inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
 
 #endif

@@ -10,6 +10,7 @@
 
 #include <cstring>
 
+#include "kernels/codes.h"
 #include "kernels/half.h"
 
 #if defined(HERD_ISA_AVX2) || defined(HERD_ISA_AVX512)
@@ -78,26 +79,31 @@ void quantise_group(const float* x, ActivationGroup& out) {
 
 #else
 
-// Adding and taking off 1.5 * 2^23 rounds to the nearest integer, ties to even.
-int round_even(float x) {
-    const float rounded = (x + 12582912.0f) - 12582912.0f;
-    return rounded >= -128.0f && rounded <= 127.0f ? static_cast<int>(rounded) : 0;  // out of range only beside a NaN or infinity
+// Adding and taking off 1.5 * 2^23 rounds to the nearest integer, ties to even. Out of range are only numbers beside a NaN or infinity.
+Signed32 round_even(Floats x) {
+    const Floats rounded = (x + 12582912.0f) - 12582912.0f;
+    return __builtin_convertvector(reinterpret_cast<Floats>(reinterpret_cast<Signed32>(rounded) & (rounded >= -128.0f) & (rounded <= 127.0f)), Signed32);
 }
 
-void quantise_group(const float* x, ActivationGroup& out) {
-    uint32_t largest = 0;
-    for (int i = 0; i < 32; ++i) {
-        const uint32_t bits = float_to_bits(x[i]) & 0x7fffffffu;
+void quantise_group(const float* x, Activations& out) {
+    Floats v[8];
+    Signed32 largest = {};
+    for (int i = 0; i < 8; ++i) {
+        v[i] = read_words<Floats>(x + 4 * i);
+        const Signed32 bits = reinterpret_cast<Signed32>(v[i]) & 0x7fffffff;
         largest = bits > largest ? bits : largest;
     }
-    const Scale s = scale_of(largest);
-    int32_t sums[2] = {0, 0};
-    for (int i = 0; i < 32; ++i) {
-        const int value = round_even(x[i] * s.inverse);
-        out.values[i] = static_cast<int8_t>(value);
-        sums[i / 16] += value;
+    int32_t top = 0;
+    for (int i = 0; i < 4; ++i) top = largest[i] > top ? largest[i] : top;
+    const Scale s = scale_of(static_cast<uint32_t>(top));
+    Words values[4];
+    for (int i = 0; i < 4; ++i) {
+        const auto low = reinterpret_cast<Words>(round_even(v[2 * i] * s.inverse)), high = reinterpret_cast<Words>(round_even(v[2 * i + 1] * s.inverse));
+        values[i] = HERD_SHUFFLE(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
     }
-    finish_group(out, s.scale, sums[0], sums[1]);
+    for (int i = 0; i < 32; ++i) out.values[i] = static_cast<int8_t>(values[i / 8][i % 8]);
+    const Halves sums = write_factors(values, out);
+    finish_group(out, s.scale, sums.first, sums.last);
 }
 
 #endif
@@ -111,7 +117,7 @@ void prepare_bf16(const float* x, int64_t columns, uint8_t* row) {
 }  // namespace
 
 int64_t prepared_bytes(Form form, int64_t columns) {
-    const int64_t bytes = form == Form::F32 ? 4 * columns : form == Form::BF16 ? 2 * (columns + 1) : 2 * columns;
+    const int64_t bytes = form == Form::F32 ? 4 * columns : form == Form::BF16 ? 2 * (columns + 1) : columns / 32 * static_cast<int64_t>(sizeof(Activations));
     const int64_t lines = (bytes + 63) / 64;
     // A multiple of 1 KiB would put the rows of a tile into the same few cache sets.
     return 64 * (lines % 16 == 0 ? lines + 1 : lines);
@@ -123,7 +129,7 @@ void prepare(Form form, const float* x, int64_t columns, uint8_t* prepared_row) 
     } else if (form == Form::BF16) {
         prepare_bf16(x, columns, prepared_row);
     } else {
-        auto* groups = reinterpret_cast<ActivationGroup*>(prepared_row);
+        auto* groups = reinterpret_cast<Activations*>(prepared_row);
         for (int64_t g = 0; g < columns / 32; ++g) quantise_group(x + 32 * g, groups[g]);
     }
 }

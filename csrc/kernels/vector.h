@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #elif defined(HERD_ISA_NEON)
 #include <arm_neon.h>
+#else
+#include "kernels/words.h"
 #endif
 
 namespace herd::HERD_ISA {
@@ -138,20 +140,9 @@ inline float largest(Vector a) { return vmaxvq_f32(a.v); }
 #else
 
 struct Vector {
-    static constexpr int kWidth = 8;
-    float v[8];
+    static constexpr int kWidth = 4;
+    Floats v;
 };
-inline float from_half(uint16_t half) {
-    const uint32_t sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 1023u;
-    float value;
-    if (exponent == 0) {
-        value = static_cast<float>(fraction) * 0x1p-24f;
-        return sign != 0 ? -value : value;
-    }
-    const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
 inline uint16_t to_half(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
@@ -169,78 +160,43 @@ inline uint16_t to_half(float value) {
     const uint32_t odd = (magnitude >> 13) & 1u;
     return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
 }
-#define HERD_LANES for (int i = 0; i < 8; ++i)
-inline Vector load(const float* p) {
-    Vector r;
-    HERD_LANES r.v[i] = p[i];
-    return r;
-}
+inline Vector load(const float* p) { return {read_words<Floats>(p)}; }
 inline Vector load(const uint16_t* half) {
-    Vector r;
-    HERD_LANES r.v[i] = from_half(half[i]);
-    return r;
+    uint64_t four;
+    std::memcpy(&four, half, 8);
+    const auto halves = reinterpret_cast<Words>(Two{four, four});
+    return {any_halves_to_floats(reinterpret_cast<Signed32>(HERD_SHUFFLE(Words{}, halves, 0, 8, 1, 9, 2, 10, 3, 11)))};
 }
-inline void store(float* p, Vector a) { HERD_LANES p[i] = a.v[i]; }
-inline void store(uint16_t* half, Vector a) { HERD_LANES half[i] = to_half(a.v[i]); }
-inline Vector broadcast(float x) {
-    Vector r;
-    HERD_LANES r.v[i] = x;
-    return r;
+inline void store(float* p, Vector a) { std::memcpy(p, &a.v, 16); }
+inline void store(uint16_t* half, Vector a) {
+    for (int i = 0; i < 4; ++i) half[i] = to_half(a.v[i]);
 }
-inline Vector operator+(Vector a, Vector b) {
-    HERD_LANES a.v[i] += b.v[i];
-    return a;
-}
-inline Vector operator-(Vector a, Vector b) {
-    HERD_LANES a.v[i] -= b.v[i];
-    return a;
-}
-inline Vector operator*(Vector a, Vector b) {
-    HERD_LANES a.v[i] *= b.v[i];
-    return a;
-}
-inline Vector operator/(Vector a, Vector b) {
-    HERD_LANES a.v[i] /= b.v[i];
-    return a;
-}
-inline Vector fused(Vector a, Vector b, Vector c) { return a * b + c; }
-inline Vector largest(Vector a, Vector b) {
-    HERD_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
-    return a;
-}
-inline Vector smallest(Vector a, Vector b) {
-    HERD_LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
-    return a;
-}
-inline Vector round_even(Vector a) {  // for |a| < 2^22, which is all that is asked of it
-    HERD_LANES a.v[i] = (a.v[i] + 12582912.0f) - 12582912.0f;
-    return a;
-}
+inline Vector broadcast(float x) { return {Floats{x, x, x, x}}; }
+inline Vector operator+(Vector a, Vector b) { return {a.v + b.v}; }
+inline Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
+inline Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
+inline Vector operator/(Vector a, Vector b) { return {a.v / b.v}; }
+inline Vector fused(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
+inline Vector largest(Vector a, Vector b) { return {a.v > b.v ? a.v : b.v}; }
+inline Vector smallest(Vector a, Vector b) { return {a.v < b.v ? a.v : b.v}; }
+// For |a| < 2^22, which is all that is asked of it.
+inline Vector round_even(Vector a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 inline Vector times_power_of_two(Vector a, Vector whole) {
-    HERD_LANES {
-        const float in_range = whole.v[i] > -200.0f && whole.v[i] < 200.0f ? whole.v[i] : 0.0f;  // not a number stays one
-        uint32_t bits;
-        std::memcpy(&bits, &a.v[i], 4);
-        bits += static_cast<uint32_t>(static_cast<int32_t>(in_range)) << 23;
-        std::memcpy(&a.v[i], &bits, 4);
-    }
-    return a;
+    const Signed32 is_in_range = (whole.v > -200.0f) & (whole.v < 200.0f);  // not a number stays one
+    const auto in_range = reinterpret_cast<Floats>(reinterpret_cast<Signed32>(whole.v) & is_in_range);
+    return {reinterpret_cast<Floats>(reinterpret_cast<Unsigned32>(a.v) + (reinterpret_cast<Unsigned32>(__builtin_convertvector(in_range, Signed32)) << 23))};
 }
-inline Vector zero_below(Vector a, Vector x, float limit) {
-    HERD_LANES a.v[i] = x.v[i] < limit ? 0.0f : a.v[i];
-    return a;
-}
+inline Vector zero_below(Vector a, Vector x, float limit) { return {reinterpret_cast<Floats>(reinterpret_cast<Signed32>(a.v) & ~(x.v < limit))}; }
 inline Vector keep_first(Vector a, int64_t count, float other) {
-    HERD_LANES a.v[i] = i < count ? a.v[i] : other;
-    return a;
+    const int32_t n = count > 4 ? 4 : static_cast<int32_t>(count);
+    const Signed32 lanes = {0, 1, 2, 3};
+    return {lanes < n ? a.v : broadcast(other).v};
 }
-inline float sum(Vector a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
+inline float sum(Vector a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline float largest(Vector a) {
-    float r = a.v[0];
-    HERD_LANES r = a.v[i] > r ? a.v[i] : r;
-    return r;
+    const float even = a.v[0] > a.v[2] ? a.v[0] : a.v[2], odd = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
+    return even > odd ? even : odd;
 }
-#undef HERD_LANES
 
 #endif
 

@@ -123,8 +123,9 @@ inline Quantised quantise(const float* x, int64_t columns) {
     return out;
 }
 
-// What matrix.h says about Int8, to the bit (with fused multiply-adds).
-inline float dot_int8(Storage storage, const uint8_t* row, const Quantised& x) {
+// What matrix.h says about Int8, to the bit, with or without fused multiply-adds.
+inline float dot_int8(Storage storage, const uint8_t* row, const Quantised& x, bool is_fused) {
+    const auto multiply_add = [is_fused](float a, float b, float c) { return is_fused ? std::fma(a, b, c) : a * b + c; };
     const herd::Layout at = herd::layout(storage);
     const int width = 32 / at.sub_groups;
     float acc = 0;
@@ -136,8 +137,8 @@ inline float dot_int8(Storage storage, const uint8_t* row, const Quantised& x) {
         }
         const Element e = element_at(storage, row, static_cast<int64_t>(begin));
         const float scale = x.scales[begin / 32];
-        acc = std::fma(static_cast<float>(sum), e.scale * scale, acc);
-        if (at.has_minimum) acc = std::fma(e.minimum, scale * static_cast<float>(x_sum), acc);
+        acc = multiply_add(static_cast<float>(sum), e.scale * scale, acc);
+        if (at.has_minimum) acc = multiply_add(e.minimum, scale * static_cast<float>(x_sum), acc);
     }
     return acc;
 }

@@ -109,7 +109,7 @@ void check_rows_come_back(const LinearKernels& kernels, const Case& c, const Mat
     }
 }
 
-// Against sums in double: in float32 the error of summing; in int8 that, and with `is_fused` the very bits of the definition.
+// Against sums in double: in float32 the error of summing; in int8 that, and the very bits of the definition.
 void check_values(const LinearKernels& kernels, const Case& c, const Matrix& m, const std::vector<uint8_t>& file, const std::vector<float>& x,
                   const std::vector<float>& y, int64_t tokens, bool is_fused) {
     const Form form = kernels.form(m);
@@ -128,8 +128,8 @@ void check_values(const LinearKernels& kernels, const Case& c, const Matrix& m, 
             }
             const double limit = form == Form::BF16 ? magnitude / 128 : magnitude * 2e-6;
             CHECK(std::fabs(got - expected) <= limit, "storage %d arithmetic %d token %d row %d: %g, expected %g", int(c.storage), int(c.arithmetic), int(t), int(r), got, expected);
-            if (form != Form::Int8 || !is_fused) continue;
-            const float defined = reference::dot_int8(c.storage, row, quantised);
+            if (form != Form::Int8) continue;
+            const float defined = reference::dot_int8(c.storage, row, quantised, is_fused);
             CHECK(std::bit_cast<uint32_t>(got) == std::bit_cast<uint32_t>(defined), "storage %d token %d row %d: %.9g, defined %.9g", int(c.storage), int(t), int(r), got, defined);
         }
     }
@@ -185,20 +185,21 @@ void check_prepared(const LinearKernels& kernels) {
     for (size_t i = 256; i < 288; ++i) x[i] = static_cast<float>(i % 2 ? 127 : 63) + 0.5f * static_cast<float>(i % 3);  // ties
     AlignedBytes row(kernels.prepared_bytes(Form::Int8, 1024));
     kernels.prepare(Form::Int8, x.data(), 1024, row.data());
-    const auto* groups = row.as<ActivationGroup>();
+    const int64_t stride = kernels.prepared_bytes(Form::Int8, 32);  // each begins with an ActivationGroup
+    const auto group = [&](size_t g) -> const ActivationGroup& { return *reinterpret_cast<const ActivationGroup*>(row.data() + static_cast<int64_t>(g) * stride); };
     const reference::Quantised expected = reference::quantise(x.data(), 1024);
-    CHECK(!std::isfinite(groups[4].scale) && !std::isfinite(groups[5].scale), "a NaN or infinity was lost");
+    CHECK(!std::isfinite(group(4).scale) && !std::isfinite(group(5).scale), "a NaN or infinity was lost");
     for (size_t g = 0; g < 32; ++g) {
         if (g == 4 || g == 5) continue;
-        CHECK(groups[g].scale == expected.scales[g], "group %d: scale %g, expected %g", int(g), groups[g].scale, expected.scales[g]);
+        CHECK(group(g).scale == expected.scales[g], "group %d: scale %g, expected %g", int(g), group(g).scale, expected.scales[g]);
         int sum = 0, first = 0;
         for (size_t i = 0; i < 32; ++i) {
-            CHECK(groups[g].values[i] == expected.values[32 * g + i], "group %d value %d: %d, expected %d", int(g), int(i), groups[g].values[i], expected.values[32 * g + i]);
+            CHECK(group(g).values[i] == expected.values[32 * g + i], "group %d value %d: %d, expected %d", int(g), int(i), group(g).values[i], expected.values[32 * g + i]);
             sum += expected.values[32 * g + i];
             if (i < 16) first += expected.values[32 * g + i];
         }
-        CHECK(groups[g].sum == sum && groups[g].halves[0] == first && groups[g].halves[1] == sum - first, "group %d: sums", int(g));
-        CHECK(groups[g].scaled_sum == groups[g].scale * static_cast<float>(sum), "group %d: scaled sum", int(g));
+        CHECK(group(g).sum == sum && group(g).halves[0] == first && group(g).halves[1] == sum - first, "group %d: sums", int(g));
+        CHECK(group(g).scaled_sum == group(g).scale * static_cast<float>(sum), "group %d: scaled sum", int(g));
     }
 }
 
@@ -207,7 +208,11 @@ void check_prepared(const LinearKernels& kernels) {
 int main() {
     for (Isa isa : available_isas()) {
         const LinearKernels& kernels = linear_kernels(isa);
+#if defined(__FP_FAST_FMAF)
+        const bool is_fused = true;
+#else
         const bool is_fused = isa != Isa::Portable;
+#endif
         std::mt19937 random(1);
         for (Storage storage : kStorages) {
             const int64_t block = layout(storage).file_block_columns;
