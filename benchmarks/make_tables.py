@@ -90,7 +90,7 @@ def ratios(path: Path) -> str:
     for task in dict.fromkeys(line["figure"] for line in lines):
         of_task = {line["engine"]: line for line in lines if line["figure"] == task}
         rows.append(f"| {task} | {' | '.join(mean_of(of_task[engine]) if engine in of_task else '' for engine in engines)} |")
-    return "\n".join([*rows, "", facts_of(path, lines), ""])
+    return "\n".join([*rows, "", facts_of(path, lines, "Means of {} or more models"), ""])
 
 
 def mean_of(line: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
+def facts_of(path: Path, lines: list[dict[str, Any]], counted: str = "Medians of {} or more rounds") -> str:
     """What was measured on what, as a sentence."""
     facts = lines[0]
     versions = ", ".join(f"{engine}: {version}" for engine, version in facts.get("versions", {}).items())
@@ -121,7 +121,7 @@ def facts_of(path: Path, lines: list[dict[str, Any]]) -> str:
     size = f" ({facts['model_mb']} MB{digest})" if "model_mb" in facts and len({line["model"] for line in lines}) == 1 else ""
     repeated = [line["rounds"] for line in lines if line["rounds"] > 1]
     others = "" if len(repeated) == len(lines) else ", or of one where it is measured once"
-    medians = f" Medians of {min(repeated)} or more rounds{others}." if repeated else ""
+    medians = f" {counted.format(min(repeated))}{others}." if repeated else ""
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
     return f"{path.name}: {facts['machine']['cpu']}, {facts['threads']} threads; {models}{size}; commit {commits}{versions}.{medians}"
 
