@@ -125,20 +125,20 @@ class Spent:
     def __init__(self, run: Path) -> None:
         self._file = run.with_name(f"{run.name}-spent.json")
         self._before = json.loads(self._file.read_text(encoding="utf-8")) if run.is_dir() and self._file.is_file() else {}
-        self._began = time.monotonic()
+        self._began, self._used = time.monotonic(), _used_s()
         run.parent.mkdir(parents=True, exist_ok=True)
         threading.Thread(target=self._keep, name="spent", daemon=True).start()
 
     def seconds(self) -> dict[str, float]:
         """By the clock, and of processors."""
-        here = {"clock": time.monotonic() - self._began, "processors": _used_s(resource.RUSAGE_SELF) + _used_s(resource.RUSAGE_CHILDREN)}
+        here = {"clock": time.monotonic() - self._began, "processors": _used_s() - self._used}
         return {name: self._before.get(name, 0.0) + value for name, value in here.items()}
 
     def _keep(self) -> None:
         while True:
+            time.sleep(KEPT_S)
             with atomic_write(self._file) as file:
                 file.write(json.dumps(self.seconds()).encode())
-            time.sleep(KEPT_S)
 
 
 def report(run: Path, spent: Spent, found: dict[str, Any], curves: Path | None = None) -> None:
@@ -159,10 +159,9 @@ def report(run: Path, spent: Spent, found: dict[str, Any], curves: Path | None =
     print(as_text({name: value for name, value in whole.items() if not name.endswith(CURVES)}), end="")
 
 
-def _used_s(who: int) -> float:
-    """Processor seconds of this process, or of those that it waited for."""
-    used = resource.getrusage(who)
-    return used.ru_utime + used.ru_stime
+def _used_s() -> float:
+    """Processor seconds of this process and of those that it waited for, so far."""
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 def rounded(found: Any) -> Any:
