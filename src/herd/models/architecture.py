@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, cast
 
-from herd.models.ops import PictureOps, PictureStep, Step, Tensor
+from herd.models.ops import PictureOps, PictureStep, Step, Tensor, Window
 from herd.models.weights import Leaf, TensorSpec
 from herd.records import dataclass
 
@@ -37,13 +37,18 @@ def shared_fields(cfg: Config, kind: type) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What one attending layer keeps of each token: a key and a value per kv head, read by `num_heads` query heads. `reach`: no
-    later token looks further back than this many tokens (None: to the first)."""
+    """What one attending layer keeps of each token: a key and a value per kv head, read by `num_heads` query heads. `window`:
+    how far tokens look back (None: to the first)."""
 
     num_heads: int
     num_kv_heads: int
     head_width: int
-    reach: int | None = None
+    window: Window | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """No later token looks further back than this many tokens; None: to the first."""
+        return None if self.window is None else self.window.tokens
 
 
 class Architecture(Protocol):

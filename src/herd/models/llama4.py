@@ -185,12 +185,7 @@ def every(interval: int, num_layers: int) -> tuple[int, ...]:
 
 def caches(cfg: Llama4Config) -> tuple[CacheShape, ...]:
     """A chunked layer never looks back further than its chunk."""
-
-    def shape(layer: int) -> CacheShape:
-        window = cfg.window(layer)
-        return CacheShape(cfg.num_heads, cfg.num_kv_heads, cfg.head_width, None if window is None else window.tokens)
-
-    return tuple(shape(layer) for layer in range(cfg.num_layers))
+    return tuple(CacheShape(cfg.num_heads, cfg.num_kv_heads, cfg.head_width, cfg.window(layer)) for layer in range(cfg.num_layers))
 
 
 def tensors(cfg: Llama4Config) -> Iterator[TensorSpec]:

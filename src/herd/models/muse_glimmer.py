@@ -48,6 +48,10 @@ class LayerKind:
     window: int | None
     has_positions: bool
 
+    @property
+    def sight(self) -> Sliding | None:
+        return None if self.window is None else Sliding(self.window)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MuseGlimmerConfig:
@@ -153,9 +157,8 @@ def attention(
     if kind.has_positions:
         q_TNH, k_TKH = ops.rotate(q_TNH, rotary_TH), ops.rotate(k_TKH, rotary_TH)
     q_TNH, k_TKH, v_TKH = (ops.tap(f"{w.at}.{which}", x) for which, x in zip("qkv", (q_TNH, k_TKH, v_TKH), strict=True))
-    window = None if kind.window is None else Sliding(kind.window)
     scale = cfg.query_factor * cfg.head_width**-0.5
-    y_TNH = ops.tap(f"{w.at}.heads", ops.attention(q_TNH, k_TKH, v_TKH, cache, scale, window=window, name=f"{w.at}.weights"))
+    y_TNH = ops.tap(f"{w.at}.heads", ops.attention(q_TNH, k_TKH, v_TKH, cache, scale, window=kind.sight, name=f"{w.at}.weights"))
     gate = ops.tap(f"{w.at}.gate", ops.linear(x_TD, layer.gate))
     y = ops.sigmoid_gate(ops.merge_heads(y_TNH), gate)
     return ops.tap(f"{w.at}.out", ops.linear(y, w.out, w.out_bias))
@@ -163,7 +166,7 @@ def attention(
 
 def caches(cfg: MuseGlimmerConfig) -> tuple[CacheShape, ...]:
     """One place per layer; local layers look back at most their window."""
-    return tuple(CacheShape(cfg.num_heads, cfg.num_kv_heads, cfg.head_width, kind.window) for kind in cfg.layers)
+    return tuple(CacheShape(cfg.num_heads, cfg.num_kv_heads, cfg.head_width, kind.sight) for kind in cfg.layers)
 
 
 def tensors(cfg: MuseGlimmerConfig) -> Iterator[TensorSpec]:

@@ -30,12 +30,20 @@ class Chunks:
 
     tokens: int
 
+    def first(self, position: int) -> int:
+        """The lowest position that the token at `position` sees. It never falls as positions rise."""
+        return position - position % self.tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Sliding:
     """Attention to the last `tokens` positions, the token's own included: t > p - tokens."""
 
     tokens: int
+
+    def first(self, position: int) -> int:
+        """As of `Chunks`."""
+        return max(0, position - self.tokens + 1)
 
 
 Window = Chunks | Sliding

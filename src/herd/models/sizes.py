@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from herd.dtypes import BY_NAME, F16, F32, Q4_0, Q8_0, DType
 from herd.models.architecture import CacheShape, Config, architecture_of
+from herd.models.cache_groups import CacheGroups, cache_groups
+from herd.models.ops import Sliding
 from herd.models.weights import Kind, TensorSpec, stored_bytes
 from herd.records import dataclass
 
@@ -102,6 +104,14 @@ class CacheKind:
         """What the layers must keep of a sequence of `num_tokens` so that the next token can be computed."""
         return self.bytes_per_token * (num_tokens if self.reach is None else min(num_tokens, self.reach))
 
+    def kept_bytes(self, num_tokens: int, page_tokens: int, step_tokens: int) -> int:
+        """What the engine keeps of them: in pages, of layers with a reach also those of the next step (`CacheGroups.most_blocks`)."""
+        if self.reach is None:
+            return self.num_bytes(num_tokens)
+        most = CacheGroups(page_tokens, (Sliding(self.reach),)).most_blocks(0, step_tokens)
+        assert most is not None, "there is a window"
+        return self.bytes_per_token * min(num_tokens, most * page_tokens)
+
 
 def cache_kinds(cfg: Config, dtype: DType = F16) -> tuple[CacheKind, ...]:
     """The model's caches by how far they look back, global layers first."""
@@ -132,6 +142,13 @@ def _bytes_per_token(shape: CacheShape, dtype: DType) -> int:
 def cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, dtype: DType = F16) -> int:
     """The cache of one sequence of `num_tokens`, in whole pages of `page_tokens`, of which every layer keeps everything."""
     return math.ceil(num_tokens / page_tokens) * page_tokens * cache_bytes_per_token(cfg, dtype)
+
+
+def kept_cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, step_tokens: int, dtype: DType = F16) -> int:
+    """The cache that the engine takes for one sequence of `num_tokens`, in whole pages of `page_tokens`: of layers with a window what it
+    may reach while steps of up to `step_tokens` are computed."""
+    groups = cache_groups(architecture_of(cfg).caches(cfg), page_tokens)
+    return groups.pages_for(num_tokens, step_tokens) * (page_tokens * cache_bytes_per_token(cfg, dtype) // groups.count)
 
 
 def buffer_bytes(cfg: Config, num_tokens: int, num_outputs: int) -> int:
