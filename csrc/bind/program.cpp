@@ -163,12 +163,13 @@ nb::ndarray<nb::memview, uint8_t> page_of(nb::handle self, int64_t layer, int64_
 
 void bind_cache(nb::module_& m) {
     nb::class_<Cache>(m, "Cache", "Keys and values of pages of 64 tokens, in the format float32, float16, int8 or int4.")
-        .def(nb::new_([](int64_t layers, int64_t kv_heads, int64_t head_width, const std::string& format) {
+        .def(nb::new_([](int64_t layers, int64_t kv_heads, int64_t head_width, const std::string& format, std::vector<int64_t> groups) {
                  if (layers < 1 || kv_heads < 1 || head_width < 1) throw std::invalid_argument("layers, kv_heads and head_width must be at least 1");
-                 return std::make_shared<Cache>(layers, kv_heads, head_width, cache_format(format, head_width));
+                 return std::make_shared<Cache>(layers, kv_heads, head_width, cache_format(format, head_width), std::move(groups));
              }),
-             "layers"_a, "kv_heads"_a, "head_width"_a, "format"_a)
-        .def_prop_ro("page_bytes", &Cache::page_bytes, "Bytes of one page over all layers.")
+             "layers"_a, "kv_heads"_a, "head_width"_a, "format"_a, "groups"_a = std::vector<int64_t>{},
+             "`groups`: of each layer the number of its group, whose layers share a page; none: all are in one.")
+        .def_prop_ro("page_bytes", &Cache::page_bytes, "Bytes of one page over the layers of a group.")
         .def_prop_ro("num_pages", &Cache::pages)
         .def("page", [](nb::handle self, int64_t layer, int64_t page) { return page_of(self, layer, page); }, "layer"_a, "page"_a,
              nb::sig("def page(self, layer: int, page: int) -> memoryview"),
@@ -290,7 +291,7 @@ void bind_program(nb::module_& m) {
              "Weights are mapped and memory does not hold them: they are asked for `window` bytes ahead of their use, and `keep` bytes of them stay.")
         .def("step", &step, "spans"_a, "picture_rows"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},
              "adapters"_a = std::vector<int64_t>{},
-             "One forward of spans (start, tokens, pages, num_outputs); `adapters`: the number of each one's, or -1. "
+             "One forward of spans (start, tokens, pages, num_outputs), pages block by block, in each one of every group of layers; `adapters`: the number of each one's, or -1. "
              "Rows `picture_rows` [I] are overlaid with `features` [I, D]; `seeing`: (row, count, pictures) for rows "
              "that see pictures. Returns the rows of logits that are not finite. ValueError for impossible spans, before anything is written.")
         .def("begin", &begin, "spans"_a, "picture_rows"_a = nb::none(), "features"_a = nb::none(), "seeing"_a = std::vector<SeeingTuple>{},

@@ -19,7 +19,7 @@ void store_in_cache(const Context& context, bool keys, int64_t layer, int64_t he
     while (rows > 0) {
         const int64_t position = part->position + row - part->row, at = position % kPageTokens;
         const int64_t count = std::min({rows, part->row + part->count - row, kPageTokens - at});
-        uint8_t* page = base + context.step.pages_of(*part)[position / kPageTokens] * context.cache.page_stride();
+        uint8_t* page = base + context.step.pages_of(*part, context.cache.group(layer))[position / kPageTokens] * context.cache.page_stride();
         store(shape, context.floats(x, row) + head * shape.head_width, stride, count, at, page);
         row += count;
         rows -= count;
@@ -45,7 +45,7 @@ void Attention::attend(const Context& context, const Step::Part& tile, int64_t h
         .shape = context.cache.shape(),
         .cache = context.cache.at(layer_, head),
         .page_stride = context.cache.page_stride(),
-        .pages = context.step.pages_of(tile),
+        .pages = context.step.pages_of(tile, context.cache.group(layer_)),
         .q = context.floats(q_, tile.row) + head * group_ * head_width,
         .q_stride = context.buffer(q_).stride / static_cast<int64_t>(sizeof(float)),
         .tokens = tile.count,

@@ -170,6 +170,7 @@ void Program::attention(int q, int64_t layer, float scale, int out, Sight sight)
     expect(out, width, false, "out");
     if (layer < 0 || layer >= cache_->layers()) refuse("the cache has no layer " + std::to_string(layer));
     if (sight.kind != Sight::Kind::Past && sight.tokens < 1) refuse("a window has at least one token");
+    sights_[static_cast<size_t>(cache_->group(layer))].push_back(sight);
     append<Attention>(q, layer, scale, num_heads_ / cache_->kv_heads(), sight, out);
 }
 

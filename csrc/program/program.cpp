@@ -21,7 +21,8 @@ int64_t now_ns() {
 }  // namespace
 
 Program::Program(std::shared_ptr<Machine> machine, std::shared_ptr<Cache> cache, int64_t num_heads, const Limits& limits)
-    : machine_(std::move(machine)), cache_(std::move(cache)), num_heads_(num_heads), limits_(limits), step_(limits, machine_->pool.workers()) {
+    : machine_(std::move(machine)), cache_(std::move(cache)), num_heads_(num_heads), limits_(limits), step_(limits, machine_->pool.workers()),
+      sights_(static_cast<size_t>(cache_->groups())) {
     if (limits.tokens < 1 || limits.outputs < 1 || limits.vocabulary < 1) refuse("tokens, outputs and vocabulary must be at least 1");
     if (num_heads < 1 || num_heads % cache_->kv_heads() != 0) {
         refuse("num_heads is " + std::to_string(num_heads) + "; it must be a multiple of kv_heads, " + std::to_string(cache_->kv_heads()));
@@ -40,6 +41,7 @@ Program::Program(Program&&) noexcept = default;
 void Program::cache_changed() {
     // Fewer than four tiles and heads per worker are ever shared out, each with the splits of a sequence as long as the cache.
     const int64_t workers = machine_->pool.workers(), tiles = 4 * workers;
+    // A sequence has no block whose number is beyond the pages (`CacheGroups.longest`).
     const int64_t splits = divide_up(cache_->pages() * kPageTokens, kSplitTokens);
     arrived_ = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(tiles));
     partials_ = AlignedBytes(workers == 1 ? 0 : tiles * splits * partial_floats(Step::kSharedRows, cache_->shape().padded_width) * 4);
@@ -52,7 +54,7 @@ Context Program::context(int worker) {
 void Program::begin(std::span<const Span> spans, const Pictures& pictures) {
     if (logits_ < 0) refuse("the program is not finished");
     check(pictures);
-    step_.set(spans, cache_->pages());
+    step_.set(spans, cache_->pages(), sights_);
     step_.set(pictures);
     const int64_t group = num_heads_ / cache_->kv_heads();
     step_.cut(std::max<int64_t>(1, machine_->kernels.tile_rows(cache_->shape()) / group), group, cache_->kv_heads());

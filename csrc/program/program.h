@@ -201,6 +201,7 @@ class Program {
     int64_t num_heads_;
     Limits limits_;
     Step step_;
+    std::vector<std::vector<Sight>> sights_;      // of each group of layers: what its attention sees
     std::vector<Buffer> buffers_;
     std::vector<std::unique_ptr<Instruction>> instructions_;
     std::vector<const Prepare*> preparing_;       // per buffer: what fills it

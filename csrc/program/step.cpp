@@ -13,7 +13,27 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-void check(const Span& span, size_t index, const Limits& limits, int64_t pages) {
+using Sights = std::span<const std::vector<Sight>>;
+
+// Pages of all groups that hold what the span's tokens see, and what they write, are in the cache.
+void check_pages(const Span& span, const std::string& at, int64_t pages, Sights sights) {
+    const int64_t end = span.start + static_cast<int64_t>(span.tokens.size()), blocks = divide_up(end, kPageTokens);
+    const auto groups = static_cast<int64_t>(sights.size()), needed = blocks * groups;
+    if (static_cast<int64_t>(span.pages.size()) < needed) {
+        refuse(at + " needs " + std::to_string(needed) + " pages for its " + std::to_string(end) + " tokens and has " +
+               std::to_string(span.pages.size()));
+    }
+    for (int64_t group = 0; group < groups; ++group) {
+        int64_t first = span.start;
+        for (const Sight& sight : sights[static_cast<size_t>(group)]) first = std::min(first, sight.first(span.start));
+        for (int64_t block = first / kPageTokens; block < blocks; ++block) {
+            const int64_t page = span.pages[static_cast<size_t>(block * groups + group)];
+            if (page < 0 || page >= pages) refuse(at + " names page " + std::to_string(page) + "; there are " + std::to_string(pages));
+        }
+    }
+}
+
+void check(const Span& span, size_t index, const Limits& limits, int64_t pages, Sights sights) {
     const std::string at = "span " + std::to_string(index);
     const auto count = static_cast<int64_t>(span.tokens.size());
     if (count == 0) refuse(at + " has no tokens");
@@ -33,14 +53,7 @@ void check(const Span& span, size_t index, const Limits& limits, int64_t pages) 
     if (span.adapter < -1 || span.adapter >= limits.adapters) {
         refuse(at + " names adapter " + std::to_string(span.adapter) + "; there are " + std::to_string(limits.adapters));
     }
-    const int64_t needed = divide_up(span.start + count, kPageTokens);
-    if (static_cast<int64_t>(span.pages.size()) < needed) {
-        refuse(at + " needs " + std::to_string(needed) + " pages for its " + std::to_string(span.start + count) + " tokens and has " +
-               std::to_string(span.pages.size()));
-    }
-    for (const int64_t page : span.pages) {
-        if (page < 0 || page >= pages) refuse(at + " names page " + std::to_string(page) + "; there are " + std::to_string(pages));
-    }
+    check_pages(span, at, pages, sights);
 }
 
 }  // namespace
@@ -59,10 +72,10 @@ Step::Step(const Limits& limits, int64_t workers) : limits_(limits), workers_(wo
     sighted.reserve(most);
 }
 
-void Step::set(std::span<const Span> spans, int64_t num_pages) {
+void Step::set(std::span<const Span> spans, int64_t num_pages, Sights sights) {
     int64_t count = 0, outputs = 0;
     for (size_t i = 0; i < spans.size(); ++i) {
-        check(spans[i], i, limits_, num_pages);
+        check(spans[i], i, limits_, num_pages, sights);
         count += static_cast<int64_t>(spans[i].tokens.size());
         outputs += spans[i].outputs;
     }
@@ -81,7 +94,8 @@ void Step::set(std::span<const Span> spans, int64_t num_pages) {
     adapted.clear();
     for (const Span& span : spans) {
         const auto row = static_cast<int64_t>(tokens.size()), length = static_cast<int64_t>(span.tokens.size());
-        parts.push_back({row, length, span.start, static_cast<int64_t>(pages.size())});
+        const int64_t blocks = divide_up(span.start + length, kPageTokens);
+        parts.push_back({row, length, span.start, static_cast<int64_t>(pages.size()), blocks});
         for (int64_t i = 0; i < length; ++i) {
             tokens.push_back(static_cast<int32_t>(span.tokens[static_cast<size_t>(i)]));
             positions.push_back(static_cast<int32_t>(span.start + i));
@@ -90,7 +104,9 @@ void Step::set(std::span<const Span> spans, int64_t num_pages) {
             for (int64_t i = 0; i < length; i += kAdaptedRows) adapted.push_back({row + i, std::min(length - i, kAdaptedRows), span.adapter});
         }
         for (int64_t i = length - span.outputs; i < length; ++i) output_rows.push_back(static_cast<int32_t>(row + i));
-        for (const int64_t page : span.pages) pages.push_back(static_cast<int32_t>(page));
+        for (size_t group = 0; group < sights.size(); ++group) {
+            for (size_t at = group; at < static_cast<size_t>(blocks) * sights.size(); at += sights.size()) pages.push_back(static_cast<int32_t>(span.pages[at]));
+        }
     }
 }
 
@@ -129,7 +145,7 @@ void Step::cut(int64_t tile_tokens, int64_t group, int64_t kv_heads) {
     for (const Part& part : parts) {
         for (int64_t done = 0; done < part.count; done += tile_tokens) {
             const int64_t count = std::min(tile_tokens, part.count - done);
-            tiles.push_back({part.row + done, count, part.position + done, part.first_page});
+            tiles.push_back({part.row + done, count, part.position + done, part.first_page, part.blocks});
             longest = std::max(longest, count);
         }
     }

@@ -50,7 +50,8 @@ class Step {
     // Consecutive tokens of one sequence, in the cache and in the step.
     struct Part {
         int64_t row, count, position;
-        int64_t first_page;  // of the sequence, in `pages`
+        int64_t first_page;  // of the sequence, in `pages`: those of one group of layers after the other
+        int64_t blocks;      // pages of each group
     };
     struct Piece {
         int32_t tile, split;
@@ -59,8 +60,9 @@ class Step {
     Step(const Limits& limits, int64_t workers);
 
     // Takes over the spans. Throws std::invalid_argument, before anything of the step has changed, for a token outside the
-    // vocabulary, a page outside 0 .. pages-1, too few pages, or more tokens or outputs than the limits.
-    void set(std::span<const Span> spans, int64_t pages);
+    // vocabulary, a page outside 0 .. pages-1 that the tokens see, too few pages, or more tokens or outputs than the limits. `sights`:
+    // of each group of layers what they see.
+    void set(std::span<const Span> spans, int64_t pages, std::span<const std::vector<Sight>> sights);
     // Takes over, after `set`, what belongs to the same step. Throws std::invalid_argument for rows that the step does not have.
     void set(const Pictures& pictures);
     // Cuts the parts into tiles of at most `tile_tokens` tokens, and those into splits when there are few of them: when
@@ -68,7 +70,7 @@ class Step {
     void cut(int64_t tile_tokens, int64_t group, int64_t kv_heads);
 
     int64_t rows(Rows which) const { return which == Rows::Tokens ? tokens_ : outputs_; }
-    const int32_t* pages_of(const Part& part) const { return pages.data() + part.first_page; }
+    const int32_t* pages_of(const Part& part, int64_t group) const { return pages.data() + part.first_page + group * part.blocks; }
 
     std::vector<int32_t> tokens;        // [T]
     std::vector<int32_t> positions;     // [T]

@@ -1,8 +1,9 @@
 """What a backend is: weights and cache contents on some device, and one forward of a packed batch.
 
 The engine owns page *numbers* and decides what runs (`Plan`, integers only); the backend owns page *contents* and makes
-numbers. A page holds the keys and values of `page_tokens` consecutive tokens of one sequence, for all layers; a sequence's
-token at position p lives in its page `pages[p // page_tokens]`.
+numbers. A page holds the keys and values of PAGE_TOKENS consecutive tokens of one sequence, for all layers or, where pages were
+allocated by groups, for one group of layers (`models/cache_groups.py`): group g finds the token at position p in the sequence's page
+`pages[p // PAGE_TOKENS * number of groups + g]`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from herd.errors import EngineLost, UnknownModel, UsageError, did_you_mean
 from herd.models.architecture import Config, classifying
+from herd.models.cache_groups import CacheGroups
 from herd.models.weights import Kind, TensorSpec, Update
 from herd.records import dataclass
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from herd.sampling.draw import Choice, Draw
 
 PAGE_TOKENS = 64
+NO_PAGE = -1
+"""In the place of a page that a sequence has given back, as none of its tokens from here on can see it, or has not yet."""
 BACKENDS = ("cpu", "torch", "reference")
 KV_CACHES = ("auto", "float32", "float16", "int8", "int4")
 KEPT_PICTURES = 8
@@ -68,7 +72,8 @@ class Watch:
 class Span:
     """One sequence's part of a step: `tokens` at positions `start`, `start + 1`, ...
 
-    Everything before `start` must already be in the cache. `pages` covers at least `start + len(tokens)` tokens.
+    Everything before `start` must already be in the cache, as far as the span's tokens see it: pages that they do not see may be
+    `NO_PAGE`. `pages` covers at least `start + len(tokens)` tokens, block by block, in each the page of every group of layers.
     Logits are computed for the last `num_outputs` tokens. `draws` ask the backend to choose a token after each of the last
     `len(draws)` of those, from that one's logits. `pictures` are all of the sequence's, wherever they are in it. `adapter` names the LoRA
     adapter that was added for it; None: the model itself.
@@ -138,7 +143,7 @@ def unknown_adapter(name: str, known: Iterable[str]) -> UnknownModel:
 
 def pictures_seen(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, list[Picture]]]:
     """(first position, end, pictures seen there): a token sees the picture before it, and those of an unbroken run of picture
-    tokens together, up to its own."""
+    tokens together, up to its own if the engine wants it so."""
     found: list[tuple[int, int, list[Picture]]] = []
     run: list[Picture] = []
     for index, placed in enumerate(pictures):
@@ -205,7 +210,9 @@ def check_tokens(tokens: Sequence[int], num_embeddings: int, start: int = 0) -> 
             raise UsageError(f"{where} is outside the vocabulary; ids go from 0 to {num_embeddings - 1}.")
 
 
-def check_plan(plan: Plan, cfg: Config, num_embeddings: int, num_pages: int, adapters: Collection[str], *, sees: bool) -> None:
+def check_plan(
+    plan: Plan, cfg: Config, num_embeddings: int, num_pages: int, adapters: Collection[str], groups: CacheGroups, *, sees: bool
+) -> None:
     """Everything that can be wrong with a plan, before anything is written: `UsageError` for what a user asked of it."""
     refuse_classifier(cfg)
     if not sees:
@@ -215,16 +222,20 @@ def check_plan(plan: Plan, cfg: Config, num_embeddings: int, num_pages: int, ada
         check_tokens(span.tokens, num_embeddings, span.start)
         if span.adapter is not None and span.adapter not in adapters:
             raise unknown_adapter(span.adapter, adapters)
-        _check_span(span, num_pages)
+        _check_span(span, num_pages, groups)
 
 
-def _check_span(span: Span, num_pages: int) -> None:
+def _check_span(span: Span, num_pages: int, groups: CacheGroups) -> None:
     """The engine's side of the bargain."""
     assert span.tokens and span.start >= 0, "a span has tokens at positions from 0"
     assert 0 <= span.num_outputs <= len(span.tokens), "outputs are tokens of the span"
     assert len(span.draws) <= span.num_outputs, "a draw needs its token's logits"
-    assert len(span.pages) * PAGE_TOKENS >= span.start + len(span.tokens), "pages cover all tokens"
-    assert all(0 <= page < num_pages for page in span.pages), "pages were allocated"
+    blocks = groups.blocks_for(span.start + len(span.tokens))
+    assert len(span.pages) >= blocks * groups.count, "pages cover all tokens"
+    assert all(NO_PAGE <= page < num_pages for page in span.pages), "pages were allocated"
+    for group in range(groups.count):
+        seen = span.pages[groups.first_block(group, span.start) * groups.count + group : blocks * groups.count : groups.count]
+        assert NO_PAGE not in seen, "what a token sees is in a page"
 
 
 def refuse_pictures(plan: Plan) -> None:
@@ -286,20 +297,23 @@ class Mortal(Protocol):
 
 class Backend(Protocol):
     """One loaded model on one device. Not safe to call from two threads at once; the engine does not. `vocab_size`: the width of
-    its logits; `num_embeddings`: how many token ids it may be given, which may be more."""
+    its logits; `num_embeddings`: how many token ids it may be given, which may be more; `groups`: of its layers, each with pages of its
+    own."""
 
     name: str
     vocab_size: int
     num_embeddings: int
     num_pages: int
+    groups: CacheGroups
 
     @property
     def fingerprint(self) -> str:
         """Names everything that may change bits: backend, version, instruction set, number formats."""
         ...
 
-    def allocate(self, num_pages: int) -> None:
-        """Makes room for pages 0 .. num_pages-1, dropping what was cached. `CapacityError` if memory does not suffice."""
+    def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
+        """Makes room for pages 0 .. num_pages-1, dropping what was cached. `by_group`: each holds a group of layers, not all.
+        `CapacityError` if memory does not suffice."""
         ...
 
     def page_bytes(self) -> int:
@@ -307,7 +321,7 @@ class Backend(Protocol):
         ...
 
     def read_page(self, page: int) -> bytes:
-        """The keys and values of a page over all layers, `page_bytes()` bytes that only this kind of backend understands."""
+        """The keys and values of a page, bytes that only this kind of backend understands: `page_bytes()`, or a group's part of them."""
         ...
 
     def write_page(self, page: int, contents: memoryview) -> None:

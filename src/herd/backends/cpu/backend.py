@@ -31,6 +31,7 @@ from herd.backends.cpu.packed import PLAIN_DTYPES, PackedAdapted, PackedMatrix, 
 from herd.backends.cpu.trace import OUTPUT_ROWS, PICTURES, POSITIONS, SEEN, TOKENS, TracingOps
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import CacheShape, Config, architecture_of, classifying, num_embeddings, seeing
+from herd.models.cache_groups import CacheGroups, cache_groups, one_group
 from herd.models.ops import Step
 from herd.models.weights import Leaf, Matrix, TensorSpec, Update
 from herd.version import __version__
@@ -85,7 +86,8 @@ class CpuBackend:
             caches = self._model.caches(cfg)
             assert len({(each.num_heads, each.num_kv_heads, each.head_width) for each in caches}) <= 1, "one cache shape for all layers"
             self._shape = caches[0] if caches else CacheShape(1, 1, 1)  # a classifier keeps nothing
-            self._cache = _core.Cache(max(len(caches), 1), self._shape.num_kv_heads, self._shape.head_width, self._cache_form())
+            self.groups = cache_groups(caches, PAGE_TOKENS)
+            self._divide(one_group(len(caches), PAGE_TOKENS))
             self._larger = larger
             self._program, self._value_names, _ = self._trace()
             self._chooser = _core.Chooser(self._machine, cfg.vocab_size)
@@ -105,33 +107,43 @@ class CpuBackend:
     def threads(self) -> int:
         return self._machine.threads
 
-    def allocate(self, num_pages: int) -> None:
+    def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
         assert num_pages >= 0
         self.num_pages = 0
+        groups = self.groups if by_group else one_group(len(self.groups.group_of_layer()), PAGE_TOKENS)
         try:
+            if num_pages and groups.count != self._divided.count:
+                self._divide(groups)
+                self._traced()
             self._cache.allocate(num_pages)
             for program in self._programs():
                 program.cache_changed()
         except (MemoryError, ValueError) as problem:
             self._cache.allocate(0)
             raise CapacityError(
-                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self.page_bytes()} bytes and the system refused "
+                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self._cache.page_bytes} bytes and the system refused "
                 "them. Ask for a shorter context or fewer sequences at once."
             ) from problem
         self.num_pages = num_pages
 
+    def _divide(self, groups: CacheGroups) -> None:
+        """From now on a page holds the layers of one of these groups. Programs are of the cache before."""
+        kept = self._shape.num_kv_heads, self._shape.head_width, self._cache_form()
+        self._cache = _core.Cache(max(len(groups.group_of_layer()), 1), *kept, groups.group_of_layer())
+        self._divided = groups
+
     def page_bytes(self) -> int:
-        return self._cache.page_bytes
+        return self._cache.page_bytes * self._divided.count
 
     def read_page(self, page: int) -> bytes:
-        return b"".join(self._cache.page(layer, page) for layer in range(len(self._model.caches(self._cfg))))
+        return b"".join(self._cache.page(layer, page) for layer in self._divided.layers[0])
 
     def write_page(self, page: int, contents: memoryview) -> None:
-        assert contents.nbytes == self.page_bytes()
-        layers = len(self._model.caches(self._cfg))
-        size = contents.nbytes // layers
-        for layer in range(layers):
-            self._cache.page(layer, page)[:] = contents[layer * size : (layer + 1) * size]
+        assert contents.nbytes == self._cache.page_bytes
+        layers = self._divided.layers[0]
+        size = contents.nbytes // len(layers)
+        for index, layer in enumerate(layers):
+            self._cache.page(layer, page)[:] = contents[index * size : (index + 1) * size]
 
     def step(self, plan: Plan) -> StepResult:
         if self._is_closed:
@@ -231,7 +243,7 @@ class CpuBackend:
         if self._adapters:
             other["adapters"] = self._adapters.num_bytes
         buffers = sum(program.buffer_bytes for program in self._programs())
-        return MemoryUse(weights, self.num_pages * self.page_bytes(), buffers, other)
+        return MemoryUse(weights, self.num_pages * self._cache.page_bytes, buffers, other)
 
     def profile(self, on: bool) -> list[tuple[str, float]]:
         """(label, seconds) of every instruction since profiling was switched on; then switches it on from zero, or off."""
@@ -319,7 +331,9 @@ class CpuBackend:
         if self._watched is None or self._watched.names != names:
             self._watched = None
             program, _, marks = self._trace(frozenset(names))
-            self._watched = WatchedProgram(program, tuple(marks), frozenset(names), self._cache, self._shape, self._cache_form())
+            self._watched = WatchedProgram(
+                program, tuple(marks), frozenset(names), self._cache, self._shape, self._cache_form(), self._divided
+            )
         return self._watched
 
     def _pictures_of(self, plan: Plan) -> StepPictures:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd import _core
-from herd.backends.base import PAGE_TOKENS, Plan, Span, Watch
+from herd.backends.base import NO_PAGE, PAGE_TOKENS, Plan, Span, Watch
 from herd.backends.cpu.cached import read_page
 from herd.backends.cpu.lower import Mark
 from herd.backends.cpu.trace import Attention, Tap
 from herd.backends.reference.ops import attention_weights, patched, read_values
 from herd.models.architecture import CacheShape
+from herd.models.cache_groups import CacheGroups
 
 Floats = NDArray[np.float32]
 
@@ -34,6 +35,7 @@ class WatchedProgram:
     cache: _core.Cache
     shape: CacheShape
     form: str
+    groups: CacheGroups
 
     def run(self, plan: Plan) -> tuple[list[int], dict[str, Any]]:
         """The step that was begun. Rows of logits that are not finite, and what was read. What a patch raises goes through."""
@@ -78,9 +80,14 @@ class WatchedProgram:
             values[node.name] = read
 
     def _cached(self, layer: int, span: Span) -> tuple[Floats, Floats]:
-        """Keys and values [S, K, H] of the sequence up to the span's last token."""
-        length = span.start + len(span.tokens)
+        """Keys and values [S, K, H] of the sequence up to the span's last token; zeros where it has no page."""
+        length, groups = span.start + len(span.tokens), self.groups.count
         kv_heads, width = self.shape.num_kv_heads, self.shape.head_width
-        pages = [np.asarray(self.cache.page(layer, int(page))) for page in list(span.pages)[: -(-length // PAGE_TOKENS)]]
-        keys, values = zip(*(read_page(page, self.form, kv_heads, width) for page in pages), strict=True)
+        group = next(group for group, layers in enumerate(self.groups.layers) if layer in layers)
+        own = span.pages[group : self.groups.blocks_for(length) * groups : groups]
+        nothing = (np.zeros((PAGE_TOKENS, kv_heads, width), np.float32),) * 2
+        found = (
+            nothing if page == NO_PAGE else read_page(np.asarray(self.cache.page(layer, page)), self.form, kv_heads, width) for page in own
+        )
+        keys, values = zip(*found, strict=True)
         return np.concatenate(keys)[:length], np.concatenate(values)[:length]

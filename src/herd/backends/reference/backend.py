@@ -36,11 +36,12 @@ from herd.backends.base import (
 from herd.backends.reference.arrays import KEEP_BYTES, Arrays, Floats
 from herd.backends.reference.memory import memories, overlays
 from herd.backends.reference.ops import NumpyOps
-from herd.backends.reference.pages import Pages, places
+from herd.backends.reference.pages import Pages, rows_of
 from herd.backends.reference.picture_ops import NumpyPictureOps
 from herd.dtypes import BF16, F16, DType
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
+from herd.models.cache_groups import cache_groups, one_group
 from herd.models.ops import PictureStep, Step
 from herd.models.weights import Adapted, Blocks, Leaf, Matrix, Update
 
@@ -80,6 +81,7 @@ class ReferenceBackend:
         self._encoded = Encoded(self.encode)
         is_int8 = options.activations == "int8" and any(isinstance(part, Blocks) for leaf in self._leaves.values() for part in _parts(leaf))
         self._cache_form = self._dtype.name if options.kv_cache == "auto" and not is_int8 else _cache_form(options.kv_cache)
+        self.groups = cache_groups(self._model.caches(cfg), PAGE_TOKENS)
         self._pages = Pages(self._model.caches(cfg), self._cache_form)
         self._is_closed = False
         self.vocab_size, self.num_embeddings = cfg.vocab_size, num_embeddings(cfg)
@@ -92,13 +94,14 @@ class ReferenceBackend:
         rounding = f"activations-{self._options.activations} kv-{self._cache_form}"
         return f"reference numpy-{np.__version__} {compute} {rounding} weights-{'+'.join(formats)}"
 
-    def allocate(self, num_pages: int) -> None:
+    def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
         assert num_pages >= 0
         self.num_pages = 0
+        groups = self.groups if by_group else one_group(len(self.groups.group_of_layer()), PAGE_TOKENS)
         try:
-            self._pages.allocate(num_pages)
+            self._pages.allocate(num_pages, groups)
         except (MemoryError, ValueError) as problem:
-            wanted = num_pages * self.page_bytes()
+            wanted = num_pages * self.page_bytes() // groups.count
             raise CapacityError(
                 f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {wanted} bytes and the system refused them. "
                 "Ask for a shorter context or fewer sequences at once."
@@ -133,7 +136,7 @@ class ReferenceBackend:
             return ()
         pages, self._pages = self._pages, Pages(self._model.caches(self._cfg), self._dtype.name)
         try:
-            self._pages.allocate(1)
+            self._pages.allocate(1, self._pages.groups)
             self._ops.names = []
             self._forward(Plan((Span(0, (0,), (0,), 1),)))
             return tuple(self._ops.names)
@@ -178,9 +181,9 @@ class ReferenceBackend:
         return np.concatenate([rows[index] for index in range(len(plan.spans))])
 
     def _forward_with(self, plan: Plan, adapter: str | None) -> Floats:
-        located = places(plan)
+        rows = rows_of(plan)
         positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
-        outputs = [np.arange(at.rows.stop - span.num_outputs, at.rows.stop) for span, at in zip(plan.spans, located, strict=True)]
+        outputs = [np.arange(at.stop - span.num_outputs, at.stop) for span, at in zip(plan.spans, rows, strict=True)]
         crossing = 0 if self._seeing is None else self._seeing.num_crossing(self._cfg)
         memory, seen = memories(plan, self._encoded, crossing, self._cache_form) if crossing else ((), None)
         step = Step(
@@ -188,7 +191,7 @@ class ReferenceBackend:
             tokens_T=np.concatenate([np.asarray(span.tokens, np.int64) for span in plan.spans]),
             positions_T=np.concatenate(positions),
             outputs_R=np.concatenate(outputs),
-            cache=self._pages.layers(located),
+            cache=self._pages.layers(plan),
             pictures=None if crossing or self._seeing is None else overlays(plan, self._encoded),
             memory=memory,
             seen=seen,
@@ -219,7 +222,7 @@ class ReferenceBackend:
     def memory(self) -> MemoryUse:
         """`weights` counts the stored bytes (a mapped file's too) and what is kept converted; a step's own arrays come and go."""
         stored = sum(leaf.num_bytes for leaf in self._leaves.values())
-        cache = self.num_pages * self._pages.page_bytes
+        cache = self.num_pages * self._pages.page_bytes // self._pages.groups.count
         other = {"converted weights": self._arrays.num_bytes, "pictures": self._encoded.num_bytes}
         return MemoryUse(stored + self._arrays.num_bytes, cache, 0, other)
 
@@ -237,7 +240,7 @@ class ReferenceBackend:
         """Everything that can be wrong with a plan, before anything is written."""
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
-        check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, sees=self._seeing is not None)
+        check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, self._pages.groups, sees=self._seeing is not None)
 
 
 def _check_options(options: BackendOptions) -> None:

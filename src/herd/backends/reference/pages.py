@@ -1,6 +1,7 @@
-"""Where keys and values of earlier tokens are: pages of `PAGE_TOKENS` consecutive tokens of one sequence, for all layers.
+"""Where keys and values of earlier tokens are: pages of `PAGE_TOKENS` consecutive tokens of one sequence, for a group of layers.
 
-The engine says which pages belong to a sequence; this module turns a plan's page numbers into row numbers of the arrays.
+The engine says which pages belong to a sequence; this module turns a plan's page numbers into row numbers of the arrays. The last page
+is nobody's and all zeros: it stands, as `NO_PAGE` is -1, wherever a sequence has no page.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from herd.backends.base import PAGE_TOKENS, Plan, Span
 from herd.backends.reference.arrays import Floats
 from herd.backends.reference.integer_cache import FORMATS, GROUP, IntegerRows, num_groups, rounded
 from herd.models.architecture import CacheShape
+from herd.models.cache_groups import CacheGroups, one_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Pages:
         self._shapes = shapes
         self._form = form
         self._layers: list[tuple[NDArray[Any], ...]] = []
-        self.allocate(0)
+        self.allocate(0, one_group(len(shapes), PAGE_TOKENS))
 
     @property
     def page_bytes(self) -> int:
@@ -87,11 +89,14 @@ class Pages:
         sizes = [(PAGE_TOKENS, shape, dtype) for each in self._shapes for shape, dtype in self._arrays_of(each)]
         return sum(tokens * math.prod(shape) * np.dtype(dtype).itemsize for tokens, shape, dtype in sizes)
 
-    def allocate(self, num_pages: int) -> None:
-        """New, empty pages 0 .. num_pages-1. `MemoryError` (or `ValueError` for absurd sizes) leaves no pages at all."""
+    def allocate(self, num_pages: int, groups: CacheGroups) -> None:
+        """New, empty pages 0 .. num_pages-1 of these groups. `MemoryError` (or `ValueError` for absurd sizes) leaves no pages at all."""
+        self.groups = groups
+        self._group_of = groups.group_of_layer()
+        self._places = [groups.layers[group].index(layer) for layer, group in enumerate(self._group_of)]
         self._layers = []
-        tokens = num_pages * PAGE_TOKENS
-        self._layers = [tuple(np.zeros((tokens, *shape), dtype) for shape, dtype in self._arrays_of(each)) for each in self._shapes]
+        tokens, shapes = (num_pages + 1) * PAGE_TOKENS, [self._shapes[layer] for layer in groups.layers[0]]
+        self._layers = [tuple(np.zeros((tokens, *shape), dtype) for shape, dtype in self._arrays_of(each)) for each in shapes]
 
     def _arrays_of(self, shape: CacheShape) -> list[tuple[tuple[int, int], str]]:
         """Shape behind the tokens, and type, of each array of a layer."""
@@ -101,12 +106,12 @@ class Pages:
         return [((shape.num_kv_heads, groups * GROUP), "int8"), ((shape.num_kv_heads, groups), "float16")] * 2
 
     def read(self, page: int) -> bytes:
-        """The bytes of one page over all layers: of each its keys, then its values."""
+        """The bytes of one page: of each layer its keys, then its values."""
         return b"".join(part.tobytes() for part in self._parts(page))
 
     def write(self, page: int, contents: memoryview) -> None:
         """Makes a page hold what `read` gave."""
-        assert contents.nbytes == self.page_bytes
+        assert contents.nbytes * self.groups.count == self.page_bytes
         start = 0
         for part in self._parts(page):
             part[...] = np.frombuffer(contents[start : start + part.nbytes], part.dtype).reshape(part.shape)
@@ -116,23 +121,35 @@ class Pages:
         rows = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
         return [stored[rows] for layer in self._layers for stored in layer]
 
-    def layers(self, places: tuple[Place, ...]) -> Sequence[LayerCache | IntegerLayerCache]:
+    def layers(self, plan: Plan) -> Sequence[LayerCache | IntegerLayerCache]:
         """The caches of all layers, for one step."""
-        if self._form not in FORMATS:
-            return [LayerCache(keys, values, places) for keys, values in self._layers]
-        widths = [shape.head_width for shape in self._shapes]
-        return [IntegerLayerCache(layer, self._form, width, places) for layer, width in zip(self._layers, widths, strict=True)]
+        places = [_places(plan, group, self.groups.count) for group in range(self.groups.count)]
+        return [
+            self._cache(self._layers[place], shape, places[group])
+            for shape, group, place in zip(self._shapes, self._group_of, self._places, strict=True)
+        ]
+
+    def _cache(self, layer: tuple[NDArray[Any], ...], shape: CacheShape, places: tuple[Place, ...]) -> LayerCache | IntegerLayerCache:
+        if self._form in FORMATS:
+            return IntegerLayerCache(layer, self._form, shape.head_width, places)
+        keys, values = layer
+        return LayerCache(keys, values, places)
 
 
-def places(plan: Plan) -> tuple[Place, ...]:
-    """Where each span of the plan lies: spans are packed one after another."""
+def rows_of(plan: Plan) -> list[slice]:
+    """Where each span's tokens are among the packed ones: spans come one after another."""
     found, row = [], 0
     for span in plan.spans:
-        found.append(Place(slice(row, row + len(span.tokens)), span.start, _slots(span)))
+        found.append(slice(row, row + len(span.tokens)))
         row += len(span.tokens)
-    return tuple(found)
+    return found
 
 
-def _slots(span: Span) -> NDArray[np.int64]:
+def _places(plan: Plan, group: int, groups: int) -> tuple[Place, ...]:
+    """Where each span of the plan lies for the layers of a group."""
+    return tuple(Place(rows, span.start, _slots(span, group, groups)) for span, rows in zip(plan.spans, rows_of(plan), strict=True))
+
+
+def _slots(span: Span, group: int, groups: int) -> NDArray[np.int64]:
     positions = np.arange(span.start + len(span.tokens))
-    return np.asarray(span.pages, np.int64)[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+    return np.asarray(span.pages, np.int64)[positions // PAGE_TOKENS * groups + group] * PAGE_TOKENS + positions % PAGE_TOKENS

@@ -46,12 +46,13 @@ from herd.backends.torch.devices import compute_dtype, device_name, find_device,
 from herd.backends.torch.divided import DividedOps, Together
 from herd.backends.torch.finite import not_finite
 from herd.backends.torch.ops import TorchOps, as_numpy
-from herd.backends.torch.pages import Layout, Pages, Singles, check_cache, layout_of
+from herd.backends.torch.pages import Layout, Pages, Singles, check_cache, layouts_of
 from herd.backends.torch.picture_ops import TorchPictureOps
 from herd.backends.torch.pictures import Memory, memories, overlays
 from herd.backends.torch.tensors import Tensors, parts
 from herd.errors import CapacityError, FileProblem, UsageError
 from herd.models.architecture import Config, architecture_of, classifying, num_embeddings, seeing
+from herd.models.cache_groups import cache_groups, one_group
 from herd.models.ops import PictureStep, Step
 from herd.models.weights import Adapted, Kind, Leaf, Matrix, Update
 from herd.version import __version__
@@ -103,7 +104,9 @@ class TorchBackend:
         self._ops, self._picture_ops = self._make_ops(), TorchPictureOps(self._tensors)
         self._decoding_ops = self._make_ops(is_static=self._device.type == "cuda")
         self._encoded = Encoded(self.encode)
-        self._pages = Pages(self._model.caches(self._cfg), self._dtype, self._device)
+        shapes = self._model.caches(self._cfg)
+        self.groups = cache_groups(shapes, PAGE_TOKENS)
+        self._pages = Pages(shapes, self._dtype, self._device)
         self._judged_forward: Callable[..., tuple[Tensor, Tensor]] = self._judged
         self._decoder = self._make_decoder()
         self._is_closed = False
@@ -124,16 +127,17 @@ class TorchBackend:
         where = f"{device_name(self._device)} {dtype} attention-{attention}{compiled} weights-{formats}"
         return f"torch-{torch.__version__} {where} herd-{__version__}"
 
-    def allocate(self, num_pages: int) -> None:
+    def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
         assert num_pages >= 0
         self.num_pages = 0
         self._decoder.clear()
+        groups = self.groups if by_group else one_group(len(self.groups.group_of_layer()), PAGE_TOKENS)
         try:
-            self._pages.allocate(num_pages)
+            self._pages.allocate(num_pages, groups)
         except (*_OUT_OF_MEMORY, RuntimeError, ValueError) as problem:
-            self._pages.allocate(0)
+            self._pages.allocate(0, groups)
             raise CapacityError(
-                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self.page_bytes()} bytes and "
+                f"{num_pages} cache pages of {PAGE_TOKENS} tokens take {num_pages * self.page_bytes() // groups.count} bytes and "
                 f"{device_name(self._device)} refused them. Ask for a shorter context or fewer sequences at once."
             ) from problem
         self._tensors.keep_bytes = self._bytes_to_keep()
@@ -181,7 +185,7 @@ class TorchBackend:
             return ()
         self._ops.names = []
         try:
-            self._run(Plan((Span(0, (0,), (self._pages.scratch_page,), 1),), watch=Watch()))
+            self._run(Plan((Span(0, (0,), (self._pages.scratch_page,) * self._pages.groups.count, 1),), watch=Watch()))
             return tuple(self._ops.names)
         finally:
             self._ops.names = None
@@ -246,9 +250,10 @@ class TorchBackend:
         other = {"converted weights": decoded, "pictures": self._encoded.num_bytes}
         if self._device.type == "cuda":
             other["reserved on the device, all told"] = torch.cuda.memory_reserved(self._device)
-        scratch = 0 if self._is_closed else self.page_bytes()
+        page = self.page_bytes() // self._pages.groups.count
+        scratch = 0 if self._is_closed else page
         buffers = scratch + self._decoder.buffer_bytes
-        return MemoryUse(self._tensors.stored_bytes + decoded, self.num_pages * self.page_bytes(), buffers, other)
+        return MemoryUse(self._tensors.stored_bytes + decoded, self.num_pages * page, buffers, other)
 
     def close(self) -> None:
         if not self._is_closed:
@@ -318,7 +323,7 @@ class TorchBackend:
     def follow(self, plan: Plan, is_decoding: bool) -> Outcome:
         """One forward of a plan that was checked, as a decoding step or not. Of several processes each calls it at the same time."""
         if is_decoding:
-            return self._decoder.step(plan.spans, self._pages.scratch_page)
+            return self._decoder.step(plan.spans, self._pages.scratch_page, self._pages.groups.count)
         logits_RV = self._forward(plan)
         return Outcome(logits_RV, judge(logits_RV))
 
@@ -328,14 +333,14 @@ class TorchBackend:
 
     def _decode(self, table: Tensor) -> Outcome:
         """One token of each sequence, without pictures; the columns of the table are its id, its position and the pages."""
-        singles = Singles(None, table[:, 1], table[:, 2:])
-        written = singles.slots(table[:, 1:2])[:, 0]
+        singles = [Singles(None, table[:, 1], pages) for pages in table[:, 2:].chunk(self._pages.groups.count, dim=1)]
+        layouts = [Layout(each.slots(table[:, 1:2])[:, 0], (), each) for each in singles]
         step = Step(
             ops=self._decoding_ops,
             tokens_T=table[:, 0],
             positions_T=table[:, 1],
             outputs_R=None,
-            cache=self._pages.layers(Layout(written, (), singles)),
+            cache=self._pages.layers(layouts),
             memory=[Memory(())] * self._crossing,
             seen=torch.zeros_like(table[:, 0], dtype=torch.bool) if self._crossing else None,
         )
@@ -361,7 +366,7 @@ class TorchBackend:
         return torch.cat([rows[index] for index in range(len(plan.spans))])
 
     def _forward_with(self, plan: Plan, adapter: str | None) -> Tensor:
-        layout = layout_of(plan, self._device, one_by_one=plan.watch is not None)
+        layouts = layouts_of(plan, self._pages, self._device, one_by_one=plan.watch is not None)
         positions = [np.arange(span.start, span.start + len(span.tokens)) for span in plan.spans]
         ends = np.cumsum([len(span.tokens) for span in plan.spans])
         outputs = [np.arange(end - span.num_outputs, end) for span, end in zip(plan.spans, ends, strict=True)]
@@ -372,7 +377,7 @@ class TorchBackend:
             tokens_T=torch.tensor([token for span in plan.spans for token in span.tokens], device=self._device),
             positions_T=torch.from_numpy(np.concatenate(positions)).to(self._device),
             outputs_R=torch.from_numpy(np.concatenate(outputs)).to(self._device),
-            cache=self._pages.layers(layout),
+            cache=self._pages.layers(layouts),
             pictures=None if crossing or self._seeing is None else overlays(plan, self._encoded, self._device),
             memory=memory,
             seen=seen,
@@ -385,7 +390,7 @@ class TorchBackend:
         """Everything that can be wrong with a plan, before anything is written."""
         if self._is_closed:
             raise UsageError("This model has been closed; load it again.")
-        check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, sees=self._seeing is not None)
+        check_plan(plan, self._cfg, self.num_embeddings, self.num_pages, self._adapters, self._pages.groups, sees=self._seeing is not None)
 
 
 _NO_MEMORY = "{} has no memory for the weights. Close other programs, or load a smaller or more quantised model."

@@ -1,9 +1,9 @@
 """The step that answers are written with: one token of each sequence, over and over, in the same shapes.
 
-Everything that such a step is told fits into one table of whole numbers [R, 2 + pages]: token, position and pages of each
-sequence. So on CUDA a step is one copy to the device and one replay of a captured graph. Rows and pages are rounded up to powers of
-two, so that few graphs serve all sizes; rows that only fill up write to a page that is nobody's. On a CPU nothing is captured and
-nothing rounded up, but it is the same function of the same table.
+Everything that such a step is told fits into one table of whole numbers [R, 2 + groups * pages]: token, position and, for one group of
+layers after the other, pages of each sequence. So on CUDA a step is one copy to the device and one replay of a captured graph. Rows
+and pages are rounded up to powers of two, so that few graphs serve all sizes; rows that only fill up write to a page that is nobody's.
+On a CPU nothing is captured and nothing rounded up, but it is the same function of the same table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from herd.backends.base import Plan, Span
-from herd.backends.torch.pages import page_table
+from herd.backends.torch.pages import Column, page_table
 
 KEPT_GRAPHS = 32
 
@@ -58,9 +58,9 @@ class Decoder:
         is_single = all(len(span.tokens) == span.num_outputs == 1 for span in plan.spans)
         return is_single and plan.watch is None and self._rows(len(plan.spans)) <= self._max_rows
 
-    def step(self, spans: Sequence[Span], scratch_page: int) -> Outcome:
-        """One step. Its tensors have one row for each span."""
-        table = self._table(spans, scratch_page)
+    def step(self, spans: Sequence[Span], scratch_page: int, groups: int = 1) -> Outcome:
+        """One step, with pages of so many groups of layers. Its tensors have one row for each span."""
+        table = self._table(spans, [Column(group, groups, scratch_page) for group in range(groups)])
         if not self._rounds:
             return self._run(table.to(self._device))
         held, replay = self._replay(table)
@@ -76,15 +76,17 @@ class Decoder:
     def _rows(self, count: int) -> int:
         return _power_of_two(count) if self._rounds else count
 
-    def _table(self, spans: Sequence[Span], scratch_page: int) -> Tensor:
-        pages = page_table(spans)
+    def _table(self, spans: Sequence[Span], groups: Sequence[Column]) -> Tensor:
+        pages = [page_table(spans, column) for column in groups]
         facts = torch.tensor([[span.tokens[0], span.start] for span in spans])
         if not self._rounds:
-            return torch.cat([facts, pages], dim=1)
-        table = torch.zeros((self._rows(len(spans)), 2 + _power_of_two(pages.shape[1])), dtype=torch.int64)
+            return torch.cat([facts, *pages], dim=1)
+        columns = _power_of_two(pages[0].shape[1])
+        table = torch.zeros((self._rows(len(spans)), 2 + len(groups) * columns), dtype=torch.int64)
         table[: len(spans), :2] = facts
-        table[: len(spans), 2 : 2 + pages.shape[1]] = pages
-        table[len(spans) :, 2] = scratch_page
+        for first, own in zip(range(2, table.shape[1], columns), pages, strict=True):
+            table[: len(spans), first : first + own.shape[1]] = own
+            table[len(spans) :, first] = groups[0].scratch_page
         return table.pin_memory() if self._device.type == "cuda" else table
 
     def _replay(self, table: Tensor) -> tuple[Tensor, Callable[[], Outcome]]:

@@ -1,4 +1,4 @@
-"""Where keys and values of earlier tokens are: pages of `PAGE_TOKENS` consecutive tokens of one sequence, for all layers.
+"""Where keys and values of earlier tokens are: pages of `PAGE_TOKENS` consecutive tokens of one sequence, for a group of layers.
 
 The packed tokens of a step are of two kinds. Sequences with several tokens in it (prompts) attend one by one; all those with
 a single token (answers being written) attend together, their pages gathered side by side.
@@ -19,6 +19,7 @@ from herd.backends.base import PAGE_TOKENS, Plan, Span
 from herd.backends.torch.attention import attend, first_seen, read, softmax, visible
 from herd.errors import UsageError
 from herd.models.architecture import CacheShape
+from herd.models.cache_groups import CacheGroups, one_group
 from herd.models.ops import Window
 
 
@@ -31,7 +32,7 @@ class Opened(Protocol):
 @dataclass(frozen=True, slots=True)
 class Place:
     """One sequence with several tokens in the step: its rows among the packed tokens, the position of the first, and the cache
-    rows of its tokens 0, 1, ... up to its own last one."""
+    rows of its tokens 0, 1, ... up to its own last one; where it has no page, those of the page that is nobody's."""
 
     rows: slice
     start: int
@@ -41,7 +42,7 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Singles:
     """All sequences with one token in the step: their rows among the packed tokens (None: every row, in order), their
-    positions and their pages [R, pages]; entries after a sequence's last page are never read."""
+    positions and their pages [R, pages]; entries after a sequence's last page, or before its window, are never read."""
 
     rows: Tensor | None
     positions_R: Tensor
@@ -136,27 +137,31 @@ class Pages:
         self._device = device
         self._layers: list[tuple[Tensor, Tensor]] = []
         self.scratch_page = 0
-        self.allocate(0)
+        self.allocate(0, one_group(len(shapes), PAGE_TOKENS))
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers."""
         return sum(2 * PAGE_TOKENS * shape.num_kv_heads * shape.head_width * self._dtype.itemsize for shape in self._shapes)
 
-    def allocate(self, num_pages: int) -> None:
-        """New pages 0 .. num_pages-1. Whatever error the system gives leaves no pages at all."""
+    def allocate(self, num_pages: int, groups: CacheGroups) -> None:
+        """New pages 0 .. num_pages-1 of these groups. Whatever error the system gives leaves no pages at all."""
+        self.groups = groups
+        self._group_of = groups.group_of_layer()
+        self._places = [groups.layers[group].index(layer) for layer, group in enumerate(self._group_of)]
         self._layers = []
         self.scratch_page = num_pages
-        sizes = [((num_pages + 1) * PAGE_TOKENS, shape.num_kv_heads, shape.head_width) for shape in self._shapes]
+        shapes = [self._shapes[layer] for layer in groups.layers[0]]
+        sizes = [((num_pages + 1) * PAGE_TOKENS, shape.num_kv_heads, shape.head_width) for shape in shapes]
         self._layers = [(self._empty(size), self._empty(size)) for size in sizes]
 
     def read(self, page: int) -> bytes:
-        """The bytes of one page over all layers: of each its keys, then its values."""
+        """The bytes of one page: of each layer its keys, then its values."""
         return b"".join(part.cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in self._parts(page))
 
     def write(self, page: int, contents: memoryview) -> None:
         """Makes a page hold what `read` gave."""
-        assert contents.nbytes == self.page_bytes
+        assert contents.nbytes * self.groups.count == self.page_bytes
         start = 0
         for part in self._parts(page):
             size = part.numel() * part.element_size()
@@ -168,9 +173,9 @@ class Pages:
         rows = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
         return [stored[rows] for layer in self._layers for stored in layer]
 
-    def layers(self, layout: Layout) -> list[LayerCache]:
-        """The caches of all layers, for one step."""
-        return [LayerCache(keys, values, layout) for keys, values in self._layers]
+    def layers(self, layouts: Sequence[Layout]) -> list[LayerCache]:
+        """The caches of all layers, for one step that lies so for each group."""
+        return [LayerCache(*self._layers[place], layouts[group]) for group, place in zip(self._group_of, self._places, strict=True)]
 
     def _empty(self, size: tuple[int, ...]) -> Tensor:
         if self._device.type != "cpu":
@@ -180,12 +185,31 @@ class Pages:
         return torch.from_numpy(np.zeros(size, bits)).view(self._dtype)
 
 
-def layout_of(plan: Plan, device: torch.device, *, one_by_one: bool = False) -> Layout:
-    """Where the tokens of a plan lie. `one_by_one`: no sequences together, so that each softmax can be looked at."""
+def layouts_of(plan: Plan, pages: Pages, device: torch.device, *, one_by_one: bool = False) -> list[Layout]:
+    """Where the tokens of a plan lie, for each group. `one_by_one`: no sequences together, so that each softmax can be looked at."""
+    groups = pages.groups.count
+    return [_layout(plan, Column(group, groups, pages.scratch_page), device, one_by_one) for group in range(groups)]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Which of a sequence's pages are a group's, of so many; and the page in the place of those that it does not have."""
+
+    group: int
+    groups: int
+    scratch_page: int
+
+    def of(self, span: Span) -> NDArray[np.int64]:
+        """The group's pages, block by block."""
+        pages = np.asarray(span.pages[self.group :: self.groups], np.int64)
+        return np.where(pages < 0, self.scratch_page, pages)
+
+
+def _layout(plan: Plan, column: Column, device: torch.device, one_by_one: bool) -> Layout:
     places, singles, rows, written = [], [], [], []
     row = 0
     for span in plan.spans:
-        slots = _slots(span)
+        slots = _slots(span, column)
         written.append(slots[span.start :])
         if len(span.tokens) == 1 and not one_by_one:
             singles.append(span)
@@ -196,22 +220,22 @@ def layout_of(plan: Plan, device: torch.device, *, one_by_one: bool = False) -> 
     together = None
     if singles:
         positions = torch.tensor([span.start for span in singles], device=device)
-        together = Singles(torch.tensor(rows, device=device) if places else None, positions, page_table(singles).to(device))
+        together = Singles(torch.tensor(rows, device=device) if places else None, positions, page_table(singles, column).to(device))
     return Layout(torch.from_numpy(np.concatenate(written)).to(device), tuple(places), together)
 
 
-def page_table(spans: Sequence[Span], columns: int = 0) -> Tensor:
-    """The pages that each span's sequence has come to, [R, pages]: as many columns as the longest needs, or `columns`."""
+def page_table(spans: Sequence[Span], column: Column) -> Tensor:
+    """A group's pages that each span's sequence has come to, [R, pages]: as many columns as the longest needs."""
     used = [span.start // PAGE_TOKENS + 1 for span in spans]
-    table = np.zeros((len(spans), columns or max(used)), np.int64)
+    table = np.zeros((len(spans), max(used)), np.int64)
     for row, span, count in zip(table, spans, used, strict=True):
-        row[:count] = span.pages[:count]
+        row[:count] = column.of(span)[:count]
     return torch.from_numpy(table)
 
 
-def _slots(span: Span) -> NDArray[np.int64]:
+def _slots(span: Span, column: Column) -> NDArray[np.int64]:
     positions = np.arange(span.start + len(span.tokens))
-    return np.asarray(span.pages, np.int64)[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+    return column.of(span)[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
 
 
 def check_cache(kv_cache: str, dtype: torch.dtype) -> None:

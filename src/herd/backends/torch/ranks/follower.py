@@ -94,8 +94,8 @@ class Follower:
 
     def _ordered(self, frame: Frame) -> bytes:
         match frame:
-            case Allocate(num_pages):
-                self._part.allocate(num_pages)
+            case Allocate(num_pages, by_group):
+                self._part.allocate(num_pages, by_group=by_group)
             case ReadPage(page):
                 return self._part.read_page(page)
             case WritePage(page, contents):

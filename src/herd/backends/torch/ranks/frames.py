@@ -71,6 +71,7 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class Allocate:
     num_pages: int
+    by_group: bool = False
 
 
 @dataclass(frozen=True, slots=True)

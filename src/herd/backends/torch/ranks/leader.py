@@ -103,7 +103,7 @@ class DividedBackend:
         except BaseException:
             self._end()
             raise
-        self.vocab_size, self.num_embeddings = self._part.vocab_size, self._part.num_embeddings
+        self.vocab_size, self.num_embeddings, self.groups = self._part.vocab_size, self._part.num_embeddings, self._part.groups
         self.num_pages = 0
 
     def _met(self, device: str) -> ProcessGroup:
@@ -128,10 +128,10 @@ class DividedBackend:
         """Of the other processes."""
         return [rank.process_id for rank in self._ranks]
 
-    def allocate(self, num_pages: int) -> None:
+    def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
         self.num_pages = 0
         try:
-            self._order(Allocate(num_pages), lambda: self._part.allocate(num_pages))
+            self._order(Allocate(num_pages, by_group), lambda: self._part.allocate(num_pages, by_group=by_group))
         except BaseException:
             if num_pages and not self._lost:
                 self.allocate(0)
