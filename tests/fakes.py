@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from herd.backends.base import PAGE_TOKENS, MemoryUse, Plan, Span, StepResult
+from herd.backends.base import NO_PAGE, PAGE_TOKENS, MemoryUse, Plan, Span, StepResult
 from herd.errors import CapacityError, FileProblem, UsageError
+from herd.models.cache_groups import CacheGroups
 from herd.sampling.chain import choose
 
 NOTHING = -1
 ADAPTED = 1000
+ONE_GROUP = CacheGroups(PAGE_TOKENS)
 
 
 class FakeBackend:
@@ -34,7 +36,9 @@ class FakeBackend:
         max_pages: int = 1_000_000,
         max_step_tokens: int = 512,
         max_step_outputs: int = 64,
+        groups: CacheGroups = ONE_GROUP,
     ) -> None:
+        self.groups = groups
         self.vocab_size = self.num_embeddings = vocab_size
         self.num_pages = 0
         self.spoiled = spoiled
@@ -46,19 +50,21 @@ class FakeBackend:
         self.is_closed = False
         self.adapters: dict[str, int] = {}
         self._contents = np.zeros((0, PAGE_TOKENS), np.int64)
+        self._count = 1
 
     @property
     def fingerprint(self) -> str:
         return "fake-1"
 
-    def allocate(self, num_pages: int) -> None:
+    def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
+        self._count = self.groups.count if by_group else 1
         if num_pages > self.max_pages:
             raise CapacityError(f"{num_pages} pages were asked for; there is memory for {self.max_pages}.")
         self.num_pages = num_pages
         self._contents = np.full((num_pages, PAGE_TOKENS), NOTHING, np.int64)
 
     def page_bytes(self) -> int:
-        return PAGE_TOKENS * 8
+        return PAGE_TOKENS * 8 * self.groups.count
 
     def read_page(self, page: int) -> bytes:
         return self._contents[page].tobytes()
@@ -77,7 +83,8 @@ class FakeBackend:
                 raise UsageError("A token is outside the vocabulary.")
         for span in plan.spans:
             for index, token in enumerate(span.tokens):
-                self._contents[self._place(span, span.start + index)] = token + self._offset(span)
+                for group in range(self._count):
+                    self._contents[self._place(span, span.start + index, group)] = token + self._offset(span)
         rows, choices = [], []
         for span in plan.spans:
             outputs = [self._logits(span, end) for end in range(self._end(span) - span.num_outputs + 1, self._end(span) + 1)]
@@ -100,28 +107,34 @@ class FakeBackend:
         self._contents[:] = NOTHING
 
     def memory(self) -> MemoryUse:
-        return MemoryUse(weights=0, cache=self.num_pages * self.page_bytes(), buffers=0)
+        return MemoryUse(weights=0, cache=self.num_pages * self.page_bytes() // self._count, buffers=0)
 
     def close(self) -> None:
         self.is_closed = True
 
     def _logits(self, span: Span, end: int) -> np.ndarray:
         tokens = [int(self._contents[self._place(span, position)]) for position in range(end)]
+        for group, window in enumerate(self.groups.windows[: self._count]):
+            first = 0 if window is None else window.first(end - 1)
+            seen = [int(self._contents[self._place(span, position, group)]) for position in range(first, end)]
+            assert seen == tokens[first:], "every group of layers has what it sees"
         assert NOTHING not in tokens, "a sequence reads a token that was never computed"
         assert len({token // ADAPTED for token in tokens}) == 1, "a sequence reads what another adapter computed"
         if self.spoiled(tokens):
             raise FileProblem(f"The logits for token {end} contain NaN.")
         return fake_logits(tokens, self.vocab_size)
 
-    def _place(self, span: Span, position: int) -> tuple[int, int]:
-        return span.pages[position // PAGE_TOKENS], position % PAGE_TOKENS
+    def _place(self, span: Span, position: int, group: int = 0) -> tuple[int, int]:
+        page = span.pages[position // PAGE_TOKENS * self._count + group]
+        assert page != NO_PAGE, "a sequence has a page for what it sees and writes"
+        return page, position % PAGE_TOKENS
 
     def _places(self, plan: Plan) -> list[tuple[int, int]]:
-        return [self._place(span, position) for span in plan.spans for position in range(span.start, self._end(span))]
+        groups = range(self._count)
+        return [self._place(s, at, group) for s in plan.spans for at in range(s.start, self._end(s)) for group in groups]
 
-    @staticmethod
-    def _written(plan: Plan) -> int:
-        return plan.num_tokens
+    def _written(self, plan: Plan) -> int:
+        return plan.num_tokens * self._count
 
     @staticmethod
     def _end(span: Span) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.running import NUM_PAGES
 from conformance.seeing_models import STORIES, Story, leaves_of
-from herd.backends.base import BackendOptions
+from herd.backends.base import PAGE_TOKENS, BackendOptions
 from herd.engine.engine import Engine
 from herd.engine.request import Request
 from herd.sampling.params import SamplingParams
@@ -14,12 +13,14 @@ from herd.sampling.params import SamplingParams
 pytestmark = pytest.mark.usefixtures("cpu")
 
 
-def engine_for(story: Story, *, num_pages: int, max_step_tokens: int) -> Engine:
+def engine_for(story: Story, *, num_tokens: int, max_step_tokens: int, spare: int = 0) -> Engine:
+    """With pages for a text of so many tokens, and for `spare` blocks more."""
     from herd.backends.cpu import CpuBackend
 
     options = BackendOptions(threads=2, activations="float32", max_step_tokens=max_step_tokens, max_step_outputs=8)
     backend = CpuBackend(story.cfg, leaves_of(story.cfg).__getitem__, options, lambda: None)
     limits = {"max_step_tokens": max_step_tokens, "max_step_outputs": 8, "max_batch": 4}
+    num_pages = backend.groups.pages_for(num_tokens, max_step_tokens) + spare * backend.groups.count
     return Engine(backend, context_length=story.cfg.context_length, num_pages=num_pages, **limits)
 
 
@@ -45,12 +46,11 @@ def test_company_chunks_preemption_and_the_cache_change_no_answer_about_pictures
     sampling = SamplingParams(temperature=0.8, seed=5)
     asked = Request(tokens=story.tokens, sampling=sampling, max_tokens=70, pictures=story.placed, stop_ids=())
     blind = Request(tokens=[7] * 60, sampling=sampling, max_tokens=70, stop_ids=())
-    pages = -(-(len(story.tokens) + 70) // 64)
-    alone = engine_for(story, num_pages=NUM_PAGES, max_step_tokens=256)
+    alone = engine_for(story, num_tokens=32 * PAGE_TOKENS, max_step_tokens=256, spare=32)
     [expected], _ = answers(alone, [asked])
     [again], _ = answers(alone, [asked])
     assert again == expected, "from the cache"
     [text], _ = answers(alone, [blind])
-    crowded = engine_for(story, num_pages=pages + 2, max_step_tokens=24)
+    crowded = engine_for(story, num_tokens=len(story.tokens) + 70, max_step_tokens=24, spare=2)
     found, gave_way = answers(crowded, [blind, asked, asked])
     assert gave_way > 0 and found == [text, expected, expected]

@@ -53,7 +53,8 @@ def test_a_shared_page_stays_until_its_last_owner_leaves() -> None:
     pages = Pages(3)
     (page,) = known(pages, b"k")
     for _ in range(2):
-        (found,) = pages.find([b"k", b"other"])
+        found = pages.page_of(b"k")
+        assert found is not None and pages.page_of(b"other") is None
         pages.share(found)
     assert pages.owners(page) == 2 and pages.num_cached == 0
     pages.release(page)
@@ -68,9 +69,9 @@ def test_ends_of_a_conversation_are_evicted_before_its_beginning() -> None:
     chain = keys([1], [2], [3])
     known(pages, *chain)
     pages.take()
-    assert len(pages.find(chain)) == 2
+    assert len([key for key in chain if pages.page_of(key) is not None]) == 2
     pages.take()
-    assert len(pages.find(chain)) == 1
+    assert [pages.page_of(key) is not None for key in chain] == [True] + [False] * (len(chain) - 1)
     pages.check()
 
 
@@ -78,10 +79,12 @@ def test_what_was_used_last_is_evicted_last() -> None:
     pages = Pages(2)
     known(pages, b"old")
     known(pages, b"new")
-    pages.share(pages.find([b"old"])[0])
-    pages.release(pages.find([b"old"])[0])
+    old = pages.page_of(b"old")
+    assert old is not None
+    pages.share(old)
+    pages.release(old)
     pages.take()
-    assert pages.find([b"old"]) and not pages.find([b"new"])
+    assert pages.page_of(b"old") is not None and pages.page_of(b"new") is None
 
 
 def test_the_same_contents_are_known_once() -> None:
@@ -129,7 +132,7 @@ def test_forgetting_makes_everything_unowned_free() -> None:
     pages.name(page, b"c")
     pages.forget_contents(page)
     pages.forget_cached()
-    assert (pages.num_free, pages.num_owned) == (3, 1) and not pages.find([b"a"])
+    assert (pages.num_free, pages.num_owned) == (3, 1) and pages.page_of(b"a") is None
     pages.release(page)
     assert pages.num_free == 4
     pages.check()
@@ -161,18 +164,19 @@ def test_random_use_keeps_the_sum() -> None:
             else:
                 pages.release(page)
         if rng.random() < 0.3:
-            for page in pages.find([b"%d" % rng.randrange(12)]):
-                pages.share(page)
-                owned.append(page)
+            found = pages.page_of(b"%d" % rng.randrange(12))
+            if found is not None:
+                pages.share(found)
+                owned.append(found)
         pages.check()
         assert pages.num_free + pages.num_owned + pages.num_cached == 9
 
 
 def test_the_default_cache_is_one_context_or_a_quarter_of_the_memory() -> None:
-    assert default_num_pages(100, 1000, None) == 100
-    assert default_num_pages(100, 1000, 10**9) == 100
-    assert default_num_pages(100, 1000, 40_000) == 10
-    assert default_num_pages(100, 1000, 1) == 1
+    assert default_num_pages(100, 1, 1000, None) == 100
+    assert default_num_pages(100, 1, 1000, 10**9) == 100
+    assert default_num_pages(100, 1, 1000, 40_000) == 10
+    assert default_num_pages(100, 1, 1000, 1) == 1
 
 
 def test_available_memory_is_the_least_that_the_system_names(tmp_path) -> None:  # type: ignore[no-untyped-def]

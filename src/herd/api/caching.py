@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from herd.backends.base import Backend
     from herd.checkpoints.checkpoint import Checkpoint
     from herd.engine.disk import DiskPages
+    from herd.models.cache_groups import CacheGroups
 
 SHARE_OF_COPIES = 4
 """Of the memory for keys and values this part may be copies of pages that are written or were read."""
@@ -30,41 +31,45 @@ class CacheRoom:
     copies_bytes: int
 
 
-def cache_room(context: int, page_bytes: int, choices: Choices, available: int | None) -> CacheRoom:
-    """For `available` bytes of free memory, or None where the system does not say. `CapacityError` where `cache_bytes` hold no page."""
-    from herd.backends.base import PAGE_TOKENS
+def cache_room(context: int, groups: CacheGroups, page_bytes: int, choices: Choices, available: int | None) -> CacheRoom:
+    """For `available` bytes of free memory, or None where the system does not say. `CapacityError` where `cache_bytes` do not hold a page
+    for each of a model's `groups` of layers."""
     from herd.engine.disk import MEMORY_BYTES
     from herd.engine.memory import SHARE_OF_AVAILABLE
 
-    wanted = _wanted_pages(context, choices.parallel)
+    wanted = _wanted_pages(context, groups, choices.parallel)
     bounds = [each for each in (None if available is None else available // SHARE_OF_AVAILABLE, choices.cache_bytes) if each is not None]
     copies = 0
     if choices.cache_folder is not None:
         most = (MEMORY_BYTES, 3 * wanted * page_bytes // 2, *(each // SHARE_OF_COPIES for each in bounds))
         copies = max(_least_copies(page_bytes), min(most))
-    if choices.cache_bytes is not None and choices.cache_bytes < copies + page_bytes:
+    least = groups.count * page_bytes
+    if choices.cache_bytes is not None and choices.cache_bytes < copies + least:
         beside = f", and pages on their way to and from the disk {copies:,}" if copies else ""
         raise CapacityError(
-            f"{choices.cache_bytes:,} bytes are left for keys and values; {PAGE_TOKENS} tokens of them take {page_bytes:,}{beside}."
+            f"{choices.cache_bytes:,} bytes are left for keys and values; {groups.page_tokens} tokens of them take {least:,}{beside}."
         )
     pages = [wanted, *((each - copies) // max(1, page_bytes) for each in bounds)]
-    return CacheRoom(max(1, min(pages)), copies)
+    return CacheRoom(max(groups.count, min(pages)), copies)
 
 
 def cache_needs(checkpoint: Checkpoint, load: Mapping[str, Any]) -> tuple[int, int | None]:
     """The least bytes that hold keys and values of a model, loaded with these arguments of `herd.load`, and the most that it has a use
     for: what `cache_room` will say, known before the model is loaded. Of a GPU's memory nothing is said: 0 and None."""
     from herd.backends.base import PAGE_TOKENS
+    from herd.models.architecture import architecture_of
+    from herd.models.cache_groups import cache_groups
     from herd.models.division import to_run
     from herd.models.sizes import CACHE_DTYPES, cache_bytes_per_token
 
     if (load.get("device") or "cpu") != "cpu":
         return 0, None
-    page_bytes = PAGE_TOKENS * cache_bytes_per_token(checkpoint.config, CACHE_DTYPES[_cache_form(checkpoint, load)])
+    groups = cache_groups(architecture_of(checkpoint.config).caches(checkpoint.config), PAGE_TOKENS)
+    page_bytes = PAGE_TOKENS * cache_bytes_per_token(checkpoint.config, CACHE_DTYPES[_cache_form(checkpoint, load)]) // groups.count
     page_bytes *= to_run(checkpoint.config, 0, load.get("tensor_parallel") or 1).kv_copies  # of all devices together
     copies = _least_copies(page_bytes) if load.get("cache_folder") is not None else 0
-    pages = _wanted_pages(load.get("context") or checkpoint.config.context_length, load.get("parallel", 1))
-    return page_bytes + copies, pages * page_bytes * (2 if copies else 1)
+    pages = _wanted_pages(load.get("context") or checkpoint.config.context_length, groups, load.get("parallel", 1))
+    return groups.count * page_bytes + copies, pages * page_bytes * (2 if copies else 1)
 
 
 def _cache_form(checkpoint: Checkpoint, load: Mapping[str, Any]) -> str:
@@ -89,11 +94,11 @@ def _computed_in(checkpoint: Checkpoint, load: Mapping[str, Any]) -> str:
     return "float16" if is_short else "float32"
 
 
-def _wanted_pages(context: int, parallel: int) -> int:
+def _wanted_pages(context: int, groups: CacheGroups, parallel: int) -> int:
     """Pages for so many answers of full length."""
-    from herd.backends.base import PAGE_TOKENS
+    from herd.backends.base import BackendOptions
 
-    return -(-context // PAGE_TOKENS) * parallel
+    return groups.pages_for(context, BackendOptions().max_step_tokens) * parallel
 
 
 def _least_copies(page_bytes: int) -> int:
@@ -112,7 +117,8 @@ def open_disk(checkpoint: Checkpoint, backend: Backend, choices: Choices, room: 
     from herd.engine.page_files import LIMIT_BYTES, PageFiles
 
     adapter = None if choices.adapter is None else Path(choices.adapter)
-    identity = f"{weights_digest(checkpoint, adapter)} {backend.fingerprint} {backend.page_bytes()}"
+    page_bytes = backend.page_bytes() // backend.groups.count
+    identity = f"{weights_digest(checkpoint, adapter)} {backend.fingerprint} {page_bytes}"
     folder = choices.cache_folder.expanduser().absolute()
     limit = LIMIT_BYTES if choices.cache_disk_bytes is None else choices.cache_disk_bytes
-    return DiskPages(PageFiles(folder, identity.encode(), backend.page_bytes(), limit), room.copies_bytes)
+    return DiskPages(PageFiles(folder, identity.encode(), page_bytes, limit), room.copies_bytes)

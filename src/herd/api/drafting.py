@@ -46,7 +46,7 @@ def speculation_for(choices: Choices, backend: Backend, words: Words, context: i
         drafting = make_backend(checkpoint, replace(choices, adapter=None, tensor_parallel=1))  # small: one device holds it
         opened.callback(drafting.close)
         length = min(context, checkpoint.config.context_length)
-        pages = default_num_pages(-(-length // PAGE_TOKENS), drafting.page_bytes(), available_bytes())
+        pages = default_num_pages(-(-length // PAGE_TOKENS), 1, drafting.page_bytes(), available_bytes())
         drafter = ModelDrafter(drafting, length, pages, checkpoint.close)
         opened.pop_all()
         return Speculation(drafter)

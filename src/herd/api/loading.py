@@ -162,7 +162,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: Choices, progress: 
         speculation = speculation_for(choices, backend, words, context, progress)
         if speculation is not None:
             opened.callback(speculation.close)
-        room = cache_room(context, backend.page_bytes(), choices, available_bytes())
+        room = cache_room(context, backend.groups, backend.page_bytes() // backend.groups.count, choices, available_bytes())
         disk = open_disk(checkpoint, backend, choices, room)
         if disk is not None:
             opened.callback(disk.close)

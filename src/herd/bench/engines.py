@@ -7,6 +7,7 @@ engine: no text is made of ids, and nothing is printed. Peers are used through t
 from __future__ import annotations
 
 import importlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -87,10 +88,13 @@ class Herd:
         return first - before, time.perf_counter() - first
 
     def step(self, context: int, tokens: Sequence[int]) -> float:
-        from herd.backends.base import PAGE_TOKENS, Plan, Span
+        from herd.backends.base import NO_PAGE, Plan, Span
 
         # Nobody else uses the pages: what lies in them takes as long to read as anything else.
-        pages = range(-(-(context + len(tokens)) // PAGE_TOKENS))
+        groups, unused = self._engine.backend.groups, itertools.count()
+        blocks = range(groups.blocks_for(context + len(tokens)))
+        firsts = [groups.first_block(group, context) for group in range(groups.count)]
+        pages = [next(unused) if block >= first else NO_PAGE for block in blocks for first in firsts]
         plan = Plan((Span(context, tuple(tokens), tuple(pages), len(tokens)),))
         before = time.perf_counter()
         self._engine.backend.step(plan)

@@ -10,6 +10,7 @@ from collections.abc import Sequence as List
 
 from herd.backends.base import PAGE_TOKENS, Backend
 from herd.engine.pages import Pages, first_key, next_key
+from herd.engine.tables import Tables
 
 
 def keys_of(tokens: List[int]) -> list[bytes]:
@@ -20,13 +21,13 @@ def keys_of(tokens: List[int]) -> list[bytes]:
     return keys
 
 
-def find(books: Pages, tokens: List[int]) -> tuple[list[int], int]:
-    """The cached pages that hold the beginning of `tokens`, a partly filled one at the end too, and how many tokens they hold."""
+def find(tables: Tables, tokens: List[int]) -> tuple[list[int], int]:
+    """The cached pages that hold the beginning of `tokens`, partly filled ones at the end too, and how many tokens they hold."""
     keys = keys_of(tokens)
-    pages = books.find(keys[1:])
-    start = len(pages) * PAGE_TOKENS
-    tail = books.tail(keys[len(pages)], tokens[start : start + PAGE_TOKENS])
-    return (pages, start) if tail is None else ([*pages, tail[0]], start + tail[1])
+    found = tables.find(keys[1:])
+    start = found.num_tokens
+    tail, count = tables.tail(keys[start // PAGE_TOKENS], tokens[start : start + PAGE_TOKENS])
+    return [*found.reused, *tail], start + count
 
 
 def put(backend: Backend, pages: List[int], contents: Iterable[memoryview]) -> None:
@@ -35,12 +36,15 @@ def put(backend: Backend, pages: List[int], contents: Iterable[memoryview]) -> N
         backend.write_page(page, data)
 
 
-def name(books: Pages, tokens: List[int], pages: list[int]) -> None:
-    """Says what owned pages hold. A partly filled one goes into the cache at once and out of `pages`; the others when they are
-    released."""
+def name(books: Pages, tables: Tables, tokens: List[int], pages: list[int]) -> None:
+    """Says what owned pages hold. Partly filled ones go into the cache at once and out of `pages`; the others when they are released."""
     keys = keys_of(tokens)
-    for page, key in zip(pages, keys[1:], strict=False):
-        books.name(page, key)
+    places = [divmod(place, tables.num_groups) for place in tables.places(len(tokens))]
+    for page, (block, group) in zip(pages, places, strict=True):
+        if block < len(keys) - 1:
+            books.name(page, tables.key(keys[block + 1], group))
     rest = tokens[(len(keys) - 1) * PAGE_TOKENS :]
     if rest:
-        books.leave_tail(pages.pop(), keys[-1], rest)
+        tail = pages[-tables.num_groups :]
+        del pages[-tables.num_groups :]
+        tables.leave_tail(tail, keys[-1], rest)

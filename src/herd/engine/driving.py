@@ -57,10 +57,10 @@ class Driven:
         """Runs a text alone, a few tokens at a time, and gives each step's positions with its logits and what `watch(positions)`
         asked to read. Nothing is taken from the cache or left in it; other requests wait, until the end or, with `lets_others`, until
         the reader has the next few tokens. `CapacityError` if too many pages are in use."""
-        ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.cache_tokens)
+        ids = check_tokens(tokens, self.backend.num_embeddings, self.context_length, self.limits.whole_tokens)
         size = min(self.limits.max_step_tokens, self.limits.max_step_outputs)
         whole, each = (nullcontext, self._driving) if lets_others else (self._driving, nullcontext)
-        with whole(), self._owned(self.limits.pages_for(len(ids))) as pages:
+        with whole(), self._owned(self.limits.whole_pages_for(len(ids))) as pages:
             for start in range(0, len(ids), size):
                 positions = range(start, min(start + size, len(ids)))
                 span = Span(start, ids[start : positions.stop], pages, len(positions), pictures=pictures)
@@ -74,15 +74,20 @@ class Driven:
         """How many of `tokens`, from the first on, the cache holds, and the contents of their pages. Other requests wait."""
         with self._alone(0):
             with self._exclusive():
-                pages, count = contents.find(self._scheduler.pages, tokens)
+                pages, count = contents.find(self._scheduler.tables, tokens)
             yield count, map(self.backend.read_page, pages)
+
+    def num_cached_pages(self, num_tokens: int) -> int:
+        """How many pages `cached` gives of so many tokens."""
+        return len(self._scheduler.tables.places(num_tokens))
 
     def put_cached(self, tokens: List[int], pages: List[memoryview]) -> None:
         """Makes the cache hold `tokens`, from contents that `cached` gave. `CapacityError` without room for them. Others wait."""
-        with self._alone(self.limits.pages_for(len(tokens))) as own:
+        tables = self._scheduler.tables
+        with self._alone(self.num_cached_pages(len(tokens))) as own:
             contents.put(self.backend, own, pages)
             with self._exclusive():
-                contents.name(self._scheduler.pages, tokens, own)
+                contents.name(self._scheduler.pages, tables, tokens, own)
 
     @property
     def value_names(self) -> tuple[str, ...]:

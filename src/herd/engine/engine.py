@@ -17,7 +17,7 @@ from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from herd.backends.base import PAGE_TOKENS, Backend, MemoryUse, Placed
+from herd.backends.base import Backend, MemoryUse, Placed
 from herd.engine.adapters import digest_of
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.disk import DiskPages
@@ -26,7 +26,7 @@ from herd.engine.memory import available_bytes, default_num_pages
 from herd.engine.parts import Limits
 from herd.engine.request import Load, Progress, Purpose, Request, Sequence
 from herd.engine.stepping import Stepping
-from herd.errors import Busy, UsageError
+from herd.errors import Busy, CapacityError, UsageError
 from herd.sampling.stop import StopReason
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Engine(Stepping):
         limits = _limits(backend, context_length, num_pages, (max_batch, max_step_tokens, max_step_outputs))
         super().__init__(backend, limits, context_length, speculation, clock)
         self.stop_ids = frozenset(stop_ids)
-        self.page_bytes = backend.page_bytes()
+        self.page_bytes = backend.page_bytes() // limits.groups.count
         self._next_number = 0
         self._max_waiting = max_waiting
         if disk is not None:
@@ -227,8 +227,8 @@ class Engine(Stepping):
     def _enter(self, sequence: Sequence, deadline_s: float | None = None) -> Sequence:
         if (lasting := self._scheduler.lasting) is not None and sequence.purpose is Purpose.ANSWER:
             with self._exclusive():
-                first, keys = self._scheduler.missing(sequence)
-            sequence.stored = dict(enumerate(lasting.read(keys), first))
+                missing = self._scheduler.missing(sequence, lasting.has)
+            sequence.stored = dict(zip(missing, lasting.read(list(missing.values())), strict=False))
         try:
             return self._enqueue(sequence, deadline_s)
         except BaseException:
@@ -304,11 +304,15 @@ def _limits(backend: Backend, context_length: int, num_pages: int | None, step: 
     most = min(max_step_tokens, max_step_outputs)
     if not 1 <= max_batch <= most:
         raise UsageError(f"max_batch is {max_batch}; it must be from 1 to {most}, as each sequence needs a token and an output.")
-    pages = num_pages or default_num_pages(-(-context_length // PAGE_TOKENS), backend.page_bytes(), available_bytes())
-    backend.allocate(pages)
+    groups = backend.groups
+    wanted = groups.pages_for(context_length, max_step_tokens)
+    pages = num_pages or default_num_pages(wanted, groups.count, backend.page_bytes() // groups.count, available_bytes())
+    if pages < groups.count:
+        raise CapacityError(f"{pages} pages of cache are too few: {groups.page_tokens} tokens of this model take {groups.count}.")
+    backend.allocate(pages, by_group=True)
     return Limits(
         num_pages=pages,
-        page_tokens=PAGE_TOKENS,
+        groups=groups,
         max_batch=max_batch,
         max_step_tokens=max_step_tokens,
         max_step_outputs=max_step_outputs,

@@ -39,6 +39,10 @@ class Lasting:
         """What copies of pages take at most."""
         return self._disk.memory_bytes
 
+    def has(self, key: bytes) -> bool:
+        """Whether a page is on the disk, or on its way. Does not touch the disk."""
+        return self._disk.has(key)
+
     def read(self, keys: Sequence[bytes]) -> list[bytes]:
         """The contents of the first of these pages, as many as there are. `forget` gives them back."""
         return self._disk.read(keys)

@@ -24,11 +24,11 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     return None
 
 
-def default_num_pages(context_pages: int, page_bytes: int, available: int | None) -> int:
-    """Pages for one full context, or as many as fit into a quarter of the available memory; at least one."""
+def default_num_pages(context_pages: int, least: int, page_bytes: int, available: int | None) -> int:
+    """Pages for one full context, or as many as fit into a quarter of the available memory; at least as many as a token needs."""
     if available is None:
         return context_pages
-    return max(1, min(context_pages, available // SHARE_OF_AVAILABLE // max(1, page_bytes)))
+    return max(least, min(context_pages, available // SHARE_OF_AVAILABLE // max(1, page_bytes)))
 
 
 def _from_proc(root: Path) -> int | None:

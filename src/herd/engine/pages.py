@@ -1,5 +1,7 @@
 """Who owns which page, and which pages are kept because their contents may be wanted again. Numbers only, no contents.
 
+A page is of one group of layers (`tables`); the keys here are then those of groups.
+
     free --take--> owned (by one or several sequences) --release--> cached, if its contents have a key, else free
       ^                                  ^                            |
       +------------- evicted ------------+--------- found ------------+      least recently released first
@@ -95,18 +97,12 @@ class Pages:
         self._owners[page] = 1
         return page
 
-    def find(self, keys: Sequence[bytes]) -> list[int]:
-        """The pages that hold the longest beginning of `keys`. Nothing changes hands."""
-        found = []
-        for key in keys:
-            page = self._page_of.get(key)
-            if page is None:
-                break
-            found.append(page)
-        return found
+    def page_of(self, key: bytes) -> int | None:
+        """The full page of this key, if there is one. Nothing changes hands."""
+        return self._page_of.get(key)
 
     def share(self, page: int) -> None:
-        """One more owner for a page that `find` gave."""
+        """One more owner for a full page that was found."""
         assert page in self._key_of
         self._cached.pop(page, None)
         self._owners[page] += 1

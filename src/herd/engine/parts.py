@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from herd.engine.request import Purpose, Sequence
 from herd.errors import HerdError
+from herd.models.cache_groups import CacheGroups
 from herd.records import dataclass
 
 if TYPE_CHECKING:
@@ -16,21 +17,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How large a step and the cache may be."""
+    """How large a step and the cache may be. `groups`: of layers, each with pages of its own."""
 
     num_pages: int
-    page_tokens: int
+    groups: CacheGroups
     max_batch: int
     max_step_tokens: int
     max_step_outputs: int
 
     @property
+    def page_tokens(self) -> int:
+        return self.groups.page_tokens
+
+    @property
     def cache_tokens(self) -> int:
         """The longest sequence that the pages can hold."""
-        return self.num_pages * self.page_tokens
+        return self.groups.longest(self.num_pages, self.max_step_tokens)
+
+    @property
+    def whole_tokens(self) -> int:
+        """The longest text that the pages can hold if nothing of it is given back."""
+        return self.num_pages // self.groups.count * self.page_tokens
 
     def pages_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_tokens)
+        """The most that a sequence of so many tokens has at a time."""
+        return self.groups.pages_for(num_tokens, self.max_step_tokens)
+
+    def whole_pages_for(self, num_tokens: int) -> int:
+        """Those of a text of so many tokens of which nothing is given back."""
+        return self.groups.blocks_for(num_tokens) * self.groups.count
 
 
 @dataclass(slots=True, eq=False)  # made for every token: what is frozen takes three times as long to make

@@ -132,7 +132,7 @@ class Sequence:
     has_begun: bool = False  # whether some of it was computed
     news: deque[Progress] | None = None
     drafting: object | None = None  # what the engine's drafter remembers of it
-    stored: dict[int, bytes] = field(default_factory=dict)  # contents of its full pages, by their index, that were read from the disk
+    stored: dict[int, bytes] = field(default_factory=dict)  # contents of full pages, by their places, that were read from the disk
     draw: Draw | None = None  # of the last step; the next one differs in its position
 
     @property

@@ -9,22 +9,26 @@ Rules
      parts for the callers that have any, and within one caller's the oldest request first.
   2. A request whose prompt begins like something cached starts after the shared pages, and after those that the disk had; at least
      its last token is computed again, because somebody has to make its logits.
-  3. A sequence has pages for its whole prompt when it is admitted, and takes one more whenever it outgrows them.
+  3. A sequence has pages for its whole prompt when it is admitted, and takes more whenever it outgrows them. Of layers with a window
+     it has those that one may reach, and gives back what no later token sees (`tables`).
   4.-6. Who is admitted next, and who gives way when pages run out: `turns`.
 
-`check()` verifies after any step: free + owned + cached == all pages; every sequence owns exactly
-ceil(placed / page_tokens); no page has two writers. Tests call it after each of 10,000 random steps.
+`check()` verifies after any step: free + owned + cached == all pages; every sequence owns exactly what `placed` tokens need; no page
+has two writers. Tests call it after each of 10,000 random steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from herd.backends.base import NO_PAGE
 from herd.engine.pages import Pages, first_key, next_key
 from herd.engine.parts import Limits, Part, is_decoding, part_of, shared_out
 from herd.engine.request import Purpose, Sequence, Status
+from herd.engine.tables import Beginning, Tables
 from herd.engine.turns import Turns
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pages = Pages(limits.num_pages)
+        self.tables = Tables(limits, self.pages)
         self._turns = Turns()
         self.waiting, self.running = self._turns.waiting, self._turns.running
         self.num_preempted = 0
@@ -50,15 +55,19 @@ class Scheduler:
     def plan(self) -> list[Part]:
         """The next step. Empty only if there is nothing that may run."""
         tokens, outputs = self.limits.max_step_tokens, self.limits.max_step_outputs
-        size, num_preempted = self.limits.page_tokens, self.num_preempted
+        size, groups, num_preempted = self.limits.page_tokens, self.limits.groups.count, self.num_preempted
         answer = Purpose.ANSWER
         decoding = [s for s in self.running if len(s.tokens) - s.computed == 1 and s.purpose is answer]  # `is_decoding`
         for sequence in decoding:
             length = len(sequence.tokens)
-            if length <= len(sequence.pages) * size:
+            if length * groups <= len(sequence.pages) * size:
                 sequence.placed = length
             elif sequence.status is Status.RUNNING:  # it may have had to give way by now
                 self._place(sequence)
+        if self.tables.has_windows:  # prompts move on, too
+            for sequence in [s for s in self.running if not (s.is_held or is_decoding(s))]:
+                if sequence.status is Status.RUNNING:
+                    self._place(sequence)
         if self.waiting:
             self._admit_in_turn(tokens - len(self.running))
         if len(decoding) == len(self.running) and num_preempted == self.num_preempted:
@@ -93,18 +102,19 @@ class Scheduler:
 
     def commit(self, sequence: Sequence, computed: int) -> None:
         """The keys and values of the first `computed` tokens are in the pages: the full ones can now be found by others. Pages of
-        drafted tokens that were wrong return."""
-        size = self.limits.page_tokens
-        full_before, full = sequence.computed // size, computed // size
+        drafted tokens that were wrong return, and those that nobody looks at again."""
+        size, before = self.limits.page_tokens, sequence.computed
+        full_before, full = before // size, computed // size
         sequence.computed = computed
         if full == full_before and sequence.placed <= len(sequence.tokens):  # nearly always
             return
         if sequence.placed > len(sequence.tokens):
             sequence.placed = len(sequence.tokens)
-            while len(sequence.pages) > self.limits.pages_for(sequence.placed):
-                self.pages.release(sequence.pages.pop())
+            self.tables.shrink(sequence, sequence.placed)
         for index in range(full_before, full):
-            self.pages.name(sequence.pages[index], self._key(sequence, index))
+            self.tables.name(sequence, index, self._key(sequence, index))
+        if full > full_before:
+            self.tables.give_back_past(sequence, before)
 
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Takes a sequence out, wherever it is; its pages return at once. `keep` leaves their contents in the cache."""
@@ -123,10 +133,12 @@ class Scheduler:
         for sequence in self.running:
             assert sequence.status is Status.RUNNING
             assert 0 <= sequence.computed <= sequence.placed <= sequence.max_length
-            assert len(sequence.pages) == self.limits.pages_for(sequence.placed)
+            self.tables.check(sequence)
             for index, page in enumerate(sequence.pages):
+                if page == NO_PAGE:
+                    continue
                 owners[page] += 1
-                if index >= sequence.computed // self.limits.page_tokens:
+                if index // self.limits.groups.count >= sequence.computed // self.limits.page_tokens:
                     assert self.pages.owners(page) == 1, "a page that will be written has one owner"
                     assert not self.pages.is_known(page), "a page that will be written is not known by its contents"
         assert owners == [self.pages.owners(page) for page in range(self.limits.num_pages)], "every owner is a running sequence"
@@ -146,11 +158,7 @@ class Scheduler:
 
     def _place(self, sequence: Sequence) -> bool:
         """Pages for all tokens of a running sequence, if need be from somebody else; False if it had to give way itself."""
-        while len(sequence.pages) < self.limits.pages_for(sequence.length):
-            page = self.pages.take()
-            if page is not None:
-                sequence.pages.append(page)
-                continue
+        while not self.tables.extend(sequence, sequence.length):
             victim = self._turns.first_to_give_way()
             self._preempt(victim)
             if victim is sequence:
@@ -161,21 +169,18 @@ class Scheduler:
     def _room(self, sequence: Sequence, count: int) -> int:
         """Gives a sequence that has its place pages for up to `count` tokens more; the last token of an answer is never computed."""
         count = max(0, min(count, sequence.max_length - sequence.length - 1))
-        while len(sequence.pages) < self.limits.pages_for(sequence.length + count):
-            page = self.pages.take()
-            if page is None:
-                count = len(sequence.pages) * self.limits.page_tokens - sequence.length
-                break
-            sequence.pages.append(page)
+        if not self.tables.extend(sequence, sequence.length + count):
+            count = self.tables.held(sequence) - sequence.length
+            self.tables.shrink(sequence, sequence.length + count)
         sequence.placed = sequence.length + count
         return count
 
     def _admit(self, sequence: Sequence) -> bool:
         """Starts a waiting sequence if there is a place in the batch and there are pages for all its tokens."""
         while True:
-            shared, tail, computed = self._reusable(sequence)
-            reused = [*shared, *tail]
-            needed = self.limits.pages_for(sequence.length) - len(reused)
+            found = self._reusable(sequence)
+            reused = found.reused
+            needed = self.tables.needed(sequence.length, found.num_tokens) - len(reused)
             available = self.pages.num_available - sum(1 for page in reused if self.pages.owners(page) == 0)
             if needed <= available and len(self.running) < self.limits.max_batch:
                 break
@@ -183,34 +188,31 @@ class Scheduler:
             if victim is None:
                 return False
             self._preempt(victim)
-        for page in shared:
-            self.pages.share(page)
-        for page in tail:
+        for page in found.tail:
             self.pages.take_over(page)
-        sequence.pages = reused
-        sequence.computed = computed
+        for page in reused[: len(reused) - len(found.tail)]:
+            self.pages.share(page)
+        sequence.pages = [*found.pages, *found.tail]
+        sequence.computed = found.num_tokens
         self._turns.start(sequence)
         placed = self._place(sequence)
         assert placed, "there were enough pages"
-        self._fill(sequence)
+        self._fill(sequence, found)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
         return True
 
-    def missing(self, sequence: Sequence) -> tuple[int, list[bytes]]:
-        """Of how many full pages of a prompt the beginning is there, and the keys of the others."""
-        keys = [self._key(sequence, index) for index in range((sequence.length - 1) // self.limits.page_tokens)]
-        found = len(self.pages.find(keys))
-        return found, keys[found:]
+    def missing(self, sequence: Sequence, has: Callable[[bytes], bool]) -> dict[int, bytes]:
+        """The keys of full pages that a prompt can begin with and that are not here, by their places, of those that something else has."""
+        return self.tables.missing(self._keys(sequence), has)
 
-    def _fill(self, sequence: Sequence) -> None:
-        """Puts what the disk had of a prompt into its pages, after those that it shares."""
-        index = sequence.computed // self.limits.page_tokens
-        while self.lasting is not None and (contents := sequence.stored.get(index)) is not None:
-            self.lasting.fill(sequence.pages[index], contents)
-            self.pages.name(sequence.pages[index], self._key(sequence, index))
-            index += 1
-            sequence.computed = index * self.limits.page_tokens
+    def _fill(self, sequence: Sequence, found: Beginning) -> None:
+        """Puts what the disk had of a prompt into its pages."""
+        if self.lasting is not None:
+            for place in found.stored:
+                self.lasting.fill(sequence.pages[place], sequence.stored[place])
+            for block in sorted({place // self.limits.groups.count for place in found.stored}):
+                self.tables.name(sequence, block, self._key(sequence, block))
         self._forget_stored(sequence)
 
     def _forget_stored(self, sequence: Sequence) -> None:
@@ -218,17 +220,15 @@ class Scheduler:
             self.lasting.forget(len(sequence.stored))
         sequence.stored = {}
 
-    def _reusable(self, sequence: Sequence) -> tuple[list[int], list[int], int]:
-        """Cached full pages, a partly filled one after them (or none), and how many tokens they cover together."""
+    def _reusable(self, sequence: Sequence) -> Beginning:
+        """What there is of the sequence's beginning, a partly filled block after the full ones too."""
         if sequence.purpose is not Purpose.ANSWER:
-            return [], [], 0
+            return Beginning((), 0)
         size, last = self.limits.page_tokens, sequence.length - 1
-        shared = self.pages.find([self._key(sequence, index) for index in range(last // size)])
-        start = len(shared) * size
-        if len(shared) in sequence.stored:
-            return shared, [], start
-        tail = self.pages.tail(self._key(sequence, len(shared) - 1), sequence.contents(start, min(start + size, last)))
-        return (shared, [], start) if tail is None else (shared, [tail[0]], start + tail[1])
+        found = self.tables.find(self._keys(sequence), sequence.stored)
+        start = found.num_tokens
+        tail, count = self.tables.tail(self._key(sequence, start // size - 1), sequence.contents(start, min(start + size, last)))
+        return replace(found, num_tokens=start + count, tail=tail) if count else found
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preempted += 1
@@ -239,16 +239,25 @@ class Scheduler:
     def _give_back(self, sequence: Sequence, keep: bool) -> None:
         """Returns pages from the last to the first, so that the cache loses ends before beginnings."""
         full, rest = divmod(sequence.computed, self.limits.page_tokens)
-        for index in reversed(range(len(sequence.pages))):
-            page = sequence.pages[index]
-            if not keep and self.pages.owners(page) == 1:
-                self.pages.forget_contents(page)
-            if keep and index == full and rest:
-                self.pages.leave_tail(page, self._key(sequence, index - 1), sequence.contents(sequence.computed - rest, sequence.computed))
-            else:
+        count = self.limits.groups.count
+        for block in reversed(range(len(sequence.pages) // count)):
+            pages = sequence.pages[block * count : (block + 1) * count]
+            if keep and block == full and rest:
+                contents = sequence.contents(sequence.computed - rest, sequence.computed)
+                self.tables.leave_tail(pages, self._key(sequence, block - 1), contents)
+                continue
+            for page in pages:
+                if page == NO_PAGE:
+                    continue
+                if not keep and self.pages.owners(page) == 1:
+                    self.pages.forget_contents(page)
                 self.pages.release(page)
         sequence.pages = []
         sequence.computed = sequence.placed = 0
+
+    def _keys(self, sequence: Sequence) -> list[bytes]:
+        """Of the full pages of all but its last token."""
+        return [self._key(sequence, index) for index in range((sequence.length - 1) // self.limits.page_tokens)]
 
     def _key(self, sequence: Sequence, index: int) -> bytes:
         """The key of the sequence's full page `index`; -1 is what comes before the first."""

@@ -19,6 +19,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable
 
+from herd.backends.base import NO_PAGE
 from herd.engine.request import Sequence, Status
 
 
@@ -99,7 +100,7 @@ class Turns:
         if self._shares[_turn(sequence)] or all(self._shares[_turn(s)] < 2 for s in rivals):
             return None
         oldest = {_turn(s): s for s in reversed(rivals)}
-        could_come = sum(1 for s in rivals if oldest[_turn(s)] is not s for page in s.pages if owners(page) == 1)
+        could_come = sum(1 for s in rivals if oldest[_turn(s)] is not s for page in s.pages if page != NO_PAGE and owners(page) == 1)
         return self._youngest_of_most(is_low=is_low) if missing <= could_come else None
 
     def check(self) -> None:
