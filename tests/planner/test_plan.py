@@ -111,7 +111,7 @@ def test_memory_of_users_is_one_whole_context_and_the_others_conversations() -> 
 def test_local_layers_are_counted_trimmed_or_whole() -> None:
     load = Load(1, 100_000, 1024, 256)
     trimmed, whole = (planned("llama-4-scout", "q4", load, whole=each).memory for each in (False, True))
-    assert trimmed.cache["local layers"] == 147_456 * 8192
+    assert trimmed.cache["local layers"] == 147_456 * (8192 + 64 * 9), "a chunk, and blocks for a step of 512 tokens"
     assert whole.cache_bytes == 196_608 * 100_032 > trimmed.cache_bytes
     notes = planned("llama-4-scout", "q4", load).notes
     assert any("--keep-all" in note for note in notes)

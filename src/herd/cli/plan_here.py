@@ -83,7 +83,7 @@ def as_herd_runs(options: dict[str, Any]) -> dict[str, Any]:
     from herd.planner.speed import HERE
 
     quant = options["quant"] or "q4_0"
-    return options | {"quant": quant, "cache": options["cache"] or ("f32" if is_plain(quant) else "f16"), "keep_all": True, "shares": HERE}
+    return options | {"quant": quant, "cache": options["cache"] or ("f32" if is_plain(quant) else "f16"), "shares": HERE}
 
 
 def tell_one(plan: Plan, device: Device, as_json: bool) -> None:

@@ -48,7 +48,7 @@ load_options = _add(
         click.option("--pictures", type=int, default=0, show_default=True, metavar="N", help="Pictures in each conversation."),
         click.option("--quant", metavar="NAME", help="How weights are stored: bf16, fp8, q8, q4, q4_k_m.  [default: bf16; here q4_0]"),
         click.option("--cache", metavar="NAME", help="Keys and values: f16, f32, q8_0, q4_0.  [default: f16; here as herd keeps them]"),
-        click.option("--keep-all", is_flag=True, help="Local layers keep all tokens too, as herd's engine does today."),
+        click.option("--keep-all", is_flag=True, help="Local layers keep all tokens too, as some engines do; herd's does not."),
     ]
 )
 

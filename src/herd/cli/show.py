@@ -137,7 +137,7 @@ def _memory(config: Any, weights: int, what: str, context: int | None, *, is_blo
     from herd.backends.base import PAGE_TOKENS, BackendOptions
     from herd.dtypes import F16, F32
     from herd.models.architecture import classifying
-    from herd.models.sizes import buffer_bytes, cache_bytes
+    from herd.models.sizes import buffer_bytes, kept_cache_bytes
 
     if context is not None and not 1 <= context <= config.context_length:
         raise UsageError(f"--context is {context}; it must be from 1 to the model's {config.context_length}.")
@@ -146,7 +146,7 @@ def _memory(config: Any, weights: int, what: str, context: int | None, *, is_blo
     tokens = context or config.context_length
     options = BackendOptions()
     dtype = F16 if is_block and options.activations == "int8" else F32
-    cache = cache_bytes(config, tokens, PAGE_TOKENS, dtype)
+    cache = kept_cache_bytes(config, tokens, PAGE_TOKENS, options.max_step_tokens, dtype)
     buffers = buffer_bytes(config, options.max_step_tokens, options.max_step_outputs)
     return [
         ("weights", weights, what),

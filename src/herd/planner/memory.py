@@ -54,8 +54,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, by what for. `cache` by kind of layer; `cache_kept_whole` what it would be if local layers kept every token, as herd's
-    engine does today; `whole` says that the sums count that."""
+    """Bytes, by what for. `cache` by kind of layer, as herd's engine keeps it; `cache_kept_whole` what it would be if local layers kept
+    every token, as some engines do; `whole` says that the sums count that."""
 
     weights: Mapping[str, int]
     cache: Mapping[str, int]
@@ -127,7 +127,10 @@ def reckon(config: Config, stored: Format, cache: DType, load: Load, *, kind: st
     and of the buffers what so many users make it touch."""
     assert cache in BY_NAME.values()
     others, typical = load.users - 1, load.conversation_tokens
-    by_kind = {each.name: each.num_bytes(load.context) + others * each.num_bytes(typical) for each in cache_kinds(config, cache)}
+    kept = PAGE_TOKENS, STEP_TOKENS
+    by_kind = {
+        each.name: each.kept_bytes(load.context, *kept) + others * each.kept_bytes(typical, *kept) for each in cache_kinds(config, cache)
+    }
     kept_whole = cache_bytes(config, load.context, PAGE_TOKENS, cache) + others * cache_bytes(config, typical, PAGE_TOKENS, cache)
     picture = largest_picture(config)
     pictures = 0 if picture is None or not load.pictures else picture.encoding_bytes + load.users * load.pictures * picture.kept_bytes

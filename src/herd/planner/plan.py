@@ -196,8 +196,9 @@ def _notes(question: Question) -> list[str]:
     memory = memory_of(question, "gpu")
     if memory.cache_kept_whole > sum(memory.cache.values()) * 1.05 and not question.whole:
         notes.append(
-            f"Local layers are counted with what they can still see. herd's engine keeps all of their tokens today: "
-            f"{size(memory.cache_kept_whole)} instead of {size(sum(memory.cache.values()))} of keys and values (--keep-all counts it so)."
+            f"Local layers are counted with what they can still see, which is what herd's engine keeps. An engine that keeps all of their "
+            f"tokens takes {size(memory.cache_kept_whole)} instead of {size(sum(memory.cache.values()))} of keys and values (--keep-all "
+            "counts it so)."
         )
     if load.users > 1:
         notes.append(
