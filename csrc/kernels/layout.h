@@ -1,5 +1,5 @@
 // How each storage format is laid out in a packed panel (matrix.h). One table; pack.cpp writes it, linear_groups.h reads it. The portable
-// set has groups of the same places and sizes, but codes in an order of its own (codes_words.h).
+// set has groups of the same places and sizes, but codes in an order of its own (codes_words.h), and Table as the Bytes of its values.
 //
 // Codes of a group of 32 columns, 16 rows; "quad" q is columns 4q..4q+3, 64 bytes when unpacked:
 //

@@ -1,7 +1,8 @@
 // pack_panel: rows of a file, row after row, into panels of 16 interleaved rows (layout.h); unpack_row: one row back, as floats.
 //
-// Nothing is rounded on the way: codes are moved, scales keep their stored bits (six-bit scales are spread to bytes). Q2_K and Q3_K
-// take 4 bits a code, Q5 formats and Q6_K take 6; all other formats keep their size within 3 %.
+// Nothing is rounded on the way: codes are moved as the set wants them (codes_bytes.h, codes_words.h), scales keep their stored bits
+// (six-bit scales are spread to bytes). Q2_K and Q3_K take 4 bits a code, Q5 formats and Q6_K take 6, in the portable set IQ4_NL and IQ4_XS
+// take 8, as their values; all other formats keep their size within 3 %.
 // Checked against the definition of every format: tests/test_linear.cpp.
 #include "kernels/pack.h"
 

@@ -98,7 +98,10 @@ inline __attribute__((always_inline)) void halves_to_floats(const uint8_t* p, Fl
     static_assert(Count == 2 || Count == 4);
     const auto first = read_words<Words>(p), last = read_words<Words>(p + (Count == 4 ? 16 : 0));
     // Without its sign, the smallest normal half becomes the smallest integer, what is not finite the largest ones, and zero still larger.
-    const auto order = [](Words half) { return half + half + static_cast<int16_t>(0x7800); };
+    const auto order = [](Words half) {
+        const auto bits = reinterpret_cast<Unsigned16>(half);
+        return reinterpret_cast<Words>(bits + bits + uint16_t{0x7800});
+    };
     const Words a = order(first), b = order(last), top = a > b ? a : b;
     const bool is_normal = !has_any(top > static_cast<int16_t>(0x6fff));
     if (__builtin_expect(is_normal, true)) {
