@@ -20,6 +20,7 @@ from herd.models.weights import Dense
 from herd.quant import dequantize
 
 Order = NDArray[np.intp]
+NORMS = ("attention_norm", "ffn_norm", "norm")
 READS_STREAM = ("attention.q", "attention.k", "attention.v", "ffn.gate", "ffn.up", "embed", "head")
 
 
@@ -63,12 +64,13 @@ def _orders_of_layer(chance: np.random.Generator, cfg: LlamaConfig, seed: int) -
 
 def _moved(values: NDArray[np.float32], name: str, stream: Order, ffn: Order, made: Order, read: Order) -> NDArray[np.float32]:
     """One weight, by its name inside a layer or its whole name."""
-    if values.ndim == 1:
+    if name in NORMS:
         return values[stream]
     if name == "attention.out":
         return values[stream][:, read]
     if name == "ffn.down":
         return values[stream][:, ffn]
-    assert name in READS_STREAM, name
+    if name not in READS_STREAM:
+        raise SystemExit(f"{name}: only models whose weights are norms and matrices are put in another order")
     rows = {"attention.v": made, "ffn.gate": ffn, "ffn.up": ffn}.get(name)
     return (values if rows is None else values[rows])[:, stream]

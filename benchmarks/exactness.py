@@ -8,8 +8,9 @@ The oracle is `transformers` in float32 on the dequantised weights, which reads 
                         token is another than the one that was drawn, its two best must be closer than 1e-3 (what follows is
                         judged on the text as it went on); log-probabilities of all drawn tokens agree to 2e-3.
   int8 activations      fed the oracle's text: where the best token differs, the oracle's margin is under 0.5; log-probabilities
-                        differ by 0.05 on average and 1.0 at most; perplexity stays within 0.3 % of float32's, or is not shown to be
-                        further off by two standard errors (over the windows of the text; a whole wiki.test.raw has 0.015 %).
+                        differ by 0.05 on average and 1.0 at most; perplexity stays within 0.3 % of float32's, as far as the text can tell:
+                        it may be further off by two standard errors (over the windows of the text; a whole wiki.test.raw has
+                        0.015 %), which together must be below that limit themselves.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from herd.text.tokenizer import Tokenizer, load_tokenizer
 
 PROMPTS = Path(__file__).resolve().parent / "exactness_prompts.json"
 STEP_OUTPUTS = 64
+LEAST_WINDOWS = 8
+"""Fewer have no standard error worth the name."""
 WINDOW = 512
 
 Oracle = Callable[[Sequence[int]], NDArray[np.floating[Any]]]
@@ -171,25 +174,31 @@ class Perplexities:
     change_error: float
     windows: int
 
+    def is_decided(self, limits: Limits = LIMITS) -> bool:
+        """Whether there were enough windows to tell."""
+        return 2 * self.change_error <= limits.perplexity
+
     def is_close(self, limits: Limits = LIMITS) -> bool:
-        return abs(self.change) - 2 * self.change_error <= limits.perplexity
+        return self.is_decided(limits) and abs(self.change) - 2 * self.change_error <= limits.perplexity
 
 
 def perplexities(float32: Backend, int8: Backend, windows: Sequence[Sequence[int]]) -> Perplexities:
-    """Both read the same windows, of one length."""
+    """Both read the same windows, of one length, `LEAST_WINDOWS` at least."""
     costs = np.array([[-logprobs_of(logits_of(each, w[:-1]), w[1:]).mean() for each in (float32, int8)] for w in windows])
     more = costs[:, 1] - costs[:, 0]
-    error = float(more.std(ddof=1)) / math.sqrt(len(more)) if len(more) > 1 else math.inf
+    error = float(more.std(ddof=1)) / math.sqrt(len(more))
     change = math.expm1(float(more.mean()))
     return Perplexities(*np.exp(costs.mean(axis=0)).tolist(), change, (1 + change) * error, len(windows))
 
 
 def text_windows(tokenizer: Tokenizer, path: Path, count: int | None) -> list[list[int]]:
-    """`count` windows of `WINDOW` tokens spread evenly over a text (None: all)."""
+    """`count` windows of `WINDOW` tokens spread evenly over a text (None: all). Too few end the program."""
     tokens = tokenizer.encode(path.read_text(encoding="utf-8"))
     starts = list(range(0, len(tokens) - WINDOW + 1, WINDOW))
     if count is not None and count < len(starts):
         starts = [starts[index * len(starts) // count] for index in range(count)]
+    if len(starts) < LEAST_WINDOWS:
+        raise SystemExit(f"{len(starts)} windows of {WINDOW} tokens; {LEAST_WINDOWS} are the least that perplexities are compared on.")
     return [tokens[start : start + WINDOW] for start in starts]
 
 
@@ -257,6 +266,7 @@ def measure(path: Path, oracle: Oracle, arguments: argparse.Namespace) -> dict[s
     tokenizer = tokenizer_of(checkpoint)
     prompts = prompts_of(checkpoint, tokenizer, arguments.which, arguments.prompts)
     room = max(WINDOW, max(len(prompt) for prompt in prompts) + arguments.tokens)
+    windows = None if arguments.text is None else text_windows(tokenizer, arguments.text, arguments.windows)
     float32 = open_backend(arguments.backend, checkpoint, "float32", room, arguments.threads)
     int8 = open_backend(arguments.backend, checkpoint, "int8", room, arguments.threads)
     exact, close = compare(float32, int8, oracle, prompts, arguments.tokens)
@@ -270,8 +280,7 @@ def measure(path: Path, oracle: Oracle, arguments: argparse.Namespace) -> dict[s
         "limits": asdict(LIMITS),
         "passed": exact.is_exact() and close.is_close(),
     }
-    if arguments.text is not None:
-        windows = text_windows(tokenizer, arguments.text, arguments.windows)
+    if windows is not None:
         read = perplexities(float32, int8, windows)
         found["perplexity"] = asdict(read)
         found["passed"] = found["passed"] and read.is_close()

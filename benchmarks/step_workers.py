@@ -22,9 +22,9 @@ LEAST_CONTEXT = 1024
 PIECE_TOKENS = 512
 
 
-def context_of(step_tokens: int) -> int:
-    """Tokens of a sequence that there is room for: a step, and as much before it."""
-    return max(LEAST_CONTEXT, 2 * step_tokens)
+def context_of(sequences: int, step_tokens: int) -> int:
+    """Tokens of each sequence that there is room for: where there is one, a step and as much before it; several have short steps."""
+    return max(LEAST_CONTEXT, 2 * step_tokens) if sequences == 1 else LEAST_CONTEXT
 
 
 def token(at: int) -> int:
@@ -46,12 +46,13 @@ class Herd:
         self._backend = CpuBackend(checkpoint.config, checkpoint.leaf, options, checkpoint.release_pages)
         self.version = self._backend.fingerprint
         self._step_tokens = step_tokens
-        self._pages_each = context_of(step_tokens) // PAGE_TOKENS
+        self._pages_each = context_of(1, step_tokens) // PAGE_TOKENS
         self._backend.allocate(self._pages_each)
         self._sequences = 1
 
     def ready(self, sequences: int, depth: int) -> None:
         if sequences != self._sequences:
+            self._pages_each = context_of(sequences, self._step_tokens) // PAGE_TOKENS
             self._backend.allocate(self._pages_each * sequences)
             self._sequences = sequences
         for sequence in range(sequences):
@@ -98,7 +99,7 @@ class LlamaCpp:
             if self._context:
                 self._c.llama_free(self._context)
             params = self._c.llama_context_default_params()
-            params.n_ctx, params.n_seq_max = context_of(self._step_tokens) * sequences, sequences
+            params.n_ctx, params.n_seq_max = context_of(sequences, self._step_tokens) * sequences, sequences
             params.n_batch, params.n_ubatch = self._step_tokens, PIECE_TOKENS
             params.n_threads = params.n_threads_batch = self._threads
             self._context = self._c.llama_init_from_model(self._model, params)

@@ -52,7 +52,10 @@ def test_int8_activations_stay_close_to_the_oracle(found: dict[str, Any]) -> Non
 def test_int8_activations_keep_the_perplexity(found: dict[str, Any]) -> None:
     if "perplexity" not in found:
         pytest.skip("no wiki.test.raw: name the folder of the shared data with HERD_SHARED")
-    assert Perplexities(**found["perplexity"]).is_close(), found
+    read = Perplexities(**found["perplexity"])
+    if not read.is_decided():
+        pytest.skip(f"{read.windows} windows are too few to tell 0.3 %: leave HERD_TEST_WINDOWS out")
+    assert read.is_close(), found
 
 
 def _model() -> Path:

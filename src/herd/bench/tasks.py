@@ -107,15 +107,14 @@ def measure(
     seen = Seen()
     workers = _started(engines, seen, told)
     try:
-        began = time.perf_counter()
+        starts: list[float] = []
         for number in range(wanted.rounds + 1):
-            if number == 1:
-                began = time.perf_counter()
+            starts.append(time.perf_counter())
             if limits is not None and number > 0:
                 for name, value in limits().items():
                     seen.limits.setdefault(name, []).append(value)
             for worker in workers if number % 2 else list(reversed(workers)):
-                told(f"{_where(number, wanted.rounds, time.perf_counter() - began)}: {worker.engine}")
+                told(f"{_where(starts, wanted.rounds)}: {worker.engine}")
                 try:
                     _ask_all(worker, wanted if number else wanted.warming(), number, seen if number else Seen())
                 except ProviderError as problem:
@@ -132,11 +131,12 @@ def measure(
     return seen
 
 
-def _where(number: int, rounds: int, seconds: float) -> str:
-    """The round, and how long the others will take. `seconds`: since the first began."""
+def _where(starts: Sequence[float], rounds: int) -> str:
+    """The round, and how long it and the others will take. `starts`: when each began, that which warms up the first."""
+    number = len(starts) - 1
     if number < 2:
         return f"round {number} of {rounds}" if number else "warming up"
-    left = (rounds - number + 1) * seconds / (number - 1)
+    left = (rounds - number + 1) * (starts[-1] - starts[1]) / (number - 1)
     return f"round {number} of {rounds}, {left / 60:.0f} min left" if left > 90 else f"round {number} of {rounds}, {left:.0f} s left"
 
 
