@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -247,10 +248,26 @@ def test_columns_count_by_what_the_weights_before_them_let_expect(tmp_path: Path
         values = dequantize(leaf.dtype, leaf.data, leaf.shape).copy()
         values[place] *= 10
         leaves[f"layers.0.{name}"] = dense_f32(values)
-    inputs = expected_inputs(open_checkpoint(write_huggingface(tmp_path / "model", cfg, leaves)))
+    checkpoint = open_checkpoint(write_huggingface(tmp_path / "model", cfg, leaves))
+    with ThreadPoolExecutor(1) as pool:
+        inputs = expected_inputs(checkpoint, pool, silent)
     assert {name.rpartition(".")[2] for name in inputs} >= {"q", "k", "v", "out", "gate", "up", "down"}
     assert all(inputs[f"layers.0.attention.{name}"].argmax() == 3 for name in "qkv")
     heads = inputs["layers.0.attention.out"].reshape(cfg.num_heads, cfg.head_width)
     each = cfg.num_heads // cfg.num_kv_heads
     assert (heads[:each].argmax(axis=1) == 5).all() and np.array_equal(heads[0], heads[each - 1])
     assert inputs["layers.0.ffn.down"].argmax() == 5
+
+
+@pytest.mark.parametrize("value", [1e10, np.inf])
+def test_weights_beyond_reason_leave_columns_without_a_foreseen_input(value: float, tmp_path: Path) -> None:
+    """Large ones count in proportion; what is not a number is refused by name where it is stored, and not before."""
+    cfg = tiny_llama(num_layers=1)
+    leaves = random_leaves(cfg)
+    for name in ("ffn.gate", "ffn.up"):
+        leaves[f"layers.0.{name}"] = dense_f32(np.full((cfg.ffn_width, cfg.width), value))
+    checkpoint = open_checkpoint(write_huggingface(tmp_path / "model", cfg, leaves))
+    with ThreadPoolExecutor(1) as pool:
+        inputs = expected_inputs(checkpoint, pool, silent)
+    assert all(np.isfinite(each).all() for each in inputs.values())
+    assert ("layers.0.ffn.down" in inputs) == np.isfinite(value)

@@ -127,13 +127,13 @@ def _quantise_for_meta(
     try:
         meta_int4.check_meta_int4(checkpoint)
         inputs: Mapping[str, NDArray[np.float32]]
-        if settings.text is None:
-            inputs = expected_inputs(checkpoint)
-        else:
-            windows = tokens_of(checkpoint, settings.text, settings.max_tokens)
-            with running(checkpoint) as engine:
-                inputs = calibrate(checkpoint, engine, windows, progress).inputs
         with ThreadPoolExecutor(threads or _cores()) as pool:
+            if settings.text is None:
+                inputs = expected_inputs(checkpoint, pool, progress)
+            else:
+                windows = tokens_of(checkpoint, settings.text, settings.max_tokens)
+                with running(checkpoint) as engine:
+                    inputs = calibrate(checkpoint, engine, windows, progress).inputs
             shaping = Shaping()
             outputs = meta_int4.outputs_of(checkpoint, shaping, inputs.get, pool)
             written = to_meta(checkpoint, shaping, target, outputs, meta_int4.params_with, progress)
@@ -232,20 +232,25 @@ class _Making:
 
     def _calibration(self) -> Calibration:
         """What the text says, from an earlier run if there was one; without a text, what the weights say."""
-        if self.settings.text is None:
-            return Calibration(expected_inputs(self.checkpoint), {}, {})
         kept = self.work.stage("calibration.npz")
+        if self.settings.text is None:
+            if not kept.exists():
+                self._keep(kept, Calibration(expected_inputs(self.checkpoint, self.pool, self.progress), {}, {}))
+            return _from_arrays(kept)
         asks_for_harm = self.settings.bits is not None and not self.work.stage("formats.json").exists()
         if asks_for_harm or not kept.exists():
             windows = tokens_of(self.checkpoint, self.settings.text, self.settings.max_tokens)
             with running(self.checkpoint) as engine:
                 if not kept.exists():
-                    found = calibrate(self.checkpoint, engine, windows, self.progress)
-                    with atomic_write(kept) as file:
-                        np.savez(file, **_as_arrays(found))
+                    self._keep(kept, calibrate(self.checkpoint, engine, windows, self.progress))
                 if asks_for_harm:
                     return replace(_from_arrays(kept), harm=self._harm(engine, windows[0][:HARM_TOKENS]))
         return _from_arrays(kept)
+
+    @staticmethod
+    def _keep(path: Path, found: Calibration) -> None:
+        with atomic_write(path) as file:
+            np.savez(file, **_as_arrays(found))
 
     def _harm(self, engine: Engine, tokens: list[int]) -> dict[str, float]:
         """What errors do, each value's kept as soon as it is known."""
