@@ -3,8 +3,8 @@
     python benchmarks/perplexity.py MODEL TEXT [--windows 24] [--settings activations,cache] [--threads 2]
 
 One model with several settings reads the same windows of TEXT, spread evenly over it, of 1,024 tokens each, of which the first 24 are not
-counted. A perplexity is of all counted tokens. What a setting costs is how much larger it is than the perplexity of another setting; the
-standard error of that is over windows, in which both read the same.
+counted. A perplexity is of all counted tokens. What a setting costs is how much larger its perplexity is than that of another setting.
+Standard errors are over windows; that of a difference is small, as both read the same.
 
   activations   int8 against float32, keys and values in float32 both times
   cache         keys and values in float16, int8 and int4 against float32, activations in int8
@@ -59,11 +59,21 @@ def main() -> None:
     facts |= {"text": options.text.name, "tokens": len(windows) * (WINDOW - FIRST), "windows": len(windows)}
     facts |= {"machine": machine(), "threads": options.threads, "commit": commit(), "versions": {"herd": __version__}}
     for each in settings:
-        figure(f"perplexity, {named(each)}", [math.exp(costs[each].mean())], "a token", facts, engine="herd")
+        value = math.exp(costs[each].mean())
+        error = rounded(value * standard_error(costs[each]))
+        figure(named(each), [value], "of perplexity", facts, engine="herd", error=error)
     for one, other in pairs:
         more = costs[one] - costs[other]
-        change, error = math.expm1(more.mean()), float(more.std(ddof=1)) / math.sqrt(len(more))
-        figure(f"{named(one)}, more than {named(other)}", [100 * change], "%", facts, engine="herd", error=float(f"{100 * error:.2g}"))
+        change = 100 * math.expm1(more.mean())
+        figure(f"{named(one)}, more than {named(other)}", [change], "%", facts, engine="herd", error=rounded(100 * standard_error(more)))
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def rounded(error: float) -> float:
+    return float(f"{error:.2g}")
 
 
 def named(setting: Setting) -> str:
