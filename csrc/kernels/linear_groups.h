@@ -70,9 +70,13 @@ using Expanded = ExpandedGroup<expanded_codes(layout(S).codes), layout(S).offset
 // Calls `body` with every group of a panel and its number.
 template <class Group, class Body>
 HERD_INLINE void each_group(const uint8_t* panel, int64_t columns, Body body) {
-    for (int64_t first = 0; first < columns / 32; first += Group::Block::kGroups) {
-        const typename Group::Block block(panel, first);
-        for (int64_t g = first; g < first + Group::Block::kGroups; ++g) body(Group(block, g), g);
+    if constexpr (Group::Block::kGroups == 1) {  // one loop: in two, GCC reads weights again for every token
+        for (int64_t g = 0; g < columns / 32; ++g) body(Group(typename Group::Block(panel, g), g), g);
+    } else {
+        for (int64_t first = 0; first < columns / 32; first += Group::Block::kGroups) {
+            const typename Group::Block block(panel, first);
+            for (int64_t g = first; g < first + Group::Block::kGroups; ++g) body(Group(block, g), g);
+        }
     }
 }
 
