@@ -113,16 +113,21 @@ class FakeBackend:
         self.is_closed = True
 
     def _logits(self, span: Span, end: int) -> np.ndarray:
-        tokens = [int(self._contents[self._place(span, position)]) for position in range(end)]
-        for group, window in enumerate(self.groups.windows[: self._count]):
-            first = 0 if window is None else window.first(end - 1)
-            seen = [int(self._contents[self._place(span, position, group)]) for position in range(first, end)]
-            assert seen == tokens[first:], "every group of layers has what it sees"
+        tokens, *others = [self._seen(span, end, group) for group in range(self._count)]
+        for seen in others:
+            both = min(len(seen), len(tokens))
+            assert seen[len(seen) - both :] == tokens[len(tokens) - both :], "every group of layers has what it sees"
         assert NOTHING not in tokens, "a sequence reads a token that was never computed"
         assert len({token // ADAPTED for token in tokens}) == 1, "a sequence reads what another adapter computed"
         if self.spoiled(tokens):
             raise FileProblem(f"The logits for token {end} contain NaN.")
         return fake_logits(tokens, self.vocab_size)
+
+    def _seen(self, span: Span, end: int, group: int) -> list[int]:
+        """What the token before `end` sees of its sequence."""
+        window = self.groups.windows[group] if self._count > 1 else None
+        first = 0 if window is None else window.first(end - 1)
+        return [int(self._contents[self._place(span, position, group)]) for position in range(first, end)]
 
     def _place(self, span: Span, position: int, group: int = 0) -> tuple[int, int]:
         page = span.pages[position // PAGE_TOKENS * self._count + group]

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from engine.engines import STOP, VOCAB, all_back, collect, drive, expected, random_request
+from engine.engines import STOP, VOCAB, all_back, drive, expected, random_request
 from fakes import FakeBackend
-from herd.backends.base import NO_PAGE, PAGE_TOKENS
+from herd.backends.base import NO_PAGE, PAGE_TOKENS, Watch
 from herd.engine.disk import DiskPages
 from herd.engine.engine import Engine
 from herd.engine.lookup import LookupDrafter
 from herd.engine.page_files import PageFiles
 from herd.engine.request import Request
 from herd.engine.speculative import Speculation
+from herd.errors import CapacityError
 from herd.models.cache_groups import CacheGroups
 from herd.models.ops import Chunks, Sliding
 from herd.sampling.params import SamplingParams
@@ -77,6 +78,28 @@ def test_answers_that_cross_borders_are_those_of_a_plain_loop(kind: CacheGroups,
     engine, _ = make(kind)
     request = Request(tokens=words(length), sampling=GREEDY, max_tokens=140, stop_ids=())
     assert drive(engine, [request]) == [expected(request, 1024)]
+    all_back(engine)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("step", [1, 7, 64, 65, 129])
+def test_steps_of_any_size_find_their_pages(kind: CacheGroups, step: int) -> None:
+    """A part of a prompt may end on a border, with one token left, which then is computed as the tokens of answers are."""
+    for length in (65, 129, 193, 257, 194):
+        engine, _ = make(kind, max_step_tokens=step, max_batch=1, max_step_outputs=1)
+        request = Request(tokens=words(length), sampling=GREEDY, max_tokens=3, stop_ids=())
+        found = drive(engine, [request])
+        if None in kind.windows:
+            assert found == [expected(request, 1024)]
+        all_back(engine)
+
+
+def test_layers_that_all_have_windows_answer_alike_in_any_company() -> None:
+    kind = KINDS["windows only"]
+    requests = [Request(tokens=words(100 + 90 * seed, seed), sampling=GREEDY, max_tokens=200, stop_ids=()) for seed in range(4)]
+    alone = [drive(make(kind)[0], [request])[0] for request in requests]
+    engine, _ = make(kind, pages=13)
+    assert drive(engine, requests) == alone and engine.load.preempted > 0
     all_back(engine)
 
 
@@ -187,7 +210,7 @@ def test_drafts_over_borders_change_no_answer(kind: CacheGroups) -> None:
     all_back(engine)
 
 
-@pytest.mark.parametrize("kind", WITH_GLOBAL.values(), ids=WITH_GLOBAL)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_thousands_of_random_steps_keep_the_books_right(kind: CacheGroups) -> None:
     rng = random.Random(11)
     engine, _ = make(kind, pages=kind.pages_for(400, 40) + 6, context_length=400, max_batch=5, max_step_outputs=6)
@@ -252,7 +275,13 @@ def test_what_the_cache_holds_of_a_text_can_be_taken_out_and_put_in(kind: CacheG
 
 
 def test_texts_are_watched_with_all_they_hold() -> None:
-    """A text that is run by hand keeps all of its pages, so that everything in them can be looked at."""
-    engine, _ = make(KINDS["chunks"])
-    assert engine.limits.whole_pages_for(300) == 4 * 5
-    assert collect(engine.run(Request(tokens=words(30), sampling=GREEDY, max_tokens=3, stop_ids=())))
+    """A text that is run by hand keeps all of its pages, so that everything in them can be looked at; it is no longer than they suffice."""
+    engine, backend = make(KINDS["chunks"], pages=24)
+    had = []
+    backend.before_step = lambda plan: had.extend(plan.spans[0].pages)
+    rows = [result.logits_RV for _, result in engine.examine(words(300), lambda positions: Watch())]
+    assert sum(len(each) for each in rows if each is not None) == 300
+    assert len(set(had)) == 4 * 5 and NO_PAGE not in had
+    with pytest.raises(CapacityError, match="384 in all"):
+        list(engine.examine(words(385), lambda positions: Watch()))
+    all_back(engine)

@@ -141,8 +141,8 @@ def _check_owner(path: Path, about: Mapping[str, Any], owner: Owner) -> None:
 def _check_sizes(reader: BoundedReader, about: Mapping[str, Any], tokens: list[int], pages: memoryview, engine: Engine) -> None:
     """`FileProblem` for counts that do not fit each other, `UsageError` for more tokens than the context has."""
     count, size = about["computed"], engine.page_bytes
-    needed = engine.num_cached_pages(max(count, 0)) * size
-    if about["page_bytes"] != size or not 0 <= count <= len(tokens) or len(pages) != needed:
+    is_possible = about["page_bytes"] == size and 0 <= count <= len(tokens)
+    if not is_possible or len(pages) != engine.num_cached_pages(count) * size:
         found = f"{count} computed of {len(tokens)} tokens in {len(pages)} bytes of pages of {about['page_bytes']}"
         reader.fail("what is kept", found, f"pages of {size} bytes for as many tokens as there are")
     if any(token >= engine.backend.num_embeddings for token in tokens):

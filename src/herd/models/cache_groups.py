@@ -51,9 +51,10 @@ class CacheGroups:
         return 0 if window is None else window.first(position - position % self.page_tokens) // self.page_tokens
 
     def most_blocks(self, group: int, step_tokens: int) -> int | None:
-        """How many blocks from the first one on a group needs pages of, at most, in steps of up to so many tokens; None: of all."""
+        """How many blocks from the first one on a group needs pages of, at most, for a step of up to so many tokens and the token after
+        it; None: of all."""
         window = self.windows[group]
-        return None if window is None else self.blocks_for(window.tokens - 1) + self.blocks_for(step_tokens + self.page_tokens - 1)
+        return None if window is None else self.blocks_for(window.tokens - 1) + self.blocks_for(step_tokens + self.page_tokens)
 
     def pages_for(self, num_tokens: int, step_tokens: int) -> int:
         """The most pages that a sequence of `num_tokens` has at a time, if it is computed in steps of up to `step_tokens`; as many as it

@@ -112,7 +112,7 @@ class CpuBackend:
         self.num_pages = 0
         groups = self.groups if by_group else one_group(len(self.groups.group_of_layer()), PAGE_TOKENS)
         try:
-            if num_pages and groups.count != self._divided.count:
+            if num_pages and groups != self._divided:
                 self._divide(groups)
                 self._traced()
             self._cache.allocate(num_pages)
