@@ -11,7 +11,6 @@
 
 #include "kernels/half.h"
 #include "kernels/layout.h"
-#include "kernels/turn.h"
 #include "kernels/words.h"
 
 #define HERD_INLINE inline __attribute__((always_inline))

@@ -91,7 +91,7 @@ inline Integers no_integers() { return {Signed32{}}; }
 inline Pairs load_pairs(const int8_t* p) {
     uint64_t eight;
     std::memcpy(&eight, p, 8);
-    const auto bytes = reinterpret_cast<Bytes>(Two{eight, eight});
+    const auto bytes = reinterpret_cast<Bytes>(Unsigned64{eight, eight});
     return {reinterpret_cast<Words>(HERD_SHUFFLE(bytes, bytes, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)) >> 8};
 }
 inline Pairs broadcast_pair(const int16_t* p) {
@@ -102,9 +102,7 @@ inline Pairs broadcast_pair(const int16_t* p) {
 inline Integers dot(Integers sum, Pairs a, Pairs b) { return {sum.v + add_products(a.v, b.v)}; }
 inline Vector to_float(Integers a) { return {to_floats(a.v)}; }
 inline void store_rounded(int16_t* p, Vector a) {
-    const Floats whole = round_even(a).v;
-    const Signed32 bits = reinterpret_cast<Signed32>(whole) & (whole >= -32767.0f) & (whole <= 32767.0f);
-    const auto words = reinterpret_cast<Words>(__builtin_convertvector(reinterpret_cast<Floats>(bits), Signed32));
+    const auto words = reinterpret_cast<Words>(round_within(a.v, 32767.0f));
     const Words rounded = HERD_SHUFFLE(words, words, 0, 2, 4, 6, 0, 2, 4, 6);
     std::memcpy(p, &rounded, 8);
 }

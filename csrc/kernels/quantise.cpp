@@ -79,12 +79,6 @@ void quantise_group(const float* x, ActivationGroup& out) {
 
 #else
 
-// Adding and taking off 1.5 * 2^23 rounds to the nearest integer, ties to even. Out of range are only numbers beside a NaN or infinity.
-Signed32 round_even(Floats x) {
-    const Floats rounded = (x + 12582912.0f) - 12582912.0f;
-    return __builtin_convertvector(reinterpret_cast<Floats>(reinterpret_cast<Signed32>(rounded) & (rounded >= -128.0f) & (rounded <= 127.0f)), Signed32);
-}
-
 void quantise_group(const float* x, Activations& out) {
     Floats v[8];
     Signed32 largest = {};
@@ -98,7 +92,9 @@ void quantise_group(const float* x, Activations& out) {
     const Scale s = scale_of(static_cast<uint32_t>(top));
     Words values[4];
     for (int i = 0; i < 4; ++i) {
-        const auto low = reinterpret_cast<Words>(round_even(v[2 * i] * s.inverse)), high = reinterpret_cast<Words>(round_even(v[2 * i + 1] * s.inverse));
+        // Beyond 127 are only numbers beside a NaN or infinity.
+        const auto low = reinterpret_cast<Words>(round_within(v[2 * i] * s.inverse, 127.0f));
+        const auto high = reinterpret_cast<Words>(round_within(v[2 * i + 1] * s.inverse, 127.0f));
         values[i] = HERD_SHUFFLE(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
     }
     for (int i = 0; i < 32; ++i) out.values[i] = static_cast<int8_t>(values[i / 8][i % 8]);

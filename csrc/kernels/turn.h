@@ -1,54 +1,32 @@
 // Rows of plain values into columns: 16 rows turned in registers.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-
 #include "kernels/matrix.h"
-
-// Elements of two vectors, counted through both. GCC has the name that Clang gave it from version 12 on.
-#if defined(__clang__) || __GNUC__ >= 12
-#define HERD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define HERD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, std::remove_const_t<decltype(a)>{__VA_ARGS__})
-#endif
+#include "kernels/words.h"
 
 namespace herd::HERD_ISA {
 
-// Registers of 16 bytes, which every processor has, as elements of 2, 4 and 8 bytes.
-using Eight = uint16_t __attribute__((vector_size(16)));
-using Four = uint32_t __attribute__((vector_size(16)));
-using Two = uint64_t __attribute__((vector_size(16)));
-
-template <class Vector>
-inline Vector read_vector(const uint8_t* bytes) {
-    Vector vector;
-    std::memcpy(&vector, bytes, 16);
-    return vector;
-}
-
-// Two neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
-inline void write_columns(Two a, Two b, int64_t step, uint8_t* out) {
-    const Two first = HERD_SHUFFLE(a, b, 0, 2), second = HERD_SHUFFLE(a, b, 1, 3);
+// Unsigned64 neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
+inline void write_columns(Unsigned64 a, Unsigned64 b, int64_t step, uint8_t* out) {
+    const Unsigned64 first = HERD_SHUFFLE(a, b, 0, 2), second = HERD_SHUFFLE(a, b, 1, 3);
     std::memcpy(out, &first, 16);
     std::memcpy(out + step, &second, 16);
 }
 
 // 8 rows x 8 columns of 2 bytes, from byte `at` of each row on, turned: columns 32 bytes apart.
 inline void turn_eight(const uint8_t* const* rows, int64_t at, uint8_t* out) {
-    Four twos[8];  // [pair of rows][columns 0 .. 3 or 4 .. 7]: the pair side by side
+    Unsigned32 twos[8];  // [pair of rows][columns 0 .. 3 or 4 .. 7]: the pair side by side
     for (int i = 0; i < 4; ++i) {
-        const Eight a = read_vector<Eight>(rows[2 * i] + at), b = read_vector<Eight>(rows[2 * i + 1] + at);
-        twos[2 * i] = reinterpret_cast<Four>(HERD_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
-        twos[2 * i + 1] = reinterpret_cast<Four>(HERD_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
+        const Unsigned16 a = read_words<Unsigned16>(rows[2 * i] + at), b = read_words<Unsigned16>(rows[2 * i + 1] + at);
+        twos[2 * i] = reinterpret_cast<Unsigned32>(HERD_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
+        twos[2 * i + 1] = reinterpret_cast<Unsigned32>(HERD_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
     }
     for (int half = 0; half < 2; ++half) {
-        const Four a = twos[half], b = twos[2 + half], c = twos[4 + half], d = twos[6 + half];
-        const Two low_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 0, 4, 1, 5));
-        const Two high_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 2, 6, 3, 7));
-        const Two low_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 0, 4, 1, 5));
-        const Two high_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 2, 6, 3, 7));
+        const Unsigned32 a = twos[half], b = twos[2 + half], c = twos[4 + half], d = twos[6 + half];
+        const Unsigned64 low_ab = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(a, b, 0, 4, 1, 5));
+        const Unsigned64 high_ab = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(a, b, 2, 6, 3, 7));
+        const Unsigned64 low_cd = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(c, d, 0, 4, 1, 5));
+        const Unsigned64 high_cd = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(c, d, 2, 6, 3, 7));
         write_columns(low_ab, low_cd, 32, out + 128 * half);
         write_columns(high_ab, high_cd, 32, out + 128 * half + 64);
     }
@@ -56,12 +34,12 @@ inline void turn_eight(const uint8_t* const* rows, int64_t at, uint8_t* out) {
 
 // 4 rows x 4 columns of 4 bytes, turned: columns 64 bytes apart.
 inline void turn_four(const uint8_t* const* rows, int64_t at, uint8_t* out) {
-    const Four a = read_vector<Four>(rows[0] + at), b = read_vector<Four>(rows[1] + at);
-    const Four c = read_vector<Four>(rows[2] + at), d = read_vector<Four>(rows[3] + at);
-    const Two low_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 0, 4, 1, 5));
-    const Two high_ab = reinterpret_cast<Two>(HERD_SHUFFLE(a, b, 2, 6, 3, 7));
-    const Two low_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 0, 4, 1, 5));
-    const Two high_cd = reinterpret_cast<Two>(HERD_SHUFFLE(c, d, 2, 6, 3, 7));
+    const Unsigned32 a = read_words<Unsigned32>(rows[0] + at), b = read_words<Unsigned32>(rows[1] + at);
+    const Unsigned32 c = read_words<Unsigned32>(rows[2] + at), d = read_words<Unsigned32>(rows[3] + at);
+    const Unsigned64 low_ab = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(a, b, 0, 4, 1, 5));
+    const Unsigned64 high_ab = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(a, b, 2, 6, 3, 7));
+    const Unsigned64 low_cd = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(c, d, 0, 4, 1, 5));
+    const Unsigned64 high_cd = reinterpret_cast<Unsigned64>(HERD_SHUFFLE(c, d, 2, 6, 3, 7));
     write_columns(low_ab, low_cd, 64, out);
     write_columns(high_ab, high_cd, 64, out + 128);
 }

@@ -164,7 +164,7 @@ inline Vector load(const float* p) { return {read_words<Floats>(p)}; }
 inline Vector load(const uint16_t* half) {
     uint64_t four;
     std::memcpy(&four, half, 8);
-    const auto halves = reinterpret_cast<Words>(Two{four, four});
+    const auto halves = reinterpret_cast<Words>(Unsigned64{four, four});
     return {any_halves_to_floats(reinterpret_cast<Signed32>(HERD_SHUFFLE(Words{}, halves, 0, 8, 1, 9, 2, 10, 3, 11)))};
 }
 inline void store(float* p, Vector a) { std::memcpy(p, &a.v, 16); }
@@ -180,7 +180,7 @@ inline Vector fused(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
 inline Vector largest(Vector a, Vector b) { return {a.v > b.v ? a.v : b.v}; }
 inline Vector smallest(Vector a, Vector b) { return {a.v < b.v ? a.v : b.v}; }
 // For |a| < 2^22, which is all that is asked of it.
-inline Vector round_even(Vector a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
+inline Vector round_even(Vector a) { return {round_even(a.v)}; }
 inline Vector times_power_of_two(Vector a, Vector whole) {
     const Signed32 is_in_range = (whole.v > -200.0f) & (whole.v < 200.0f);  // not a number stays one
     const auto in_range = reinterpret_cast<Floats>(reinterpret_cast<Signed32>(whole.v) & is_in_range);

@@ -1,13 +1,20 @@
-// Vectors of 16 bytes in the compiler's own words, and the few things that it must be told how to do: for the portable set.
+// Vectors of 16 bytes, which every processor has, in the compiler's own words, and the few things that it must be told how to do: what
+// the portable set is made of, and what packing turns rows with.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-
-#include "kernels/turn.h"
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
+#endif
+
+// Elements of two vectors, counted through both. GCC has the name that Clang gave it from version 12 on.
+#if defined(__clang__) || __GNUC__ >= 12
+#define HERD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define HERD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, std::remove_const_t<decltype(a)>{__VA_ARGS__})
 #endif
 
 namespace herd::HERD_ISA {
@@ -15,6 +22,7 @@ namespace herd::HERD_ISA {
 using Floats = float __attribute__((vector_size(16)));
 using Signed32 = int32_t __attribute__((vector_size(16)));
 using Unsigned32 = uint32_t __attribute__((vector_size(16)));
+using Unsigned64 = uint64_t __attribute__((vector_size(16)));
 using Words = int16_t __attribute__((vector_size(16)));
 using Unsigned16 = uint16_t __attribute__((vector_size(16)));
 using Bytes = int8_t __attribute__((vector_size(16)));
@@ -27,6 +35,16 @@ inline Vector read_words(const void* from) {
 }
 
 inline Floats to_floats(Signed32 a) { return __builtin_convertvector(a, Floats); }
+
+// To the nearest whole number, ties to even, for |x| < 2^22: adding and taking off 1.5 * 2^23 rounds.
+inline Floats round_even(Floats x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// The nearest integer; 0 where it is beyond -most .. most, or x is not a number.
+inline Signed32 round_within(Floats x, float most) {
+    const Floats whole = round_even(x);
+    const Signed32 bits = reinterpret_cast<Signed32>(whole) & (whole >= -most) & (whole <= most);
+    return __builtin_convertvector(reinterpret_cast<Floats>(bits), Signed32);
+}
 
 // Products of 16-bit integers, neighbours added.
 inline Signed32 add_products(Words a, Words b) {
@@ -53,7 +71,7 @@ inline bool has_any(Words mask) {
 #if defined(__SSE2__)
     return _mm_movemask_epi8(reinterpret_cast<__m128i>(mask)) != 0;
 #else
-    const auto two = reinterpret_cast<Two>(mask);
+    const auto two = reinterpret_cast<Unsigned64>(mask);
     return (two[0] | two[1]) != 0;
 #endif
 }
