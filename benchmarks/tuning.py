@@ -14,6 +14,11 @@ work. Figures are medians; `of_peak` is the share of the arithmetic that this ma
     attention 2 products there and 5 back, of the keys that a query can see (all are counted, also those that a form computes again)
 
 Recomputed layers count once: computing them again is no work that was asked for.
+
+"grpo" forms draw answers and learn from them: `--answers` to each of `--prompts` beginnings of documents, and a step is the drawing by the
+weights of now, a reward that costs nothing, the gradient and the optimiser. All draw at temperature 1 from the whole distribution and
+end no answer before `--answer-tokens`, so that answers are as many and as long for each: herd by its own engine, trl by transformers.
+Completions/s are answers drawn and learned from per second of whole steps, `drawn_tokens_per_s` tokens per second of drawing alone.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ from tuning_workers import FORMS
 from herd.checkpoints import Checkpoint, open_checkpoint
 from herd.models.llama import LlamaConfig
 from herd.models.weights import Kind
+from herd.text.tokenizer import Tokenizer, load_tokenizer
 
 WORKERS = Path(__file__).resolve().parent / "tuning_workers.py"
 # What a user of trl reads in forums: keep memory instead of mapping it anew for each tensor.
@@ -51,6 +57,22 @@ DEFAULT_FORMS = (
     "peft loop float32, tuned",
 )
 NUM_PAIRS = 4
+SETTINGS = (
+    "documents",
+    "max_tokens",
+    "rank",
+    "pack",
+    "warmup",
+    "steps",
+    "rounds",
+    "threads",
+    "prompts",
+    "prompt_tokens",
+    "answers",
+    "answer_tokens",
+)
+# What a form is compared by: the method in its name, the rate, the unit.
+RATES = {"dpo": ("pairs_per_s", "pairs/s"), "grpo": ("completions_per_s", "completions/s"), "": ("tokens_per_s", "real tokens/s")}
 
 
 def documents_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> list[list[int]]:
@@ -62,17 +84,20 @@ def documents_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> list[
     from herd.data.shapes import read_samples
     from herd.data.tokenising import Tokenising
     from herd.text.formats import choose_format
-    from herd.text.tokenizer import load_tokenizer
 
-    source = checkpoint.tokenizer
-    assert source is not None, "the model has a tokenizer"
-    tokenizer = load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
+    tokenizer = tokenizer_of(checkpoint)
     tokenising = Tokenising(tokenizer, choose_format(tokenizer, checkpoint.chat_template), learn="all")
     found: list[list[int]] = []
     for sample in read_samples([arguments.data], Account()):
         assert isinstance(sample, Chat | Passage), "conversations or texts"
         found += [list(example.tokens)[: arguments.max_tokens] for example in tokenising.examples(sample)]
     return random.Random(1).sample(found, arguments.documents)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    source = checkpoint.tokenizer
+    assert source is not None, "the model has a tokenizer"
+    return load_tokenizer(kind=source.kind, path=source.path, metadata=source.metadata, config=source.config)
 
 
 def random_documents(count: int, longest: int, vocabulary: int) -> list[list[int]]:
@@ -89,6 +114,13 @@ def pairs_of(documents: Sequence[list[int]]) -> list[dict[str, list[int]]]:
         {"prompt": first[: len(first) // 3], "chosen": first[len(first) // 3 :], "rejected": second[len(second) // 3 :]}
         for first, second in zip(chosen[0::2], chosen[1::2], strict=True)
     ]
+
+
+def prompts_of(documents: Sequence[list[int]], tokenizer: Tokenizer, count: int, longest: int) -> list[dict[str, Any]]:
+    """Beginnings of documents as texts, which is how trl takes them, and as the tokens that these are."""
+    begun = [documents[index % len(documents)][:longest] for index in range(count)]
+    texts = [tokenizer.decode(ids) for ids in begun]
+    return [{"text": text, "tokens": tokenizer.encode(text)} for text in texts]
 
 
 def operations(cfg: LlamaConfig, specs: Any, rank: int, lengths: Sequence[int], full: bool) -> float:
@@ -121,7 +153,7 @@ def converted(model: Path, folder: Path) -> Path:
     return folder
 
 
-def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int, peak: float) -> dict[str, Any]:
+def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int, peak: float, answers: int) -> dict[str, Any]:
     seconds = [each for result in found for each in result["seconds"]]
     middle = statistics.median(seconds)
     made = {
@@ -131,9 +163,44 @@ def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int
         "dtype": found[0]["dtype"],
         "first_losses": [round(each, 4) for each in found[0]["losses"][:2]],
     }
-    if "dpo" in form:
-        return made | {"pairs_per_s": round(NUM_PAIRS / middle, 3)}
-    return made | {"tokens_per_s": round(tokens / middle, 1), "of_peak": round(work / middle / peak, 3)}
+    rate, _ = rate_of(form)
+    if rate == "pairs_per_s":
+        return made | {rate: round(NUM_PAIRS / middle, 3)}
+    if rate == "completions_per_s":
+        return made | {rate: round(answers / middle, 3)} | drawing(found)
+    return made | {rate: round(tokens / middle, 1), "of_peak": round(work / middle / peak, 3)}
+
+
+def drawing(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How long answers were and how fast they were drawn."""
+    steps = [step for each in found for step in zip(each["answer_tokens"], each["drawing_s"], strict=True)]
+    return {
+        "answer_tokens_per_step": statistics.median(tokens for tokens, _ in steps),
+        "drawing_s": round(statistics.median(seconds for _, seconds in steps), 3),
+        "drawn_tokens_per_s": round(statistics.median(tokens / seconds for tokens, seconds in steps), 1),
+    }
+
+
+def rate_of(form: str) -> tuple[str, str]:
+    """What forms of a method are compared by, and its unit."""
+    return next(rate for method, rate in RATES.items() if method in form)
+
+
+def beside(forms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each of our forms beside all others of the same rate: of LoRA the first, of the other methods the only one."""
+    found: dict[str, dict[str, Any]] = {}
+    for ours in ("herd lora", "herd dpo", "herd grpo"):
+        rate, _ = rate_of(ours)
+        if ours in forms:
+            found[f"{ours.replace(' ', '_')}_beside"] = {
+                form: {
+                    "times_as_fast": round(forms[ours][rate] / theirs[rate], 2),
+                    "of_its_memory": round(forms[ours]["peak_gib"] / theirs["peak_gib"], 2),
+                }
+                for form, theirs in forms.items()
+                if rate in theirs and form != ours
+            }
+    return found
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -144,8 +211,10 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     hf = (arguments.folder or converted(arguments.model, folder / "model")) if needs_peers else None
     job = folder / "job.json"
     facts = {"checkpoint": str(arguments.model), "folder": str(hf), "documents": documents, "pairs": pairs_of(documents)}
-    settings = ("rank", "pack", "warmup", "steps", "threads", "max_tokens")
-    job.write_text(json.dumps(facts | {name: getattr(arguments, name) for name in settings}), encoding="utf-8")
+    prompts = []
+    if any("grpo" in form for form in arguments.forms):
+        prompts = prompts_of(documents, tokenizer_of(checkpoint), arguments.prompts, arguments.prompt_tokens)
+    job.write_text(json.dumps({name: getattr(arguments, name) for name in SETTINGS} | facts | {"prompts": prompts}), encoding="utf-8")
     peaks, results = [], {form: [] for form in arguments.forms}  # type: tuple[list[float], dict[str, list[dict[str, Any]]]]
     for turn in range(arguments.rounds):
         peaks.append(run("peak", job, arguments)["operations_per_s"])
@@ -154,13 +223,15 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             results[form].append(run(form, job, arguments))
             say(f"    {results[form][-1]}")
     lengths = [len(ids) for ids in documents]
+    answers = arguments.prompts * arguments.answers
     peak = max(peaks)
 
     def work(form: str) -> float:
         return operations(checkpoint.config, checkpoint.specs, arguments.rank, lengths, "full" in form)
 
-    forms = {form: summary(form, found, work(form), sum(lengths), peak) for form, found in results.items()}
-    return {"lengths": lengths, "float32_peak_gflops": round(peak / 1e9, 1), "forms": forms}
+    forms = {form: summary(form, found, work(form), sum(lengths), peak, answers) for form, found in results.items()}
+    shape = {"lengths": lengths, "prompt_lengths": [len(each["tokens"]) for each in prompts]}
+    return {**shape, "float32_peak_gflops": round(peak / 1e9, 1), "forms": forms}
 
 
 def parsed() -> argparse.Namespace:
@@ -178,6 +249,10 @@ def parsed() -> argparse.Namespace:
         "steps": 3,
         "rounds": 1,
         "threads": 2,
+        "prompts": 4,
+        "prompt-tokens": 48,
+        "answers": 4,
+        "answer-tokens": 64,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--limit-s", type=float, default=3600, help="the longest that one form may take")
@@ -194,24 +269,17 @@ def main() -> None:
     arguments = parsed()
     with tempfile.TemporaryDirectory() as folder:
         found = measured(arguments, Path(folder))
-    ours = [form for form in arguments.forms if form == "herd lora"]
-    ratios = {}
-    if ours:
-        first = found["forms"][ours[0]]
-        for form, theirs in found["forms"].items():
-            if "tokens_per_s" in theirs and form not in ours:
-                ratios[form] = {
-                    "times_as_fast": round(first["tokens_per_s"] / theirs["tokens_per_s"], 2),
-                    "of_its_memory": round(first["peak_gib"] / theirs["peak_gib"], 2),
-                }
+    ours = next((form for form in arguments.forms if form.startswith("herd")), arguments.forms[0])
+    rate, unit = rate_of(ours)
     versions = {name: __import__(name).__version__ for name in ("torch", "transformers", "peft", "trl") if importable(name)}
     line = {
         "figure": "tuning step",
-        "unit": "real tokens/s",
-        "value": found["forms"][ours[0]]["tokens_per_s"] if ours else None,
+        "form": ours,
+        "unit": unit,
+        "value": found["forms"][ours][rate],
         **found,
-        "herd_lora_beside": ratios,
-        "settings": {name: getattr(arguments, name) for name in ("documents", "max_tokens", "rank", "pack", "steps", "rounds", "threads")},
+        **beside(found["forms"]),
+        "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "data": "random tokens" if arguments.data is None else arguments.data.name,
         "machine": machine(),
         "commit": commit(),

@@ -1,44 +1,39 @@
 """Ways of tuning a model that `tuning.py` compares, each run in a process of its own: `python tuning_workers.py FORM JOB.json`.
 
-A job is a JSON object: checkpoint (what herd reads), folder (the same weights for transformers, float32), documents and pairs (token ids),
-rank, pack, warmup, steps, threads, and (in bfloat16) whether this machine multiplies that fast. The last line on standard output is the
-result: seconds and loss of each step after the warm-up, the peak of resident memory, real tokens of a step, and what was computed in.
+A job is a JSON object: checkpoint (what herd reads), folder (the same weights for transformers), documents and pairs (token ids), prompts
+(each as text and as token ids), answers (to a prompt), answer_tokens, max_tokens, rank, pack, warmup, steps and threads. The last line on
+standard output is the result: the seconds of each step after the warm-up, the losses of all, the peak of resident memory, and what was
+computed in; where answers are drawn, also their tokens and the seconds that drawing them took, of the steps that count.
 
-Every form learns all tokens but the first of each document, LoRA on all seven matrices of a layer, alpha = 2 rank, AdamW.
+Every form learns all tokens but the first of each document, LoRA on all seven matrices of a layer, alpha = 2 rank, AdamW. Those that draw
+answers take the loss of DAPO without a reference, one step from each batch of answers, at temperature 1 from the whole distribution.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LEARNING_RATE = 1e-4
-BETA = 0.1
-Job = Mapping[str, Any]
-Result = dict[str, Any]
-
-
-def timed(step: Callable[[], float], job: Job) -> Result:
-    """Steps before and within the measurement."""
-    seconds, losses = [], []
-    for _ in range(job["warmup"] + job["steps"]):
-        before = time.perf_counter()
-        losses.append(step())
-        seconds.append(time.perf_counter() - before)
-    return {"seconds": seconds[job["warmup"] :], "losses": losses}
-
-
-# herd
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tuning_peers import peft_loop, trl_dpo, trl_grpo, trl_sft
+from tuning_steps import BETA, LEARNING_RATE, Job, Result, clocked, drawn, timed, worth
 
 
 def herd(job: Job, *, full: bool = False, recompute: bool = False, pairs: bool = False) -> Result:
+    if recompute:
+        # Little is kept of a token, so one pack holds the whole step and blocks are decoded as seldom as can be.
+        job = {**job, "pack": sum(map(len, job["documents"]))}
+    student, optimiser = learner(job, full=full, recompute=recompute)
+    return timed(preferring(job, student, optimiser) if pairs else learning(job, student, optimiser), job) | {"dtype": str(student.dtype)}
+
+
+def learner(job: Job, *, full: bool = False, recompute: bool = False) -> tuple[Any, Any]:
+    """A student and its optimiser."""
     import torch
 
     from herd import _core
@@ -55,11 +50,8 @@ def herd(job: Job, *, full: bool = False, recompute: bool = False, pairs: bool =
     lora = None if full else Lora(rank=job["rank"], alpha=2 * job["rank"])
     student = Student(checkpoint.config, checkpoint.leaf, dtype=dtype, lora=lora, keep_bytes=0 if recompute and not full else 1 << 40)
     if recompute:
-        # Little is kept of a token, so one pack holds the whole step and blocks are decoded as seldom as can be.
         student.run = recomputed
-        job = {**job, "pack": sum(map(len, job["documents"]))}
-    optimiser = torch.optim.AdamW(student.parameters.values(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    return timed(preferring(job, student, optimiser) if pairs else learning(job, student, optimiser), job) | {"dtype": str(dtype)}
+    return student, torch.optim.AdamW(student.parameters.values(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
 
 def learning(job: Job, student: Any, optimiser: Any) -> Callable[[], float]:
@@ -115,6 +107,66 @@ def preferring(job: Job, student: Any, optimiser: Any) -> Callable[[], float]:
     return step
 
 
+def herd_grpo(job: Job) -> Result:
+    """The recipe of `herd tune grpo`, with answers from an engine as it opens one, but that nothing ends an answer early."""
+    from herd.api.loading import load
+    from herd.training.recipes.grpo import Grpo
+    from herd.training.settings.grpo import PolicyLoss, Rollouts
+    from herd.training.signals.rewards import one_by_one
+    from herd.training.signals.rollouts import EngineSampler
+
+    student, optimiser = learner(job)
+    problems = problems_of(job)
+    longest = max(len(each.prompt.tokens) for each in problems) + job["answer_tokens"]
+    model = load(job["checkpoint"], threads=job["threads"], activations="float32", context=longest, parallel=len(problems) * job["answers"])
+    model.engine.stop_ids = frozenset()
+    sampler: Any = EngineSampler(model.engine)
+    pushing: list[float] = []
+    drawing: list[float] = []
+    sampler.push, sampler.draw = clocked(sampler.push, pushing), clocked(sampler.draw, drawing)
+    recipe = Grpo(
+        student=student,
+        sampler=sampler,
+        learned=problems,
+        held_out=(),
+        reward=one_by_one(lambda _, answer: worth(answer.text)),
+        decode=model.tokenizer.decode,
+        loss=PolicyLoss(),
+        rollouts=Rollouts(prompts=len(problems), answers=job["answers"], max_tokens=job["answer_tokens"], redraw=0),
+        pack=job["pack"],
+        seed=1,
+    )
+    tokens: list[float] = []
+    result = timed(reinforcing(recipe, optimiser, tokens), job) | {"dtype": str(student.dtype)}
+    return result | drawn(job, tokens, [push + draw for push, draw in zip(pushing, drawing, strict=True)])
+
+
+def problems_of(job: Job) -> list[Any]:
+    from herd.data.reading import Place
+    from herd.data.samples import Task
+    from herd.text.messages import Message, Role
+    from herd.training.recipes.grpo import Problem
+    from herd.training.signals.rollouts import Prompt
+
+    tasks = [Task(Place(Path("prompts"), at), (Message(Role.USER, each["text"]),)) for at, each in enumerate(job["prompts"], start=1)]
+    return [Problem(task, Prompt(tuple(each["tokens"]))) for task, each in zip(tasks, job["prompts"], strict=True)]
+
+
+def reinforcing(recipe: Any, optimiser: Any, tokens: list[float]) -> Callable[[], float]:
+    """`tokens` gets those of the answers of each step."""
+    numbers = itertools.count()
+
+    def step() -> float:
+        optimiser.zero_grad(set_to_none=True)
+        figures = recipe.step(next(numbers))
+        optimiser.step()
+        assert figures["informative"] == 1, "every prompt teaches something"
+        tokens.append(figures["tokens"])
+        return float(figures["loss"])
+
+    return step
+
+
 def packs(things: Sequence[Any], budget: int, size: Callable[[Any], int]) -> Iterator[list[Any]]:
     """Things in groups of at most `budget` together, largest first, each into the first group with room."""
     groups: list[list[Any]] = []
@@ -135,121 +187,13 @@ def peak(job: Job) -> Result:
     return {"operations_per_s": max(measure_float32(job["threads"]) for _ in range(5))}
 
 
-# peers
-
-
-def peft_loop(job: Job, *, dtype: str) -> Result:
-    """transformers and peft in a loop of one's own: their fastest form. Adapters are of the model's type; no autocast."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(job["threads"])
-    model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, dtype))
-    config = LoraConfig(r=job["rank"], lora_alpha=2 * job["rank"], target_modules=TARGETS, task_type="CAUSAL_LM")
-    model = get_peft_model(model, config, autocast_adapter_dtype=False)
-    model.train()
-    optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=LEARNING_RATE, weight_decay=0.0)
-    longest = max(map(len, job["documents"]))
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in job["documents"]])
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in job["documents"]])
-    labels = tokens.masked_fill(mask == 0, -100)
-
-    def step() -> float:
-        optimiser.zero_grad(set_to_none=True)
-        loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        optimiser.step()
-        return float(loss.detach())
-
-    return timed(step, job) | {"dtype": dtype}
-
-
-def trl_sft(job: Job, *, bf16: bool, recompute: bool = True, full: bool = False) -> Result:
-    """trl's SFTTrainer. Its defaults are bfloat16 under autocast and layers computed twice."""
-    from datasets import Dataset  # type: ignore[import-untyped]
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    def make(folder: str) -> Any:
-        settings = SFTConfig(
-            **common(job, folder), per_device_train_batch_size=len(job["documents"]), bf16=bf16, gradient_checkpointing=recompute
-        )
-        data = Dataset.from_dict({"input_ids": [list(ids) for ids in job["documents"]]})
-        return SFTTrainer(model=job["folder"], args=settings, train_dataset=data, peft_config=None if full else adapters(job))
-
-    return trained(job, make) | {"dtype": "bfloat16" if bf16 else "float32"}
-
-
-def trl_dpo(job: Job, *, bf16: bool, recompute: bool = True) -> Result:
-    """trl's DPOTrainer; the reference is the model without its adapters."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    def make(folder: str) -> Any:
-        settings = DPOConfig(
-            **common(job, folder), per_device_train_batch_size=len(job["pairs"]), bf16=bf16, gradient_checkpointing=recompute, beta=BETA
-        )
-        tokenizer = AutoTokenizer.from_pretrained(job["folder"])
-        texts = [{name: tokenizer.decode(ids) for name, ids in pair.items()} for pair in job["pairs"]]
-        data = Dataset.from_list(texts)
-        return DPOTrainer(model=job["folder"], args=settings, train_dataset=data, processing_class=tokenizer, peft_config=adapters(job))
-
-    return trained(job, make) | {"dtype": "bfloat16" if bf16 else "float32"}
-
-
-def common(job: Job, folder: str) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "max_length": job["max_tokens"],
-        "max_steps": job["warmup"] + job["steps"],
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-
-
-def adapters(job: Job) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=job["rank"], lora_alpha=2 * job["rank"], target_modules=TARGETS, task_type="CAUSAL_LM")
-
-
-def trained(job: Job, make: Callable[[str], Any]) -> Result:
-    """Runs a trainer, with a clock at the beginning and the end of each of its steps."""
-    import torch
-    from transformers import TrainerCallback
-
-    torch.set_num_threads(job["threads"])
-    seconds: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *arguments: Any, **more: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            seconds.append(time.perf_counter() - self.began)
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make(folder)
-        trainer.add_callback(Clock())
-        trainer.train()
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return {"seconds": seconds[job["warmup"] :], "losses": losses}
-
-
 FORMS: dict[str, Callable[[Job], Result]] = {
     "peak": peak,
     "herd lora": herd,
     "herd lora recomputed": lambda job: herd(job, recompute=True),
     "herd full": lambda job: herd(job, full=True),
     "herd dpo": lambda job: herd(job, pairs=True),
+    "herd grpo": herd_grpo,
     "trl lora": lambda job: trl_sft(job, bf16=True),
     "trl lora kept": lambda job: trl_sft(job, bf16=True, recompute=False),
     "trl lora float32": lambda job: trl_sft(job, bf16=False),
@@ -258,6 +202,8 @@ FORMS: dict[str, Callable[[Job], Result]] = {
     "trl full float32 kept": lambda job: trl_sft(job, bf16=False, recompute=False, full=True),
     "trl dpo": lambda job: trl_dpo(job, bf16=True),
     "trl dpo float32 kept": lambda job: trl_dpo(job, bf16=False, recompute=False),
+    "trl grpo": lambda job: trl_grpo(job, bf16=True),
+    "trl grpo float32 kept": lambda job: trl_grpo(job, bf16=False, recompute=False),
     "peft loop bfloat16": lambda job: peft_loop(job, dtype="bfloat16"),
     "peft loop float32": lambda job: peft_loop(job, dtype="float32"),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.chat_model import write as write_answering
 from conformance.running import oracle, prompt
 from herd.checkpoints.open import open_checkpoint
 from herd.quant import dequantize
@@ -80,6 +83,42 @@ def test_the_arithmetic_of_a_tuning_step_is_what_its_products_are() -> None:
 def test_documents_are_packed_largest_first_and_no_fuller_than_allowed() -> None:
     packs = script("tuning_workers").packs
     assert list(packs([3, 9, 5, 1, 20], 10, lambda size: size)) == [[20], [9, 1], [5, 3]]
+
+
+def test_forms_that_draw_are_counted_by_answers_and_stand_beside_their_peers() -> None:
+    tuning = script("tuning")
+    ours = {"seconds": [4.0, 2.0, 3.0], "peak_bytes": 1 << 30, "dtype": "float32", "losses": [0.0] * 4}
+    theirs = {**ours, "seconds": [15.0], "peak_bytes": 4 << 30, "answer_tokens": [128.0], "drawing_s": [4.0]}
+    ours = {**ours, "answer_tokens": [128.0, 128.0, 128.0], "drawing_s": [1.0, 0.5, 2.0]}
+    forms = {form: tuning.summary(form, [found], 1.0, 100, 1.0, 12) for form, found in (("herd grpo", ours), ("trl grpo", theirs))}
+    assert (forms["herd grpo"]["completions_per_s"], forms["herd grpo"]["drawn_tokens_per_s"]) == (4.0, 128.0)
+    assert (forms["trl grpo"]["completions_per_s"], forms["trl grpo"]["drawn_tokens_per_s"]) == (0.8, 32.0)
+    assert "tokens_per_s" not in forms["herd grpo"] and tuning.rate_of("herd lora") == ("tokens_per_s", "real tokens/s")
+    assert tuning.beside(forms) == {"herd_grpo_beside": {"trl grpo": {"times_as_fast": 5.0, "of_its_memory": 0.25}}}
+
+
+def test_prompts_are_beginnings_of_documents_that_their_texts_say_again(tmp_path: Path) -> None:
+    tuning = script("tuning")
+    tokenizer = tuning.tokenizer_of(open_checkpoint(write_answering(tmp_path / "model")))
+    prompts = tuning.prompts_of([tokenizer.encode("abcdef"), tokenizer.encode("gh")], tokenizer, 3, 4)
+    assert [each["text"] for each in prompts] == ["abcd", "gh", "abcd"]
+    assert all(tokenizer.decode(each["tokens"]) == each["text"] for each in prompts)
+
+
+def test_answers_are_drawn_and_learned_from_as_long_as_they_are_asked_for(tmp_path: Path) -> None:
+    """The worker of "herd grpo" on a tiny model whose end of a text is among what it says."""
+    pytest.importorskip("torch", reason="torch is not installed (pip install herd-llama[torch])")
+    model = write_answering(tmp_path / "model")
+    job = {"checkpoint": str(model), "documents": [], "rank": 2, "pack": 64, "warmup": 1, "steps": 2, "threads": 1}
+    prompts = [{"text": "ab", "tokens": [97, 98]}, {"text": "c", "tokens": [99]}]
+    (tmp_path / "job.json").write_text(json.dumps({**job, "prompts": prompts, "answers": 3, "answer_tokens": 20}), encoding="utf-8")
+    command = [sys.executable, str(FOLDER / "tuning_workers.py"), "herd grpo", str(tmp_path / "job.json")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HERD_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["answer_tokens"] == [2 * 3 * 20] * 2 and len(found["losses"]) == 3
+    assert all(0 < drawing < step for drawing, step in zip(found["drawing_s"], found["seconds"], strict=True))
 
 
 def test_ratios_are_told_with_their_standard_errors(
