@@ -41,7 +41,7 @@ Program::Program(Program&&) noexcept = default;
 void Program::cache_changed() {
     // Fewer than four tiles and heads per worker are ever shared out, each with the splits of a sequence as long as the cache.
     const int64_t workers = machine_->pool.workers(), tiles = 4 * workers;
-    // A sequence has no block whose number is beyond the pages (`CacheGroups.longest`).
+    // A sequence has no more blocks than there are pages (Step::set).
     const int64_t splits = divide_up(cache_->pages() * kPageTokens, kSplitTokens);
     arrived_ = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(tiles));
     partials_ = AlignedBytes(workers == 1 ? 0 : tiles * splits * partial_floats(Step::kSharedRows, cache_->shape().padded_width) * 4);

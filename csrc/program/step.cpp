@@ -23,6 +23,7 @@ void check_pages(const Span& span, const std::string& at, int64_t pages, Sights 
         refuse(at + " needs " + std::to_string(needed) + " pages for its " + std::to_string(end) + " tokens and has " +
                std::to_string(span.pages.size()));
     }
+    if (blocks > pages) refuse(at + " has " + std::to_string(blocks) + " blocks of tokens; there are " + std::to_string(pages) + " pages");
     for (int64_t group = 0; group < groups; ++group) {
         int64_t first = span.start;
         for (const Sight& sight : sights[static_cast<size_t>(group)]) first = std::min(first, sight.first(span.start));

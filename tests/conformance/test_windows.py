@@ -155,6 +155,15 @@ def test_what_is_given_back_is_never_read(run: tuple[str, dict[str, Any]]) -> No
             results([NO_PAGE if at == index else page for index, page in enumerate(pages)])
 
 
+def test_a_text_of_more_blocks_than_there_are_pages_is_refused() -> None:
+    """Attention's sums have room for as many blocks as there are pages."""
+    cfg = MODELS["chunks of 128"]
+    backend = make_backend("cpu", cfg, random_leaves(cfg), activations="float32")
+    backend.allocate(4, by_group=True)
+    with pytest.raises(UsageError, match="5 blocks"):
+        backend.step(Plan((Span(256, [7], [*range(4)] * 5, 1),)))
+
+
 def test_the_memory_of_a_long_context_is_that_of_its_pages() -> None:
     engine = engine_of("chunks of 128", RUNS[0], divided=True, pages=40)
     assert engine.max_length == 1024 > engine.limits.whole_tokens
