@@ -21,6 +21,7 @@ import numpy as np
 
 import herd
 from herd.bench.report import commit, machine
+from herd.errors import HerdError
 from herd.files import atomic_write
 
 AT_ONCE = 16
@@ -118,8 +119,8 @@ class Spent:
     """What a run takes from now on, beside what parts of it took that were stopped before their end: seconds by the clock, and processor
     seconds of this process and of those that it waited for.
 
-    Both are written to `RUN-spent.json` every few seconds, so that a part that is killed counts too. A folder that is not there
-    begins with nothing.
+    Both are written to `RUN-spent.json` every few seconds, so that a part that is killed counts too. What could not be written is said
+    once and tried again: only a part that is killed meanwhile is then missing. A folder that is not there begins with nothing.
     """
 
     def __init__(self, run: Path) -> None:
@@ -135,10 +136,16 @@ class Spent:
         return {name: self._before.get(name, 0.0) + value for name, value in here.items()}
 
     def _keep(self) -> None:
+        is_told = False
         while True:
             time.sleep(KEPT_S)
-            with atomic_write(self._file) as file:
-                file.write(json.dumps(self.seconds()).encode())
+            try:
+                with atomic_write(self._file) as file:
+                    file.write(json.dumps(self.seconds()).encode())
+            except HerdError as problem:
+                if not is_told:
+                    print(f"{self._file}: what the run takes could not be noted: {problem}", file=sys.stderr, flush=True)
+                is_told = True
 
 
 def report(run: Path, spent: Spent, found: dict[str, Any], curves: Path | None = None) -> None:

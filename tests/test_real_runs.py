@@ -84,9 +84,23 @@ def test_what_earlier_parts_of_a_run_took_is_counted(tmp_path: Path, monkeypatch
 def test_a_part_of_a_run_that_is_killed_has_left_what_it_took(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     program = (
-        "import os, sys\nfrom pathlib import Path\nsys.path.insert(0, 'examples')\nimport measuring\nmeasuring.KEPT_S = 0.01\n"
-        "spent = measuring.Spent(Path(sys.argv[1]))\nwhile spent.seconds()['clock'] < 0.3:\n    pass\nos.kill(os.getpid(), 9)\n"
+        "import json, os, sys\nfrom pathlib import Path\nsys.path.insert(0, 'examples')\nimport measuring\nmeasuring.KEPT_S = 0.01\n"
+        "run = Path(sys.argv[1])\nnote = run.with_name('run-spent.json')\nspent = measuring.Spent(run)\n"
+        "while not note.is_file() or min(json.loads(note.read_text()).values()) < 0.2:\n    pass\nos.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], cwd=ROOT, check=False)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], cwd=ROOT, check=False, timeout=60)
     kept = json.loads((tmp_path / "run-spent.json").read_text(encoding="utf-8"))
     assert kept["clock"] > 0.1 and kept["processors"] > 0.1
+
+
+def test_a_note_that_cannot_be_written_is_said_once_and_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "run-spent.json").mkdir()
+    program = (
+        "import sys, time\nfrom pathlib import Path\nsys.path.insert(0, 'examples')\nimport measuring\nmeasuring.KEPT_S = 0.01\n"
+        "run = Path(sys.argv[1])\nnote = run.with_name('run-spent.json')\nmeasuring.Spent(run)\ntime.sleep(0.3)\nnote.rmdir()\n"
+        "until = time.monotonic() + 60\nwhile not note.is_file() and time.monotonic() < until:\n    time.sleep(0.01)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads((tmp_path / "run-spent.json").read_text(encoding="utf-8"))["clock"] > 0.2
+    (line,) = ended.stderr.splitlines()
+    assert "run-spent.json: what the run takes could not be noted" in line

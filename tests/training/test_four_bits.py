@@ -81,6 +81,30 @@ def test_it_learns(lora: Lora | None) -> None:
     assert losses[-1] < losses[0] - 1.0
 
 
+@pytest.mark.parametrize("lora", [None, Lora(4)], ids=["all weights", "updates"])
+def test_experts_multiply_tokens_that_are_rounded_before_each_matrix(lora: Lora | None) -> None:
+    """Unless an engine draws answers from them: then only their weights are."""
+    cfg = tiny_llama4(num_layers=2, expert_layers=(1,), rotary_layers=(0, 1), chunked_layers=())
+    random = torch.Generator().manual_seed(6)
+    x_TD, scores_TE = (torch.randn((9, count), generator=random, dtype=torch.float64) for count in (cfg.width, cfg.num_experts))
+    found = {}
+    for is_exact in (False, True):
+        student = Student(cfg, random_leaves(cfg).__getitem__, dtype=torch.float64, lora=lora, four_bits=True, exact_tokens=is_exact)
+        w = student.weights.layers[1].ffn.experts
+        with torch.no_grad():
+            found[is_exact] = student.ops.experts(x_TD, scores_TE, w, 2)
+            gate, up, down = (student.tensors.get(leaf) for leaf in (w.gate, w.up, w.down))
+        as_multiplied = (lambda x: x) if is_exact else rounded_tokens
+        expected_TD = torch.zeros_like(x_TD)
+        for token, scores_E in enumerate(scores_TE):
+            for expert in scores_E.topk(2).indices.tolist():
+                x = as_multiplied(x_TD[token] * scores_E[expert].sigmoid())
+                inner = torch.nn.functional.silu(gate[expert] @ x) * (up[expert] @ x)
+                expected_TD[token] += down[expert] @ as_multiplied(inner)
+        torch.testing.assert_close(found[is_exact], expected_TD, rtol=1e-6, atol=1e-8)
+    assert float((found[False] - found[True]).abs().max()) > 1e-3
+
+
 def test_experts_are_rounded_too_and_strange_rows_are_refused() -> None:
     cfg = tiny_llama4(num_layers=2, expert_layers=(1,), rotary_layers=(0, 1), chunked_layers=())
     student = Student(cfg, random_leaves(cfg).__getitem__, four_bits=True)

@@ -40,12 +40,14 @@ def compare(way: str, cases: list[str], folder: Path) -> None:
         same(folder / "one" / case, folder / "two" / case)
 
 
-def test_two_processes_that_hold_one_model_learn_what_one_learns(tmp_path: Path) -> None:
-    compare("tensor", TENSOR, tmp_path)
+def test_two_processes_that_hold_heads_columns_and_half_the_experts_each_learn_what_one_learns(tmp_path: Path) -> None:
+    compare("both", EXPERTS[:1], tmp_path)
 
 
-def test_two_processes_that_hold_half_the_experts_each_learn_what_one_learns(tmp_path: Path) -> None:
-    compare("expert", EXPERTS[:1], tmp_path)
+@pytest.mark.slow  # two pairs of processes
+def test_so_it_is_where_they_hold_only_heads_and_columns_or_only_experts(tmp_path: Path) -> None:
+    compare("tensor", TENSOR, tmp_path / "tensor")
+    compare("expert", EXPERTS[:1], tmp_path / "expert")
 
 
 @pytest.mark.slow  # two pairs of processes

@@ -4,6 +4,7 @@ where it is taken from)."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ from herd.training.student.batches import batch_of
 from herd.training.student.model import Student
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
+PLAIN = StudentSettings(method="lora", dtype="float32")
 ASKED = ("What is the capital of France?", "Write a short poem about rivers.", "Explain how bread is made.", "List three animals.")
 
 
@@ -59,21 +61,20 @@ def drawn_from(engine: Engine, opened: Opened, student: Student, prompts: list[P
 @pytest.mark.parametrize(
     ("settings", "backend", "mean", "most"),
     [
-        ({}, "cpu", 1e-4, 1e-3),
-        ({}, "torch", 1e-4, 1e-3),
-        ({"base": "q4_0"}, "cpu", 1e-4, 1e-3),
-        ({"qat": True}, "cpu", 1e-4, 1e-3),
-        ({"qat": True}, "torch", 1e-4, 1e-3),
+        (PLAIN, "cpu", 1e-4, 1e-3),
+        (PLAIN, "torch", 1e-4, 1e-3),
+        (replace(PLAIN, qat=True), "cpu", 1e-4, 1e-3),
+        (replace(PLAIN, qat=True), "torch", 1e-4, 1e-3),
         # What bfloat16 loses by itself: transformers in it is 0.042 from itself in float32 on this model.
-        ({"dtype": "bfloat16"}, "cpu", 0.05, 0.5),
-        ({"dtype": "bfloat16", "base": "q4_0"}, "cpu", 0.05, 0.5),
+        (replace(PLAIN, dtype="bfloat16"), "cpu", 0.05, 0.5),
     ],
-    ids=["float32", "float32 by torch", "float32 over blocks", "four bits", "four bits by torch", "bfloat16", "bfloat16 over blocks"],
+    ids=["float32", "float32 by torch", "four bits", "four bits by torch", "bfloat16"],
 )
 def test_engine_and_trainer_agree_on_what_is_drawn(
-    settings: dict[str, str], backend: str, mean: float, most: float, opened: Opened, prompts: list[Prompt]
+    settings: StudentSettings, backend: str, mean: float, most: float, opened: Opened, prompts: list[Prompt]
 ) -> None:
-    student = moved(opened.student(StudentSettings(method="lora", **{"dtype": "float32", **settings}), 0, draws=True))  # type: ignore[arg-type]
+    """The file has its matrices in blocks, so all of these learn over blocks, as `base` would have it."""
+    student = moved(opened.student(settings, 0, exact_tokens=True))
     with engine_of(opened, backend, 256, 8) as engine:
         drawn = drawn_from(engine, opened, student, prompts, 2, 48)
     gap, sums = Gap(), {"gap_sum": 0.0, "gap_tokens": 0.0}
@@ -83,7 +84,6 @@ def test_engine_and_trainer_agree_on_what_is_drawn(
         found = gap.add(trainer_R, torch.tensor([x for each in answers for x in each.logprobs], dtype=torch.float64))
         sums = {name: value + found[name] for name, value in sums.items()}
     figures = gap.figures(sums)
-    print(settings, backend, sums["gap_tokens"], figures)
     assert figures["gap"] <= mean and figures["gap_most"] <= most, figures
 
 

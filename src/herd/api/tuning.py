@@ -101,10 +101,16 @@ class Opened:
         return self.words.tokenizer
 
     def student(
-        self, settings: StudentSettings, seed: int, sharing: Sharing | None = None, context: Context | None = None, *, draws: bool = False
+        self,
+        settings: StudentSettings,
+        seed: int,
+        sharing: Sharing | None = None,
+        context: Context | None = None,
+        *,
+        exact_tokens: bool = False,
     ) -> Student:
-        """The model as these settings let it learn, or with `sharing` this process's part of it; `context`: as of `Student`. draws:
-        whether an engine answers with its weights, so that what learns for four bits leaves tokens exact."""
+        """The model as these settings let it learn, or with `sharing` this process's part of it; `context` and `exact_tokens`: as
+        of `Student`."""
         device = find_device(self.device or settings.device)
         if settings.qat and self.checkpoint.architecture not in IN_GGUF:
             raise UsageError(f"{self.found.name} cannot learn for four bits: GGUF has no files of its architecture to keep them in.")
@@ -124,7 +130,7 @@ class Opened:
             seed=seed,
             keep_bytes=kept,
             four_bits=settings.qat,
-            exact_tokens=draws,
+            exact_tokens=exact_tokens,
             sharing=sharing,
             context=context,
         )

@@ -78,8 +78,8 @@ def reference_of(opened: Opened, student: Student, settings: StudentSettings) ->
     """The model as it was: the student without its updates, or where all weights are learned a second one whose updates stay at zero."""
     if student.lora is not None:
         return Reference(student)
-    frozen = replace(settings, method="lora")
-    return Reference(student, opened.student(frozen, student.seed, student.sharing, draws=not student.adapters.rounds_tokens))
+    frozen, is_exact = replace(settings, method="lora"), not student.adapters.rounds_tokens
+    return Reference(student, opened.student(frozen, student.seed, student.sharing, exact_tokens=is_exact))
 
 
 def _pairs(opened: Opened, settings: PreferenceSettings | RewardModelSettings, account: Account, margin: float) -> list[Pair]:

@@ -134,7 +134,7 @@ def conducted(settings: TuningSettings, folder: Path, conduct: Conduct, lesson_o
         facts = gathered((*files, *opened.files), opened.checkpoint.digest(), about)
         run = opening.enter_context(open_run(folder, settings, facts, resume=conduct.resume, force=conduct.force, company=together))
         sharing, context = (together.sharing, together.context) if isinstance(together, Processes) else (None, None)
-        student = opened.student(settings.student, settings.loop.seed, sharing, context, draws=lesson.draws)
+        student = opened.student(settings.student, settings.loop.seed, sharing, context, exact_tokens=lesson.draws)
         recipe = lesson.recipe(student, opening)
 
         def begin() -> None:
