@@ -143,7 +143,7 @@ def unknown_adapter(name: str, known: Iterable[str]) -> UnknownModel:
 
 def pictures_seen(pictures: Sequence[Placed], end: int) -> list[tuple[int, int, list[Picture]]]:
     """(first position, end, pictures seen there): a token sees the picture before it, and those of an unbroken run of picture
-    tokens together, up to its own if the engine wants it so."""
+    tokens together, up to its own."""
     found: list[tuple[int, int, list[Picture]]] = []
     run: list[Picture] = []
     for index, placed in enumerate(pictures):
