@@ -58,7 +58,8 @@ LAW = {
     "data": part(3, f"{BASE} text images", "numpy PIL tokenizers zstandard"),
     "planner": part(3, f"{BASE} family models"),
     # level 4: many requests, and weights that change
-    # (models.weights: the type of what `Engine.update` hands through to `Backend.update`; models.cache_groups: which layers share pages)
+    # (models.weights: the type of what `Engine.update` hands through to `Backend.update`; models.cache_groups: says from a token's
+    # position which pages a group of layers still needs, and giving the others back is the engine's work)
     "engine": part(4, f"{BASE} models.weights models.cache_groups backends.base sampling", "numpy"),
     "training": part(
         4, f"{BASE} models images family checkpoints text data sampling engine backends.base backends.torch core", "numpy torch safetensors"
