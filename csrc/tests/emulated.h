@@ -112,24 +112,41 @@ HERD_EMULATED void _mm512_storeu_si512(void* p, __m512i a) {
     _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, half(a, 1));
 }
 HERD_EMULATED __m256 _mm512_castps512_ps256(__m512 a) { return half(a, 0); }
-HERD_EMULATED __m256 _mm512_extractf32x8_ps(__m512 a, int which) { return half(a, which); }
+template <int which>
+HERD_EMULATED __m256 chosen_half(__m512 a) {
+    static_assert(which == 0 || which == 1, "a register has two halves");
+    return half(a, which);
+}
 HERD_EMULATED __m512 _mm512_abs_ps(__m512 a) { return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff))); }
 HERD_EMULATED __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
     return both(_mm256_fmadd_ps(half(a, 0), half(b, 0), half(c, 0)), _mm256_fmadd_ps(half(a, 1), half(b, 1), half(c, 1)));
 }
-// To the nearest integers, the one rounding that kernels ask for.
-HERD_EMULATED __m512 _mm512_roundscale_ps(__m512 a, int) {
+
+// Modes are part of an instruction: macros pass them as template parameters, and those that are not computed here do not compile.
+#define _mm512_roundscale_ps(a, mode) to_nearest_integers<(mode)>(a)
+#define _mm512_cvtps_ph(a, mode) to_nearest_halves<(mode)>(a)
+#define _mm512_cmp_ps_mask(a, b, mode) compared<(mode)>(a, b)
+#define _mm512_extractf32x8_ps(a, which) chosen_half<(which)>(a)
+
+constexpr bool is_nearest(int mode) { return (mode & ~_MM_FROUND_NO_EXC) == _MM_FROUND_TO_NEAREST_INT; }
+template <int mode>
+HERD_EMULATED __m512 to_nearest_integers(__m512 a) {
+    static_assert(is_nearest(mode), "only rounding to the nearest integers is emulated");
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return both(_mm256_round_ps(half(a, 0), kNearest), _mm256_round_ps(half(a, 1), kNearest));
 }
-HERD_EMULATED __m256i _mm512_cvtps_ph(__m512 a, int) {
+template <int mode>
+HERD_EMULATED __m256i to_nearest_halves(__m512 a) {
+    static_assert(is_nearest(mode), "only rounding to the nearest number of 16 bits is emulated");
     return _mm256_setr_m128i(_mm256_cvtps_ph(half(a, 0), _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(half(a, 1), _MM_FROUND_TO_NEAREST_INT));
 }
 HERD_EMULATED __m256i _mm512_cvtsepi32_epi16(__m512i a) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(half(a, 0), half(a, 1)), 0xd8); }
 HERD_EMULATED __m512i _mm512_sll_epi32(__m512i a, __m128i bits) { return both(_mm256_sll_epi32(half(a, 0), bits), _mm256_sll_epi32(half(a, 1), bits)); }
 
-// Whether a < b, the one comparison that kernels ask for, a bit for each lane; and what masks of such bits keep.
-HERD_EMULATED __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int) {
+// Whether a < b, a bit for each lane; and what masks of such bits keep.
+template <int mode>
+HERD_EMULATED __mmask16 compared(__m512 a, __m512 b) {
+    static_assert(mode == _CMP_LT_OQ, "only whether a number is less than another is emulated");
     const int low = _mm256_movemask_ps(_mm256_cmp_ps(half(a, 0), half(b, 0), _CMP_LT_OQ));
     const int high = _mm256_movemask_ps(_mm256_cmp_ps(half(a, 1), half(b, 1), _CMP_LT_OQ));
     return static_cast<__mmask16>(low | high << 8);
