@@ -6,14 +6,23 @@ import datetime
 
 import pytest
 
+from herd.backends import base
 from herd.dtypes import F16
 from herd.family.catalogue import find, releases
-from herd.models.architecture import classifying
-from herd.models.sizes import cache_bytes_per_token, cache_kinds, count_parameters, needed_cache_bytes, weight_bytes
+from herd.models.architecture import architecture_of, classifying
+from herd.models.cache_groups import cache_groups
+from herd.models.sizes import (
+    cache_bytes_per_token,
+    cache_kinds,
+    count_parameters,
+    kept_cache_bytes,
+    needed_cache_bytes,
+    weight_bytes,
+)
 from herd.planner.devices import find_device
 from herd.planner.fit import smallest
 from herd.planner.formats import format_named
-from herd.planner.memory import Load, cache_format, reckon
+from herd.planner.memory import PAGE_TOKENS, STEP_TOKENS, Load, cache_format, reckon
 from herd.planner.plan import answer, ask
 from herd.planner.published import claims
 from herd.planner.speed import Layout, Work, decode_step, prompt_seconds
@@ -52,6 +61,24 @@ def test_caches_of_every_release_add_up(name: str) -> None:
     for tokens in (1, 100, config.context_length):
         assert needed_cache_bytes(config, tokens) <= tokens * cache_bytes_per_token(config)
     assert needed_cache_bytes(config, 1) == cache_bytes_per_token(config)
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-11b-vision", "llama-4-scout"])
+@pytest.mark.parametrize("tokens", [1, 100, 128, 8193, 20_001])
+def test_a_plan_counts_the_pages_that_the_engine_takes(name: str, tokens: int) -> None:
+    """In bytes, of one sequence: the figures of `herd plan` and of `herd show` are both the engine's pages."""
+    release = find(name)
+    config = release.config()
+    groups = cache_groups(architecture_of(config).caches(config), PAGE_TOKENS)
+    wanted = groups.pages_for(tokens, STEP_TOKENS) * PAGE_TOKENS * cache_bytes_per_token(config) // groups.count
+    planned = reckon(config, format_named("bf16", release, config), F16, Load(1, tokens, 1, 0)).cache
+    assert planned == kept_cache_bytes(config, tokens, PAGE_TOKENS, STEP_TOKENS, F16) and sum(planned.values()) == wanted
+    if tokens == 100:
+        assert wanted == 128 * cache_bytes_per_token(config)
+
+
+def test_a_plan_has_the_pages_and_steps_of_the_engine() -> None:
+    assert base.PAGE_TOKENS == PAGE_TOKENS and base.BackendOptions().max_step_tokens == STEP_TOKENS
 
 
 @pytest.mark.parametrize(

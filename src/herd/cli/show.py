@@ -146,7 +146,7 @@ def _memory(config: Any, weights: int, what: str, context: int | None, *, is_blo
     tokens = context or config.context_length
     options = BackendOptions()
     dtype = F16 if is_block and options.activations == "int8" else F32
-    cache = kept_cache_bytes(config, tokens, PAGE_TOKENS, options.max_step_tokens, dtype)
+    cache = sum(kept_cache_bytes(config, tokens, PAGE_TOKENS, options.max_step_tokens, dtype).values())
     buffers = buffer_bytes(config, options.max_step_tokens, options.max_step_outputs)
     return [
         ("weights", weights, what),

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from herd.dtypes import BY_NAME, F16, F32, Q4_0, Q8_0, DType
 from herd.models.architecture import CacheShape, Config, architecture_of
-from herd.models.cache_groups import CacheGroups, cache_groups
-from herd.models.ops import Sliding
+from herd.models.cache_groups import cache_groups
 from herd.models.weights import Kind, TensorSpec, stored_bytes
 from herd.records import dataclass
 
@@ -88,6 +87,9 @@ CACHE_DTYPES = {"float32": F32, "float16": F16, "int8": Q8_0, "int4": Q4_0}
 those of these formats; what they mean is defined in `backends/reference/integer_cache.py`."""
 
 
+GLOBAL_LAYERS, LOCAL_LAYERS = "global layers", "local layers"
+
+
 @dataclass(frozen=True, slots=True)
 class CacheKind:
     """Layers that keep alike: `bytes_per_token` of all of them together; none looks back further than `reach` (None: to the first)."""
@@ -98,19 +100,11 @@ class CacheKind:
 
     @property
     def name(self) -> str:
-        return "global layers" if self.reach is None else "local layers"
+        return GLOBAL_LAYERS if self.reach is None else LOCAL_LAYERS
 
     def num_bytes(self, num_tokens: int) -> int:
         """What the layers must keep of a sequence of `num_tokens` so that the next token can be computed."""
         return self.bytes_per_token * (num_tokens if self.reach is None else min(num_tokens, self.reach))
-
-    def kept_bytes(self, num_tokens: int, page_tokens: int, step_tokens: int) -> int:
-        """What the engine keeps of them: in pages, of layers with a reach also those of the next step (`CacheGroups.most_blocks`)."""
-        if self.reach is None:
-            return self.num_bytes(num_tokens)
-        most = CacheGroups(page_tokens, (Sliding(self.reach),)).most_blocks(0, step_tokens)
-        assert most is not None, "there is a window"
-        return self.bytes_per_token * min(num_tokens, most * page_tokens)
 
 
 def cache_kinds(cfg: Config, dtype: DType = F16) -> tuple[CacheKind, ...]:
@@ -144,11 +138,14 @@ def cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, dtype: DType = F
     return math.ceil(num_tokens / page_tokens) * page_tokens * cache_bytes_per_token(cfg, dtype)
 
 
-def kept_cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, step_tokens: int, dtype: DType = F16) -> int:
-    """The cache that the engine takes for one sequence of `num_tokens`, in whole pages of `page_tokens`: of layers with a window what it
-    may reach while steps of up to `step_tokens` are computed."""
+def kept_cache_bytes(cfg: Config, num_tokens: int, page_tokens: int, step_tokens: int, dtype: DType = F16) -> dict[str, int]:
+    """The cache that the engine takes for one sequence of `num_tokens`, by kind of layer, in whole pages of `page_tokens`: of layers with
+    a window what it may reach while steps of up to `step_tokens` are computed. Pages are counted by `CacheGroups`, as the engine does."""
     groups = cache_groups(architecture_of(cfg).caches(cfg), page_tokens)
-    return groups.pages_for(num_tokens, step_tokens) * (page_tokens * cache_bytes_per_token(cfg, dtype) // groups.count)
+    page_bytes = page_tokens * cache_bytes_per_token(cfg, dtype) // groups.count
+    seeing_all = groups.windows.count(None) * groups.blocks_for(num_tokens)
+    pages = {GLOBAL_LAYERS: seeing_all, LOCAL_LAYERS: groups.pages_for(num_tokens, step_tokens) - seeing_all}
+    return {name: count * page_bytes for name, count in pages.items() if count * page_bytes}
 
 
 def buffer_bytes(cfg: Config, num_tokens: int, num_outputs: int) -> int:

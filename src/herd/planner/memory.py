@@ -12,7 +12,7 @@ from herd.models.architecture import Config
 from herd.models.sizes import (
     buffer_bytes,
     cache_bytes,
-    cache_kinds,
+    kept_cache_bytes,
     needed_cache_bytes,
     program_bytes,
     weight_parts,
@@ -127,10 +127,8 @@ def reckon(config: Config, stored: Format, cache: DType, load: Load, *, kind: st
     and of the buffers what so many users make it touch."""
     assert cache in BY_NAME.values()
     others, typical = load.users - 1, load.conversation_tokens
-    kept = PAGE_TOKENS, STEP_TOKENS
-    by_kind = {
-        each.name: each.kept_bytes(load.context, *kept) + others * each.kept_bytes(typical, *kept) for each in cache_kinds(config, cache)
-    }
+    longest, usual = (kept_cache_bytes(config, tokens, PAGE_TOKENS, STEP_TOKENS, cache) for tokens in (load.context, typical))
+    by_kind = {kind: count + others * usual.get(kind, 0) for kind, count in longest.items()}
     kept_whole = cache_bytes(config, load.context, PAGE_TOKENS, cache) + others * cache_bytes(config, typical, PAGE_TOKENS, cache)
     picture = largest_picture(config)
     pictures = 0 if picture is None or not load.pictures else picture.encoding_bytes + load.users * load.pictures * picture.kept_bytes
