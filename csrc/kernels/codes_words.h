@@ -18,8 +18,6 @@
 // A signed top field of n bits is 2^(n - 1) too low. What that and the 128 make of a sum is known from the activations (`moved`).
 #pragma once
 
-#include <utility>
-
 #include "kernels/lanes.h"
 
 namespace herd::HERD_ISA {
@@ -133,42 +131,38 @@ struct Fields {
     }
 };
 
-// Calls `body` with 0 .. kCount - 1 as template arguments.
-template <int kCount, class Body>
-HERD_INLINE void each(const Body& body) {
-    [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) __attribute__((always_inline)) { (body.template operator()<kNumbers>(), ...); }
-    (std::make_integer_sequence<int, kCount>{});
-}
-
 // sums[t] += the products of sub-group s and T tokens, whose activations are `stride` bytes apart.
 template <class Group, int T>
 HERD_INLINE void add_products(const Group& group, int s, const uint8_t* x, int64_t stride, lanes::Sums<Group::at.codes> (&sums)[T]) {
     using At = Fields<Group::at.codes>;
     constexpr int kSome = At::kVectors / Group::at.sub_groups;
-    each<Group::at.sub_groups>([&]<int kSub>() __attribute__((always_inline)) {
-        if (s != kSub) return;
-        each<kSome>([&]<int kVector>() __attribute__((always_inline)) {
-            constexpr int i = kSub * kSome + kVector;
-            Words factors[T][At::count(i)];
-            for (int t = 0; t < T; ++t) {
-                const int16_t* from = At::factors(*reinterpret_cast<const Activations*>(x + t * stride));
-                each<At::count(i)>([&]<int f>() __attribute__((always_inline)) {
-                    constexpr int k = At::first_factor(i) + f;
-                    factors[t][f] = broadcast_pair<k % 4>(read_words<Words>(from + k / 4 * 8));
-                });
+HERD_UNROLL
+    for (int i = s * kSome; i < (s + 1) * kSome; ++i) {
+        const int fields = At::count(i);
+        Words factors[T][4];
+HERD_UNROLL
+        for (int t = 0; t < T; ++t) {
+            const int16_t* from = At::factors(*reinterpret_cast<const Activations*>(x + t * stride));
+HERD_UNROLL
+            for (int f = 0; f < fields; ++f) {
+                const int k = At::first_factor(i) + f;
+                factors[t][f] = broadcast_pair(read_words<Words>(from + k / 4 * 8), k % 4);
             }
-            each<4>([&]<int r>() __attribute__((always_inline)) {
-                const auto words = read_words<Words>(group.group + 64 * i + 16 * r);
-                each<At::count(i)>([&]<int f>() __attribute__((always_inline)) {
-                    const Words shifted = words >> At::bit(f);
-                    for (int t = 0; t < T; ++t) {
-                        sums[t].v[r] += add_products(shifted, factors[t][f]);
-                        settle(sums[t].v[r]);
-                    }
-                });
-            });
-        });
-    });
+        }
+HERD_UNROLL
+        for (int r = 0; r < 4; ++r) {
+            const auto words = read_words<Words>(group.group + 64 * i + 16 * r);
+HERD_UNROLL
+            for (int f = 0; f < fields; ++f) {
+                const Words shifted = words >> At::bit(f);
+HERD_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    sums[t].v[r] += add_products(shifted, factors[t][f]);
+                    settle(sums[t].v[r]);
+                }
+            }
+        }
+    }
 }
 
 // What the products of sub-group s are with the offset of codes, and what the packing moved, taken off.

@@ -14,7 +14,9 @@
 #include "kernels/words.h"
 
 #define HERD_INLINE inline __attribute__((always_inline))
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__)
+#define HERD_UNROLL  // checked a thousand times in one function, loads take compilers many minutes
+#elif defined(__clang__)
 #define HERD_UNROLL _Pragma("unroll")
 #else
 #define HERD_UNROLL _Pragma("GCC unroll 8")

@@ -76,11 +76,15 @@ inline bool has_any(Words mask) {
 #endif
 }
 
-// Pair number `Pair` of words, four times.
-template <int Pair>
-inline Words broadcast_pair(Words words) {
+// Pair number `pair` of words, four times.
+inline __attribute__((always_inline)) Words broadcast_pair(Words words, int pair) {
     const auto pairs = reinterpret_cast<Signed32>(words);
-    return reinterpret_cast<Words>(HERD_SHUFFLE(pairs, pairs, Pair, Pair, Pair, Pair));
+    switch (pair) {
+        case 0: return reinterpret_cast<Words>(HERD_SHUFFLE(pairs, pairs, 0, 0, 0, 0));
+        case 1: return reinterpret_cast<Words>(HERD_SHUFFLE(pairs, pairs, 1, 1, 1, 1));
+        case 2: return reinterpret_cast<Words>(HERD_SHUFFLE(pairs, pairs, 2, 2, 2, 2));
+        default: return reinterpret_cast<Words>(HERD_SHUFFLE(pairs, pairs, 3, 3, 3, 3));
+    }
 }
 
 // Eight halves, of which none is infinite, not a number or below the smallest normal one: exponent and fraction move down three bits, and the
