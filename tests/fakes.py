@@ -1,8 +1,8 @@
 """Stand-ins for models and tokenizers: small, deterministic, and strict about how they are used.
 
 `FakeBackend` keeps the token ids themselves as the contents of its pages and makes logits from *all* tokens that a sequence
-finds in its pages. A wrong page number, a page written by two, or a token that was never computed changes every later
-choice, or fails at once.
+finds in its pages, as far back as the group of layers sees that looks back furthest. A wrong page number, a page written by
+two, or a token that was never computed changes every later choice, or fails at once.
 """
 
 from __future__ import annotations
@@ -50,14 +50,18 @@ class FakeBackend:
         self.is_closed = False
         self.adapters: dict[str, int] = {}
         self._contents = np.zeros((0, PAGE_TOKENS), np.int64)
-        self._count = 1
+        self._divided = ONE_GROUP
 
     @property
     def fingerprint(self) -> str:
         return "fake-1"
 
+    @property
+    def _count(self) -> int:
+        return self._divided.count
+
     def allocate(self, num_pages: int, *, by_group: bool = False) -> None:
-        self._count = self.groups.count if by_group else 1
+        self._divided = self.groups if by_group else ONE_GROUP
         if num_pages > self.max_pages:
             raise CapacityError(f"{num_pages} pages were asked for; there is memory for {self.max_pages}.")
         self.num_pages = num_pages
@@ -113,11 +117,10 @@ class FakeBackend:
         self.is_closed = True
 
     def _logits(self, span: Span, end: int) -> np.ndarray:
-        tokens, *others = [self._seen(span, end, group) for group in range(self._count)]
-        for seen in others:
-            both = min(len(seen), len(tokens))
-            assert seen[len(seen) - both :] == tokens[len(tokens) - both :], "every group of layers has what it sees"
-        assert NOTHING not in tokens, "a sequence reads a token that was never computed"
+        found = [self._seen(span, end, group) for group in range(self._count)]
+        assert not any(NOTHING in seen for seen in found), "a sequence reads a token that was never computed"
+        tokens = max(found, key=len)
+        assert all(seen == tokens[-len(seen) :] for seen in found), "every group of layers has what it sees"
         assert len({token // ADAPTED for token in tokens}) == 1, "a sequence reads what another adapter computed"
         if self.spoiled(tokens):
             raise FileProblem(f"The logits for token {end} contain NaN.")
@@ -125,7 +128,7 @@ class FakeBackend:
 
     def _seen(self, span: Span, end: int, group: int) -> list[int]:
         """What the token before `end` sees of its sequence."""
-        window = self.groups.windows[group] if self._count > 1 else None
+        window = self._divided.windows[group]
         first = 0 if window is None else window.first(end - 1)
         return [int(self._contents[self._place(span, position, group)]) for position in range(first, end)]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from fakes import FakeBackend, fake_logits
 from herd.engine.engine import Engine
-from herd.engine.request import Progress, Request
+from herd.engine.request import Progress, Request, Sequence
 from herd.models.weights import Update
 from herd.sampling.chain import Draw, choose
 from herd.sampling.history import History
@@ -25,8 +25,12 @@ def make(backend: FakeBackend | None = None, **options: object) -> Engine:
     return Engine(backend or FakeBackend(VOCAB), **settings)  # type: ignore[arg-type]
 
 
-def expected(request: Request, max_length: int = 512) -> list[tuple[int, float]]:
-    """What a plain loop without an engine chooses."""
+def everything(position: int) -> int:
+    return 0
+
+
+def expected(request: Request, max_length: int = 512, first_seen: Callable[[int], int] = everything) -> list[tuple[int, float]]:
+    """What a plain loop without an engine chooses. `first_seen`: the lowest position that a model's layers see from another."""
     tokens, answer = list(request.tokens), []
     history = History(tokens)
     limit = max_length if request.max_tokens is None else min(max_length, len(tokens) + request.max_tokens)
@@ -40,7 +44,7 @@ def expected(request: Request, max_length: int = 512) -> list[tuple[int, float]]
             seen_ids=history.ids,
             answer_counts=history.counts,
         )
-        choice = choose(fake_logits(tokens, VOCAB), draw)
+        choice = choose(fake_logits(tokens[first_seen(len(tokens) - 1) :], VOCAB), draw)
         tokens.append(choice.token)
         history.add(choice.token)
         answer.append((choice.token, choice.logprob))
@@ -82,6 +86,52 @@ def all_back(engine: Engine) -> None:
     load = engine.load
     assert (load.owned_pages, load.waiting, load.running) == (0, 0, 0)
     assert load.free_pages + load.cached_pages == engine.limits.num_pages
+
+
+def random_steps(
+    engine: Engine, rng: random.Random, count: int, prefixes: list[list[int]], sampling: Callable[[], SamplingParams] = SamplingParams
+) -> list[tuple[Request, Sequence]]:
+    """Submits, scores, cancels and steps at random, `count` times in all, looking at the books each time, and cancels what is left. Texts
+    begin as one of `prefixes`. What was submitted, in order."""
+    alive: list[Sequence] = []
+    scores: list[Iterator[np.ndarray]] = []
+    submitted = []
+
+    def beginning() -> list[int]:
+        prefix = rng.choice(prefixes)
+        return prefix[: rng.randrange(1, len(prefix))]
+
+    for _ in range(count):
+        action = rng.random()
+        if action < 0.05 and len(alive) < 12:
+            tokens = beginning() + [rng.randrange(VOCAB) for _ in range(rng.randrange(30))]
+            request = Request(tokens=tokens, max_tokens=rng.randrange(0, 90), salt=rng.choice([b"", b"x"]), sampling=sampling())
+            alive.append(engine.submit(request))
+            submitted.append((request, alive[-1]))
+        elif action < 0.06 and len(scores) < 2:
+            scores.append(engine.score(beginning()))
+        elif action < 0.08 and alive:
+            engine.cancel(rng.choice(alive))
+        elif action < 0.10 and scores:
+            _go_on(scores, rng)
+        else:
+            engine.step()
+        engine.check()
+        alive = [sequence for sequence in alive if sequence.stop_reason is None]
+    for iterator in scores:
+        iterator.close()  # type: ignore[attr-defined]
+    for sequence in alive:
+        engine.cancel(sequence)
+    all_back(engine)
+    return submitted
+
+
+def _go_on(scores: list[Iterator[np.ndarray]], rng: random.Random) -> None:
+    """Asks one of the scores for more, and sometimes for no more."""
+    chosen = rng.choice(scores)
+    if next(chosen, None) is None or rng.random() < 0.3:
+        chosen.close()  # type: ignore[attr-defined]
+        scores.remove(chosen)
 
 
 def matrices(name: str) -> dict[str, Update]:

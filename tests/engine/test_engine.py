@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.engines import VOCAB, all_back, collect, drive, expected, make, random_request
+from engine.engines import VOCAB, all_back, collect, drive, expected, make, random_request, random_steps
 from fakes import FakeBackend
 from herd.backends.base import PAGE_TOKENS, Placed, Plan
 from herd.engine.request import Request
@@ -143,31 +143,7 @@ def test_two_that_run_at_once_share_the_full_pages_of_a_prompt() -> None:
 def test_ten_thousand_random_steps_keep_the_books_right() -> None:
     rng = random.Random(11)
     engine = make(num_pages=12, max_batch=5, max_step_tokens=40, max_step_outputs=6, context_length=400)
-    alive, scores = [], []
-    prefixes = [[rng.randrange(VOCAB) for _ in range(150)] for _ in range(4)]
-    for _ in range(10_000):
-        action = rng.random()
-        if action < 0.05 and len(alive) < 12:
-            tokens = rng.choice(prefixes)[: rng.randrange(1, 150)] + [rng.randrange(VOCAB) for _ in range(rng.randrange(30))]
-            alive.append(engine.submit(Request(tokens=tokens, max_tokens=rng.randrange(0, 90), salt=rng.choice([b"", b"x"]))))
-        elif action < 0.06 and len(scores) < 2:
-            scores.append(engine.score(rng.choice(prefixes)[: rng.randrange(1, 150)]))
-        elif action < 0.08 and alive:
-            engine.cancel(rng.choice(alive))
-        elif action < 0.10 and scores:
-            chosen = rng.choice(scores)
-            if next(chosen, None) is None or rng.random() < 0.3:
-                chosen.close()
-                scores.remove(chosen)
-        else:
-            engine.step()
-        engine.check()
-        alive = [sequence for sequence in alive if sequence.stop_reason is None]
-    for iterator in scores:
-        iterator.close()
-    for sequence in alive:
-        engine.cancel(sequence)
-    all_back(engine)
+    random_steps(engine, rng, 10_000, [[rng.randrange(VOCAB) for _ in range(150)] for _ in range(4)])
 
 
 def test_cancelling_at_random_phases_gives_back_every_page() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.engines import STOP, VOCAB, all_back, collect, drive, expected, make, random_request
+from engine.engines import STOP, VOCAB, all_back, collect, drive, expected, make, random_request, random_steps
 from fakes import FakeBackend, fake_logits
 from herd.backends.base import PAGE_TOKENS, Plan
 from herd.engine.engine import Engine
@@ -295,37 +295,12 @@ def test_ten_thousand_random_steps_keep_the_books_right(drafter: str) -> None:
 
     limits = {"num_pages": 12, "max_batch": 5, "max_step_tokens": 40, "max_step_outputs": 12, "context_length": 400}
     engine = looking_up(**limits) if drafter == "lookup" else speculating(guess, **limits)[0]
-    alive: list[Sequence] = []
-    scores: list[Any] = []
-    done: list[tuple[Request, Sequence]] = []
     prefixes = [[rng.randrange(VOCAB) for _ in range(12)] * 12 for _ in range(4)]
-    for _ in range(10_000):
-        action = rng.random()
-        if action < 0.05 and len(alive) < 12:
-            tokens = rng.choice(prefixes)[: rng.randrange(1, 150)] + [rng.randrange(VOCAB) for _ in range(rng.randrange(30))]
-            sampling = SamplingParams(temperature=rng.choice([0.0, 1.0]), seed=rng.randrange(99), frequency_penalty=rng.choice([0.0, 0.2]))
-            request = Request(tokens=tokens, max_tokens=rng.randrange(0, 90), salt=rng.choice([b"", b"x"]), sampling=sampling)
-            alive.append(engine.submit(request))
-            done.append((request, alive[-1]))
-        elif action < 0.06 and len(scores) < 2:
-            scores.append(engine.score(rng.choice(prefixes)[: rng.randrange(1, 150)]))
-        elif action < 0.08 and alive:
-            engine.cancel(rng.choice(alive))
-        elif action < 0.10 and scores:
-            chosen = rng.choice(scores)
-            if next(chosen, None) is None or rng.random() < 0.3:
-                chosen.close()
-                scores.remove(chosen)
-        else:
-            engine.step()
-        engine.check()
-        alive = [sequence for sequence in alive if sequence.stop_reason is None]
-    for iterator in scores:
-        iterator.close()
-    for sequence in alive:
-        engine.cancel(sequence)
-    all_back(engine)
-    for request, sequence in done:
+
+    def sampling() -> SamplingParams:
+        return SamplingParams(temperature=rng.choice([0.0, 1.0]), seed=rng.randrange(99), frequency_penalty=rng.choice([0.0, 0.2]))
+
+    for request, sequence in random_steps(engine, rng, 10_000, prefixes, sampling):
         wanted = [token for token, _ in expected(request, 400)]
         assert sequence.answer == (wanted[: len(sequence.answer)] if sequence.stop_reason is StopReason.CANCELLED else wanted)
 
