@@ -6,7 +6,7 @@
 
 namespace herd::HERD_ISA {
 
-// Unsigned64 neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
+// Two neighbouring columns, 8 bytes of each from `a` and 8 from `b`, to `out` and `step` bytes after it.
 inline void write_columns(Unsigned64 a, Unsigned64 b, int64_t step, uint8_t* out) {
     const Unsigned64 first = HERD_SHUFFLE(a, b, 0, 2), second = HERD_SHUFFLE(a, b, 1, 3);
     std::memcpy(out, &first, 16);
