@@ -75,13 +75,6 @@ class Tables:
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Takes what pages the sequence lacks for `num_tokens`. False if there is one too few; it then has some of them."""
         pages, blocks, take = sequence.pages, self._groups.blocks_for(num_tokens), self._books.take
-        if self._count == 1 and not self._windowed:
-            while len(pages) < blocks:
-                page = take()
-                if page is None:
-                    return False
-                pages.append(page)
-            return True
         pages += [NO_PAGE] * (blocks * self._count - len(pages))
         for group in range(self._count):
             for block in self._live(group, sequence.computed, blocks):
