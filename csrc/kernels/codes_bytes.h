@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/lanes.h"
+#include "kernels/words.h"
 
 namespace herd::HERD_ISA {
 
@@ -38,6 +39,13 @@ inline void read_codes(Codes kind, const uint8_t* packed, uint32_t* quads) {
         quads[q] = kind == Codes::Bytes ? word(q) : word(q % 4) >> (4 * (q / 4)) & 0x0f0f0f0fu;
         if (kind == Codes::SixBits) quads[q] |= (word(4 + q / 4) >> (2 * (q % 4)) & 0x03030303u) << 4;
     }
+}
+
+// Bytes need no factors. Returns the sums of the halves of a group of values.
+inline Halves write_factors(const Words (&values)[4], Activations&) {
+    int32_t sums[2] = {0, 0};
+    for (int i = 0; i < 32; ++i) sums[i / 16] += values[i / 8][i % 8];
+    return {sums[0], sums[1]};
 }
 
 // sums[t] += the products of sub-group s and T tokens, whose activations are `stride` bytes apart.

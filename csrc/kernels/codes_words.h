@@ -84,10 +84,6 @@ inline void read_codes(Codes kind, const uint8_t* packed, uint32_t* quads) {
     }
 }
 
-struct Halves {
-    int32_t first, last;
-};
-
 // The factors of a group of values. Returns the sums of its halves.
 inline Halves write_factors(const Words (&values)[4], Activations& out) {
     const Words none = {}, one = none + 1;

@@ -56,6 +56,11 @@ inline Signed32 add_products(Words a, Words b) {
 #endif
 }
 
+// Sums of the first and of the last 16 values of a group.
+struct Halves {
+    int32_t first, last;
+};
+
 // Adds now: compilers that put additions off run out of registers.
 inline void settle(Signed32& sum) {
 #if defined(__SSE2__)
