@@ -3,24 +3,60 @@
 // Each peak loop keeps enough independent sums in registers to hide the latency of its instruction, and touches no memory.
 #include "kernels/operations.h"
 #include "kernels/vector.h"
+#include "kernels/words.h"
 
 namespace herd::HERD_ISA {
 
 namespace {
 
 constexpr int kChains = 12;
-constexpr int64_t kAhead = 4096;  // bytes that are asked for before they are read, as products do
+constexpr int64_t kAhead = 4096;  // bytes that are asked for before they are read
 
-#if defined(HERD_ISA_AVX2)
-// A number that depends on all of the sums.
-int32_t any_of(const __m256i (&sums)[kChains]) {
-    int32_t lanes[8], total = 0;
-    for (int i = 0; i < kChains; ++i) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sums[i]);
-        for (int32_t lane : lanes) total ^= lane;
-    }
-    return total;
+// What a dot product of bytes adds to at a time, how many products that are, and one of them. `codes` are always the same, but where the
+// product is apart from its sum the compiler must not know it: it would be computed once.
+#if defined(HERD_ISA_AVX512)
+
+using Sums = __m512i;
+constexpr int64_t kProducts = 64;
+inline Sums accumulate(Sums sums, Sums& codes) { return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi8(-5)); }
+
+#elif defined(HERD_ISA_AVXVNNI)
+
+using Sums = __m256i;
+constexpr int64_t kProducts = 32;
+inline Sums accumulate(Sums sums, Sums& codes) { return _mm256_dpbusd_avx_epi32(sums, codes, _mm256_set1_epi8(-5)); }
+
+#elif defined(HERD_ISA_AVX2)
+
+// Without such an instruction: bytes to pairs, four of them summed in 16 bits (which 4-bit weights allow), those to 32-bit sums, and
+// the addition.
+using Sums = __m256i;
+constexpr int64_t kProducts = 4 * 32;
+inline Sums accumulate(Sums sums, Sums& codes) {
+    const auto pairs = [&codes] {
+        asm("" : "+x"(codes));
+        return _mm256_maddubs_epi16(codes, _mm256_set1_epi8(-5));
+    };
+    const __m256i four = _mm256_add_epi16(_mm256_add_epi16(pairs(), pairs()), _mm256_add_epi16(pairs(), pairs()));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(four, _mm256_set1_epi16(1)));
 }
+
+#elif defined(HERD_ISA_NEON)
+
+using Sums = int32x4_t;
+constexpr int64_t kProducts = 16;
+inline Sums accumulate(Sums sums, Sums& codes) { return vdotq_s32(sums, vreinterpretq_s8_s32(codes), vdupq_n_s8(-5)); }
+
+#else
+
+// Of 16-bit integers, which the portable products are made of.
+using Sums = Signed32;
+constexpr int64_t kProducts = 8;
+inline Sums accumulate(Sums sums, Sums& codes) {
+    settle(codes);
+    return sums + add_products(reinterpret_cast<Words>(codes), Words{5, -5, 5, -5, 5, -5, 5, -5});
+}
+
 #endif
 
 }  // namespace
@@ -42,92 +78,20 @@ float float_peak(int64_t rounds) {
     return sum(total);
 }
 
-#if defined(HERD_ISA_AVX512)
-
-const int64_t kInt8PeakOperations = kChains * 64 * 2;
+const int64_t kInt8PeakOperations = kChains * kProducts * 2;
 int32_t int8_peak(int64_t rounds) {
-    __m512i sums[kChains];
-    for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_epi32(i);
-    const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-5);
+    Sums sums[kChains], codes;
+    std::memset(&codes, 3, sizeof(codes));
+    int32_t lanes[sizeof(sums) / 4], total = 0;
+    for (size_t i = 0; i < sizeof(sums) / 4; ++i) lanes[i] = static_cast<int32_t>(i);  // all different, or one chain would do
+    std::memcpy(sums, lanes, sizeof(sums));
     for (int64_t round = 0; round < rounds; ++round) {
-        for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+        for (Sums& sum : sums) sum = accumulate(sum, codes);
     }
-    __m512i total = sums[0];
-    for (int i = 1; i < kChains; ++i) total = _mm512_add_epi32(total, sums[i]);
-    return _mm512_reduce_add_epi32(total);
+    std::memcpy(lanes, sums, sizeof(sums));
+    for (int32_t lane : lanes) total ^= lane;
+    return total;
 }
-
-#elif defined(HERD_ISA_AVXVNNI)
-
-const int64_t kInt8PeakOperations = kChains * 32 * 2;
-int32_t int8_peak(int64_t rounds) {
-    __m256i sums[kChains];
-    for (int i = 0; i < kChains; ++i) sums[i] = _mm256_set1_epi32(i);
-    const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
-    for (int64_t round = 0; round < rounds; ++round) {
-        for (int i = 0; i < kChains; ++i) sums[i] = _mm256_dpbusd_avx_epi32(sums[i], a, b);
-    }
-    return any_of(sums);
-}
-
-#elif defined(HERD_ISA_AVX2)
-
-// Without a dot product instruction: bytes to pairs, four of them summed in 16 bits (which 4-bit weights allow), those to 32-bit
-// sums, and the addition.
-const int64_t kInt8PeakOperations = kChains * 4 * 32 * 2;
-int32_t int8_peak(int64_t rounds) {
-    __m256i sums[kChains];
-    for (int i = 0; i < kChains; ++i) sums[i] = _mm256_set1_epi32(i);
-    __m256i a = _mm256_set1_epi8(3);
-    const __m256i b = _mm256_set1_epi8(-5), one = _mm256_set1_epi16(1);
-    const auto product = [&] {
-        asm("" : "+x"(a));  // or the product would be computed once
-        return _mm256_maddubs_epi16(a, b);
-    };
-    for (int64_t round = 0; round < rounds; ++round) {
-        for (int i = 0; i < kChains; ++i) {
-            const __m256i pairs = _mm256_add_epi16(_mm256_add_epi16(product(), product()), _mm256_add_epi16(product(), product()));
-            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, one));
-        }
-    }
-    return any_of(sums);
-}
-
-#elif defined(HERD_ISA_NEON)
-
-const int64_t kInt8PeakOperations = kChains * 16 * 2;
-int32_t int8_peak(int64_t rounds) {
-    int32x4_t sums[kChains];
-    for (int i = 0; i < kChains; ++i) sums[i] = vdupq_n_s32(i);
-    const int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-5);
-    for (int64_t round = 0; round < rounds; ++round) {
-        for (int i = 0; i < kChains; ++i) sums[i] = vdotq_s32(sums[i], a, b);
-    }
-    int32x4_t total = sums[0];
-    for (int i = 1; i < kChains; ++i) total = veorq_s32(total, sums[i]);
-    return vgetq_lane_s32(total, 0) ^ vgetq_lane_s32(total, 1) ^ vgetq_lane_s32(total, 2) ^ vgetq_lane_s32(total, 3);
-}
-
-#else
-
-const int64_t kInt8PeakOperations = 64 * 2;
-int32_t int8_peak(int64_t rounds) {
-    int8_t a[64], b[64];
-    uint32_t total = 0;
-    for (int i = 0; i < 64; ++i) {
-        a[i] = static_cast<int8_t>(i);
-        b[i] = static_cast<int8_t>(3 - i);
-    }
-    for (int64_t round = 0; round < rounds; ++round) {
-        asm volatile("" : : "r"(a), "r"(b) : "memory");  // or the sum would be computed once
-        int32_t sum = 0;
-        for (int i = 0; i < 64; ++i) sum += a[i] * b[i];
-        total += static_cast<uint32_t>(sum);
-    }
-    return static_cast<int32_t>(total);
-}
-
-#endif
 
 #if defined(HERD_ISA_AVX512BF16)
 

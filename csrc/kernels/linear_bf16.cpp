@@ -9,8 +9,6 @@ namespace {
 
 using namespace lanes;
 
-constexpr int64_t kAhead = 4096;  // bytes between what is asked for and what is used, for panels that come from memory
-
 template <int T>
 void tile(const LinearCall& call, const uint8_t* panel, int64_t p, int64_t t0) {
     const uint8_t* x = call.x + t0 * call.x_stride;

@@ -14,7 +14,7 @@ namespace {
 using namespace lanes;
 
 constexpr int64_t kSumColumns = 32;
-constexpr int64_t kAhead = 4096;  // bytes between what is asked for and what is used, for panels that come from memory
+
 // How 16 weights of column k of a panel become floats.
 struct Wide {
     static constexpr int64_t kBytes = 4;

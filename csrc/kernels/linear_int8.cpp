@@ -13,9 +13,6 @@ namespace {
 
 using namespace lanes;
 
-// How far ahead of its use a panel that comes from memory is asked for: what the processor foresees by itself does not fill the memory's time.
-constexpr int64_t kAhead = 4096;
-
 constexpr int64_t kExpandedBytes = 192 * 1024;  // of unpacked panels at a time
 
 // Up to here panels are used as they are packed: beyond, what unpacking costs again in every tile exceeds one trip through scratch.

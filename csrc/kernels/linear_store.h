@@ -6,6 +6,10 @@
 
 namespace herd::HERD_ISA {
 
+// Bytes between what a tile asks memory for and what it uses, of panels that come from there: what the processor foresees by itself does
+// not fill the memory's time.
+inline constexpr int64_t kAhead = 4096;
+
 // Asks memory for what will be used soon.
 HERD_INLINE void ask_for(const uint8_t* soon, int64_t bytes) {
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(soon + line);

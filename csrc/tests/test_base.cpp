@@ -1,7 +1,9 @@
 // Memory, instruction sets and the thread pool.
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -57,6 +59,18 @@ void instruction_sets_are_found_by_name() {
     CHECK(usable_cores() >= 1, "%d", usable_cores());
 }
 
+// Other tests run what is available: HERD_EXPECTED_ISAS says what must be (scripts/emulate).
+void expected_instruction_sets_are_available() {
+    const char* expected = std::getenv("HERD_EXPECTED_ISAS");
+    if (expected == nullptr) return;
+    std::string found;
+    for (const Isa isa : available_isas()) {
+        if (!found.empty()) found += ';';
+        found += isa_name(isa);
+    }
+    CHECK(found == expected, "%s, expected %s", found.c_str(), expected);
+}
+
 // Every piece of every phase is run once, and a phase sees all of the one before.
 void phases_follow_each_other(int workers) {
     constexpr int kPhases = 20, kPieces = 37;
@@ -108,6 +122,7 @@ int main() {
     memory_is_aligned_and_zero();
     chunks_give_memory_that_outlives_them();
     instruction_sets_are_found_by_name();
+    expected_instruction_sets_are_available();
     for (const int workers : {1, 2, 3, 7}) {
         phases_follow_each_other(workers);
         every_worker_runs_when_asked(workers);

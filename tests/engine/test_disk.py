@@ -83,7 +83,7 @@ def test_what_the_memory_had_no_room_for_is_read_instead_of_computed(tmp_path: P
     before = backend.computed
     sequence = engine.submit(Request(tokens=PROMPT, sampling=SamplingParams(temperature=1.0, seed=3), max_tokens=6, stop_ids=()))
     found = []
-    while not sequence.stop_reason:
+    while not (sequence.stop_reason or sequence.error):
         found += [(each.token, each.logprob) for each in engine.step()]
         engine.check()
     assert found == first and sequence.cached_tokens == 4 * PAGE_TOKENS

@@ -113,11 +113,12 @@ def open_disk(checkpoint: Checkpoint, backend: Backend, choices: Choices, room: 
     if choices.cache_folder is None:
         return None
     from herd.api.sessions import weights_digest
+    from herd.backends.base import group_page_bytes
     from herd.engine.disk import DiskPages
     from herd.engine.page_files import LIMIT_BYTES, PageFiles
 
     adapter = None if choices.adapter is None else Path(choices.adapter)
-    page_bytes = backend.page_bytes() // backend.groups.count
+    page_bytes = group_page_bytes(backend)
     identity = f"{weights_digest(checkpoint, adapter)} {backend.fingerprint} {page_bytes}"
     folder = choices.cache_folder.expanduser().absolute()
     limit = LIMIT_BYTES if choices.cache_disk_bytes is None else choices.cache_disk_bytes

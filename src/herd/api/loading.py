@@ -147,6 +147,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: Choices, progress: 
     from herd.api.caching import cache_room, open_disk
     from herd.api.choosing import if_larger_than_memory, make_backend
     from herd.api.drafting import speculation_for
+    from herd.backends.base import group_page_bytes
     from herd.engine.engine import Engine
     from herd.engine.memory import available_bytes
 
@@ -162,7 +163,7 @@ def _assemble(found: Found, checkpoint: Checkpoint, choices: Choices, progress: 
         speculation = speculation_for(choices, backend, words, context, progress)
         if speculation is not None:
             opened.callback(speculation.close)
-        room = cache_room(context, backend.groups, backend.page_bytes() // backend.groups.count, choices, available_bytes())
+        room = cache_room(context, backend.groups, group_page_bytes(backend), choices, available_bytes())
         disk = open_disk(checkpoint, backend, choices, room)
         if disk is not None:
             opened.callback(disk.close)

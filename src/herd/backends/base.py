@@ -321,7 +321,7 @@ class Backend(Protocol):
         ...
 
     def read_page(self, page: int) -> bytes:
-        """The keys and values of a page, bytes that only this kind of backend understands: `page_bytes()`, or a group's part of them."""
+        """The keys and values of a page, bytes that only this kind of backend understands: `page_bytes()`, or `group_page_bytes`."""
         ...
 
     def write_page(self, page: int, contents: memoryview) -> None:
@@ -359,3 +359,8 @@ class Backend(Protocol):
     def close(self) -> None:
         """Gives everything back. Idempotent."""
         ...
+
+
+def group_page_bytes(backend: Backend) -> int:
+    """Bytes of one page that was allocated by group."""
+    return backend.page_bytes() // backend.groups.count

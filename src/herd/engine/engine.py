@@ -17,7 +17,7 @@ from collections.abc import Sequence as List
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from herd.backends.base import Backend, MemoryUse, Placed
+from herd.backends.base import Backend, MemoryUse, Placed, group_page_bytes
 from herd.engine.adapters import digest_of
 from herd.engine.admission import check_request, check_tokens, new_answer, new_scores
 from herd.engine.disk import DiskPages
@@ -63,7 +63,7 @@ class Engine(Stepping):
         limits = _limits(backend, context_length, num_pages, (max_batch, max_step_tokens, max_step_outputs))
         super().__init__(backend, limits, context_length, speculation, clock)
         self.stop_ids = frozenset(stop_ids)
-        self.page_bytes = backend.page_bytes() // limits.groups.count
+        self.page_bytes = group_page_bytes(backend)
         self._next_number = 0
         self._max_waiting = max_waiting
         if disk is not None:
@@ -306,7 +306,7 @@ def _limits(backend: Backend, context_length: int, num_pages: int | None, step: 
         raise UsageError(f"max_batch is {max_batch}; it must be from 1 to {most}, as each sequence needs a token and an output.")
     groups = backend.groups
     wanted = groups.pages_for(context_length, max_step_tokens)
-    pages = num_pages or default_num_pages(wanted, groups.count, backend.page_bytes() // groups.count, available_bytes())
+    pages = num_pages or default_num_pages(wanted, groups.count, group_page_bytes(backend), available_bytes())
     if pages < groups.count:
         raise CapacityError(f"{pages} pages of cache are too few: {groups.page_tokens} tokens of this model take {groups.count}.")
     backend.allocate(pages, by_group=True)
