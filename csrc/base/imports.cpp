@@ -110,6 +110,13 @@ bool redirect(std::string_view library, std::span<const Import> imports) {
     return true;
 }
 
+void* imported(std::string_view library, std::string_view name) {
+    const Import wanted{name, nullptr};
+    Search search{library, {&wanted, 1}, {}};
+    dl_iterate_phdr(look, &search);
+    return search.slots.empty() ? nullptr : __atomic_load_n(search.slots.front().place, __ATOMIC_ACQUIRE);
+}
+
 }  // namespace herd
 
 #else
@@ -117,6 +124,7 @@ bool redirect(std::string_view library, std::span<const Import> imports) {
 namespace herd {
 
 bool redirect(std::string_view, std::span<const Import>) { return false; }
+void* imported(std::string_view, std::string_view) { return nullptr; }
 
 }  // namespace herd
 

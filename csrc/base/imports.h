@@ -16,4 +16,7 @@ struct Import {
 // Whether all of them were found; if not, nothing is changed. Only with glibc on 64-bit Linux: elsewhere nothing is found.
 bool redirect(std::string_view library, std::span<const Import> imports);
 
+// What that library calls by this name: the function, or what finds it at the first call. Null where `redirect` finds nothing.
+void* imported(std::string_view library, std::string_view name);
+
 }  // namespace herd

@@ -64,6 +64,9 @@ Expect<Array> expect(const Array& array, const char* name) {
     return {array, name};
 }
 
+// What tokens see, by its name and size.
+Sight sight_of(const std::string& name, int64_t tokens);
+
 // A format of keys and values by its name, for heads of this width.
 CacheFormat cache_format(const std::string& name, int64_t head_width);
 
@@ -71,6 +74,7 @@ void bind_machine(nb::module_& m);
 void bind_matrix(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_learning(nb::module_& m);
 void bind_pictures(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_tensor_memory(nb::module_& m);

@@ -2,12 +2,13 @@
 #include "bind/bind.h"
 
 NB_MODULE(_core, m) {
-    m.doc() = "Native kernels, the thread pool and the program executor of the cpu backend.";
+    m.doc() = "Native kernels, the thread pool and the program executor of the cpu backend, and what training asks of a processor.";
     herd::bind_machine(m);
     herd::bind_matrix(m);
     herd::bind_pictures(m);
     herd::bind_program(m);
     herd::bind_kernels(m);
+    herd::bind_learning(m);
     herd::bind_sample(m);
     herd::bind_tensor_memory(m);
     herd::bind_vocabulary(m);

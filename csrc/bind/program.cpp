@@ -46,13 +46,6 @@ FloatsPtr keep(const std::optional<FloatsIn>& floats, const char* name) {
     return kept;
 }
 
-Sight sight_of(const std::string& name, int64_t tokens) {
-    if (name == "past") return {};
-    if (name == "chunks") return {Sight::Kind::Chunks, tokens};
-    if (name == "sliding") return {Sight::Kind::Sliding, tokens};
-    throw std::invalid_argument("window \"" + name + "\" is unknown; there are past, chunks, sliding");
-}
-
 After after_of(const std::string& name) {
     if (name == "nothing") return After::Nothing;
     if (name == "silu_gate") return After::SiluGate;
@@ -188,6 +181,13 @@ void bind_cache(nb::module_& m) {
 Rows rows_of(bool outputs) { return outputs ? Rows::Outputs : Rows::Tokens; }
 
 }  // namespace
+
+Sight sight_of(const std::string& name, int64_t tokens) {
+    if (name == "past") return {};
+    if (name == "chunks") return {Sight::Kind::Chunks, tokens};
+    if (name == "sliding") return {Sight::Kind::Sliding, tokens};
+    throw std::invalid_argument("window \"" + name + "\" is unknown; there are past, chunks, sliding");
+}
 
 void bind_program(nb::module_& m) {
     bind_cache(m);

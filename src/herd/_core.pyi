@@ -1,11 +1,15 @@
 """Native kernels, the thread pool and the program executor of the cpu backend (csrc/bind)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from herd.sampling.draw import Choice, Draw
+
+# A tensor of torch on the processor, or anything else that knows DLPack.
+Tensor = Any
 
 PACKED_LAYOUT: int
 
@@ -14,6 +18,14 @@ def available_isas() -> list[str]: ...
 def open_tensor_memory() -> bool: ...
 def close_tensor_memory() -> None: ...
 def tensor_memory_bytes() -> tuple[int, int, int, int]: ...
+
+class DocumentAttention:
+    def __init__(self, isa: str, threads: int, lengths: Sequence[int], window: str, window_tokens: int, scale: float) -> None: ...
+    def workspace_bytes(self, q: Tensor, k: Tensor, for_backward: bool) -> int: ...
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor, tops: Tensor, workspace: Tensor) -> None: ...
+    def backward(
+        self, q: Tensor, k: Tensor, v: Tensor, tops: Tensor, dy: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, workspace: Tensor
+    ) -> None: ...
 
 class Machine:
     def __init__(self, threads: int, isa: str) -> None: ...

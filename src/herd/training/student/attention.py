@@ -1,7 +1,8 @@
 """Attention over packed documents under gradients: what a student's layers see in the place of a cache.
 
-    blocked     CPU: queries in blocks over the keys that the block can see at all; the query heads that share a kv head are rows of
-                one product; of the softmax nothing is kept, it is made again on the way back
+    native      CPU in 16 and 32 bits: kernels of our own (`native_attention.py`)
+    blocked     CPU otherwise: queries in blocks over the keys that the block can see at all; the query heads that share a kv head are
+                rows of one product; of the softmax nothing is kept, it is made again on the way back
     flexible    CUDA: torch's FlexAttention over all documents at once (`flexible.py`)
     one by one  any other device, a GPU without Triton, or when somebody wants to read the softmax: `documents.Documents`
 
@@ -24,6 +25,7 @@ from herd.backends.torch.attention import first_seen, visible
 from herd.backends.torch.documents import Documents
 from herd.backends.torch.pages import Opened
 from herd.models.ops import Window
+from herd.training.student.native_attention import is_native, native_attention
 
 BLOCK_ROWS = 128
 """Queries of a block: enough for products to be fast, few enough that little above the diagonal is computed."""
@@ -40,6 +42,8 @@ class Packed:
         self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, scale: float, window: Window | None, opened: Opened | None = None
     ) -> Tensor:
         """Causal attention inside each document -> [T, N, H]."""
+        if opened is None and is_native(q_TNH):
+            return native_attention(q_TNH, k_TKH, v_TKH, self.lengths, scale, window)
         if opened is None and q_TNH.device.type == "cpu":
             y: Tensor = _Blocked.apply(q_TNH, k_TKH, v_TKH, self.lengths, scale, window)  # type: ignore[no-untyped-call]
             return y
