@@ -2,7 +2,7 @@
 
 A page marks where: `<!-- results: smollm2 -->` ... `<!-- end of results -->`, or `<!-- summary: smollm2 -->` for a line a task with the
 engines side by side, or `<!-- ratios: block-formats -->` for such lines with the mean of one over the other and its standard error. Nothing
-between is written by hand.
+between is written by hand. `<!-- forms: tuning -->` has a line for each way of tuning that `tuning.py` compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- (?P<kind>results|summary|ratios): (?P<name>[a-z0-9._-]+) -->\n).*?(?P<end><!-- end of results -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- (?P<kind>results|summary|ratios|forms): (?P<name>[a-z0-9._-]+) -->\n).*?(?P<end><!-- end of results -->)", re.DOTALL
+)
+RATES = {"tokens_per_s": "tokens/s", "pairs_per_s": "pairs/s", "completions_per_s": "answers/s"}
 READABLE = {"bytes/s": ("GB/s", 1e9), "operations/s": ("GOPS", 1e9), "bytes": ("MB", 1e6)}
 
 
@@ -93,6 +96,33 @@ def ratios(path: Path) -> str:
     return "\n".join([*rows, "", facts_of(path, lines, "Means of {} or more models"), ""])
 
 
+def forms(path: Path) -> str:
+    """Ways of tuning side by side: a line a form; methods that are measured by different rates are told apart by their unit."""
+    lines = lines_of(path)
+    rows = ["| form | rate | a step | most memory | of this machine's peak | herd is faster by |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        faster = {
+            form: figures["times_as_fast"] for key, beside in line.items() if key.endswith("_beside") for form, figures in beside.items()
+        }
+        for form, found in line["forms"].items():
+            rate = next(f"{shown(found[key])} {unit}" for key, unit in RATES.items() if key in found)
+            share = f"{found['of_peak']:.0%} ({found['dtype']})" if "of_peak" in found else found["dtype"]
+            times = f"{faster[form]}" if form in faster and not form.startswith("herd") else ""
+            rows.append(f"| {form} | {rate} | {shown(found['s_per_step'])} s | {found['peak_gib']} GiB | {share} | {times} |")
+    return "\n".join([*rows, "", *dict.fromkeys(tuning_facts(path, line) for line in lines), ""])
+
+
+def tuning_facts(path: Path, line: dict[str, Any]) -> str:
+    settings = line["settings"]
+    peaks = ", ".join(f"{dtype} {shown(value)}" for dtype, value in line["peak_gflops"].items())
+    lengths = f"{len(line['lengths'])} documents of {min(line['lengths'])} to {max(line['lengths'])} tokens ({line['data']})"
+    versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
+    steps = f"medians of {settings['rounds'] * settings['steps']} steps after {settings['warmup']}"
+    where = f"{line['machine']['cpu']}, {settings['threads']} threads (peaks in GFLOPS: {peaks})"
+    what = f"{line['model']}, {lengths}, LoRA of rank {settings['rank']}"
+    return f"{path.name}: {where}; {what}; commit {line['commit']}; {versions}; {steps}."
+
+
 def mean_of(line: dict[str, Any]) -> str:
     """The mean with its standard error, and the perplexity where there is one."""
     error = f"{line['error']:.2g}" if line["unit"] == "ratio" else f"{line['error'] / line['mean']:.0%}"
@@ -131,7 +161,7 @@ def renewed(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         path = newest(match["name"])
-        make = {"results": table, "summary": summary, "ratios": ratios}[match["kind"]]
+        make = {"results": table, "summary": summary, "ratios": ratios, "forms": forms}[match["kind"]]
         body = make(path) if path is not None else "No results are kept yet; `scripts/bench` makes them.\n"
         return f"{match[1]}{body}{match['end']}"
 

@@ -7,7 +7,8 @@ cut at `--max-tokens`; without it documents are random tokens, as long as real c
 same. All forms learn the same documents, each in a process of its own, by turns, `--rounds` times.
 
 "tuned" forms tell glibc by environment variables to keep memory; herd tells it by itself. Counted are real tokens: padding is nobody's
-work. Figures are medians; `of_peak` is the share of the arithmetic that this machine can do at most:
+work. Figures are medians; `of_peak` is the share of the arithmetic that this machine can do at most
+in the type that the form computes in:
 
     LoRA      2 products of every frozen matrix (there, and the gradient of its input), 3 of every update
     full      3 products of every matrix
@@ -153,14 +154,14 @@ def converted(model: Path, folder: Path) -> Path:
     return folder
 
 
-def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int, peak: float, answers: int) -> dict[str, Any]:
+def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int, peaks: dict[str, float], answers: int) -> dict[str, Any]:
     seconds = [each for result in found for each in result["seconds"]]
     middle = statistics.median(seconds)
     made = {
         "s_per_step": round(middle, 3),
         "spread_s": [round(min(seconds), 3), round(max(seconds), 3)],
         "peak_gib": round(max(each["peak_bytes"] for each in found) / 2**30, 2),
-        "dtype": found[0]["dtype"],
+        "dtype": found[0]["dtype"].removeprefix("torch."),
         "first_losses": [round(each, 4) for each in found[0]["losses"][:2]],
     }
     rate, _ = rate_of(form)
@@ -168,7 +169,7 @@ def summary(form: str, found: Sequence[dict[str, Any]], work: float, tokens: int
         return made | {rate: round(NUM_PAIRS / middle, 3)}
     if rate == "completions_per_s":
         return made | {rate: round(answers / middle, 3)} | drawing(found)
-    return made | {rate: round(tokens / middle, 1), "of_peak": round(work / middle / peak, 3)}
+    return made | {rate: round(tokens / middle, 1), "of_peak": round(work / middle / peaks[made["dtype"]], 3)}
 
 
 def drawing(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -215,7 +216,8 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if any("grpo" in form for form in arguments.forms):
         prompts = prompts_of(documents, tokenizer_of(checkpoint), arguments.prompts, arguments.prompt_tokens)
     job.write_text(json.dumps({name: getattr(arguments, name) for name in SETTINGS} | facts | {"prompts": prompts}), encoding="utf-8")
-    peaks, results = [], {form: [] for form in arguments.forms}  # type: tuple[list[float], dict[str, list[dict[str, Any]]]]
+    peaks: list[dict[str, float]] = []
+    results: dict[str, list[dict[str, Any]]] = {form: [] for form in arguments.forms}
     for turn in range(arguments.rounds):
         peaks.append(run("peak", job, arguments)["operations_per_s"])
         for form in arguments.forms:
@@ -224,14 +226,14 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             say(f"    {results[form][-1]}")
     lengths = [len(ids) for ids in documents]
     answers = arguments.prompts * arguments.answers
-    peak = max(peaks)
+    highest = {dtype: max(each[dtype] for each in peaks) for dtype in peaks[0]}
 
     def work(form: str) -> float:
         return operations(checkpoint.config, checkpoint.specs, arguments.rank, lengths, "full" in form)
 
-    forms = {form: summary(form, found, work(form), sum(lengths), peak, answers) for form, found in results.items()}
+    forms = {form: summary(form, found, work(form), sum(lengths), highest, answers) for form, found in results.items()}
     shape = {"lengths": lengths, "prompt_lengths": [len(each["tokens"]) for each in prompts]}
-    return {**shape, "float32_peak_gflops": round(peak / 1e9, 1), "forms": forms}
+    return {**shape, "peak_gflops": {dtype: round(each / 1e9, 1) for dtype, each in highest.items()}, "forms": forms}
 
 
 def parsed() -> argparse.Namespace:
@@ -244,7 +246,7 @@ def parsed() -> argparse.Namespace:
         "documents": 8,
         "max-tokens": 512,
         "rank": 16,
-        "pack": 512,
+        "pack": 1024,
         "warmup": 1,
         "steps": 3,
         "rounds": 1,

@@ -181,10 +181,12 @@ def packs(things: Sequence[Any], budget: int, size: Callable[[Any], int]) -> Ite
 
 
 def peak(job: Job) -> Result:
-    """What the machine can do at most, under the same conditions as the others: float32 operations per second."""
-    from herd.backends.cpu.limits import measure_float32
+    """What the machine can do at most, under the same conditions as the others: operations per second in each type. bfloat16 is multiplied
+    in float32 where there is no instruction for it."""
+    from herd.backends.cpu.limits import measure_bf16, measure_float32, multiplies_bf16
 
-    return {"operations_per_s": max(measure_float32(job["threads"]) for _ in range(5))}
+    kinds = {"float32": measure_float32, "bfloat16": measure_bf16 if multiplies_bf16() else measure_float32}
+    return {"operations_per_s": {dtype: max(measure(job["threads"]) for _ in range(5)) for dtype, measure in kinds.items()}}
 
 
 FORMS: dict[str, Callable[[Job], Result]] = {

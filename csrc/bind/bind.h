@@ -75,6 +75,7 @@ void bind_matrix(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_learning(nb::module_& m);
+void bind_learning_rows(nb::module_& m);
 void bind_pictures(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_tensor_memory(nb::module_& m);

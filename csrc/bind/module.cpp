@@ -9,6 +9,7 @@ NB_MODULE(_core, m) {
     herd::bind_program(m);
     herd::bind_kernels(m);
     herd::bind_learning(m);
+    herd::bind_learning_rows(m);
     herd::bind_sample(m);
     herd::bind_tensor_memory(m);
     herd::bind_vocabulary(m);

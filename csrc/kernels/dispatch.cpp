@@ -1,13 +1,14 @@
 // From an instruction set to its tables. Built once, without the flags of any instruction set.
 //
 // Every instruction set defines `kernel_table()` and `linear_table()` (table.cpp, or its own where most functions are another's:
-// table_avxvnni.cpp, table_avx512bf16.cpp). `sample_table()` (sample.cpp) and `learn_table()` (learn_attention.cpp) are defined by those that compile these files.
+// table_avxvnni.cpp, table_avx512bf16.cpp). `sample_table()` (sample.cpp) and `learn_row_table()` (learn_rows.cpp) are defined by those that compile every
+// kernel, `learn_table()` (learn_attention.cpp) also by avx512bf16.
 #include "kernels/kernels.h"
 #include "kernels/learn.h"
 #include "kernels/matrix.h"
 #include "kernels/sample.h"
 
-// X(name of the set, of the set that its sampling kernels are from, of the set that its learning kernels are from, in Isa).
+// X(name of the set, of the set that compiles every kernel for it, of the set that its attention for training is from, in Isa).
 #if defined(HERD_HAVE_AVX2)
 #define HERD_IF_AVX2(X) X(avx2, avx2, avx2, Avx2)
 #else
@@ -38,21 +39,22 @@
 
 namespace herd {
 
-#define HERD_DECLARE(space, sampling, learning, isa) \
+#define HERD_DECLARE(space, full, learning, isa) \
     namespace space {                      \
     const Kernels& kernel_table();         \
     const LinearKernels& linear_table();   \
     }                                      \
-    namespace sampling {                   \
-    const SampleKernels& sample_table();   \
-    }                                      \
+    namespace full {                   \
+    const SampleKernels& sample_table();      \
+    const LearnRowKernels& learn_row_table(); \
+    }                                         \
     namespace learning {                   \
     const LearnKernels& learn_table();     \
     }
 HERD_EACH_ISA(HERD_DECLARE)
 
 const Kernels& kernels(Isa isa) {
-#define HERD_CHOOSE(space, sampling, learning, name) \
+#define HERD_CHOOSE(space, full, learning, name) \
     if (isa == Isa::name) return space::kernel_table();
     HERD_EACH_ISA(HERD_CHOOSE)
 #undef HERD_CHOOSE
@@ -60,7 +62,7 @@ const Kernels& kernels(Isa isa) {
 }
 
 const LinearKernels& linear_kernels(Isa isa) {
-#define HERD_CHOOSE(space, sampling, learning, name) \
+#define HERD_CHOOSE(space, full, learning, name) \
     if (isa == Isa::name) return space::linear_table();
     HERD_EACH_ISA(HERD_CHOOSE)
 #undef HERD_CHOOSE
@@ -68,15 +70,23 @@ const LinearKernels& linear_kernels(Isa isa) {
 }
 
 const SampleKernels& sample_kernels(Isa isa) {
-#define HERD_CHOOSE(space, sampling, learning, name) \
-    if (isa == Isa::name) return sampling::sample_table();
+#define HERD_CHOOSE(space, full, learning, name) \
+    if (isa == Isa::name) return full::sample_table();
     HERD_EACH_ISA(HERD_CHOOSE)
 #undef HERD_CHOOSE
     return portable::sample_table();
 }
 
+const LearnRowKernels& learn_row_kernels(Isa isa) {
+#define HERD_CHOOSE(space, full, learning, name) \
+    if (isa == Isa::name) return full::learn_row_table();
+    HERD_EACH_ISA(HERD_CHOOSE)
+#undef HERD_CHOOSE
+    return portable::learn_row_table();
+}
+
 const LearnKernels& learn_kernels(Isa isa) {
-#define HERD_CHOOSE(space, sampling, learning, name) \
+#define HERD_CHOOSE(space, full, learning, name) \
     if (isa == Isa::name) return learning::learn_table();
     HERD_EACH_ISA(HERD_CHOOSE)
 #undef HERD_CHOOSE

@@ -1,16 +1,15 @@
 // Attention of one head of one document, forwards and backwards, for training. See learn.h for what it computes.
 //
 //   block    48 queries against the keys that any of them sees: scores [48][keys], whole, so that the softmax needs no second pass
-//   forward  scores -> weights e^(s - top), not yet divided -> y = weights v / sum; keeps top + log(sum) of each query
-//   back     scores again -> P; dP = dy v^T; dS = scale P (dP - sum(P dP)) -> dq, dk, dv
+//   forward  scores -> weights e^(s - top), not yet divided -> y = weights v / sum; keeps the top of each query
+//   back     scores and weights again, bit by bit -> P = weights / sum; dP = dy v^T; dS = scale P (dP - sum(P dP)) -> dq, dk, dv
 //
 // Nothing depends on how heads are handed out: every sum has one order. Source: arXiv 2205.14135 (FlashAttention, section 3.1 and
-// appendix B.2), over blocks of queries only. Reference: tests/training/test_attention.py, csrc/tests/test_learning.cpp.
+// appendix B.2), over blocks of queries only, and without log sum exp: e^(s - lse) loses digits where scores are large. Reference: tests/training/test_attention.py, csrc/tests/test_learning.cpp.
 #include "kernels/learn.h"
 
-#include "kernels/half.h"
 #include "kernels/learn_products.h"
-#include "kernels/operations.h"
+#include "kernels/learn_storage.h"
 
 namespace herd::HERD_ISA {
 
@@ -18,31 +17,6 @@ namespace {
 
 constexpr int64_t kBlockRows = 48;
 constexpr int64_t kBlockKeys = 16;
-
-// As `lanes::float_to_bf16`, in words that compilers turn into vectors: not a number stays so.
-inline uint32_t rounded_bits(float value) {
-    const uint32_t bits = lanes::float_to_bits(value);
-    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 64u) : rounded;
-}
-
-inline float widened(uint16_t bits) { return lanes::bits_to_float(static_cast<uint32_t>(bits) << 16); }
-
-// Elements that numbers are stored in.
-struct AsFloats {
-    using Type = float;
-    static void widen(const float* from, int64_t count, float* to) { std::memcpy(to, from, static_cast<size_t>(count) * 4); }
-    static void narrow(const float* from, int64_t count, float* to) { std::memcpy(to, from, static_cast<size_t>(count) * 4); }
-};
-struct AsBFloat16 {
-    using Type = uint16_t;
-    static void widen(const uint16_t* from, int64_t count, float* to) {
-        for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
-    }
-    static void narrow(const float* from, int64_t count, uint16_t* to) {
-        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint16_t>(rounded_bits(from[i]));
-    }
-};
 
 constexpr int64_t padded_keys(int64_t length) { return (length + kBlockKeys - 1) / kBlockKeys * kBlockKeys; }
 
@@ -137,12 +111,12 @@ struct View {
     int64_t seen_to(int64_t row) const { return first + row + 1 - first_key; }
 };
 
-// A row of scores, of which [from, to) are seen -> weights e^(scale s - top), 0 for what is not seen. With `total` the top is found here and
-// the sum of weights given; else `top` is what to subtract.
-float weigh(float* scores, int64_t from, int64_t to, int64_t keys, float scale, float* top, float* total) {
+// A row of scores, of which [from, to) are seen -> weights e^(scale s - top), 0 for what is not seen. Gives their sum. `finds_top`: the
+// top is the largest scaled score and is written; else it is read.
+float weigh(float* scores, int64_t from, int64_t to, int64_t keys, float scale, bool finds_top, float* top) {
     for (int64_t s = 0; s < from; ++s) scores[s] = -__builtin_inff();
     const Vector factor = broadcast(scale);
-    if (total != nullptr) {
+    if (finds_top) {
         Vector most = broadcast(-__builtin_inff());
         for (int64_t s = 0; s < to; s += kLanes) most = largest(most, keep_first(load(scores + s), to - s, -__builtin_inff()));
         *top = scale * largest(most);
@@ -155,8 +129,7 @@ float weigh(float* scores, int64_t from, int64_t to, int64_t keys, float scale, 
         store(scores + s, weight);
         sums = sums + weight;
     }
-    if (total != nullptr) *total = sum(sums);
-    return *top;
+    return sum(sums);
 }
 
 // Rows of floats as the left side of a product: rows of units, which floats are already.
@@ -204,9 +177,7 @@ void attend_block(const LearnedHead& head, const View& view, void* y, int64_t y_
     float totals[kBlockRows];
     scores_of<Storage, Form>(head, view, block);
     for (int64_t m = 0; m < view.rows; ++m) {
-        float* top = head.tops + view.first + m;
-        weigh(block.scores + m * view.keys, view.seen_from(head, m), view.seen_to(m), view.keys, head.scale, top, totals + m);
-        *top += __builtin_logf(totals[m]);
+        totals[m] = weigh(block.scores + m * view.keys, view.seen_from(head, m), view.seen_to(m), view.keys, head.scale, true, head.tops + view.first + m);
     }
     const Units weights = left_of<Form>(block.scores, view.rows, view.keys, block.weights);
     multiply_units<Form>(weights, head.kept.values_by_component + view.first_key / Form::kElements * width, width, view.rows, width,
@@ -219,10 +190,14 @@ void attend_block(const LearnedHead& head, const View& view, void* y, int64_t y_
     }
 }
 
-// A row of P and of dP -> dS = scale P (dP - sum(P dP)) in the place of dP.
-void slopes_of(const float* weights, float* slopes, int64_t keys, float scale) {
+// A row of weights and of dP -> P = weights part in the place of the weights, dS = scale P (dP - sum(P dP)) in that of dP.
+void slopes_of(float* weights, float part, float* slopes, int64_t keys, float scale) {
     Vector common = broadcast(0.0f);
-    for (int64_t s = 0; s < keys; s += kLanes) common = fused(load(weights + s), load(slopes + s), common);
+    for (int64_t s = 0; s < keys; s += kLanes) {
+        const Vector weight = load(weights + s) * broadcast(part);
+        store(weights + s, weight);
+        common = fused(weight, load(slopes + s), common);
+    }
     const Vector along = broadcast(sum(common)), factor = broadcast(scale);
     for (int64_t s = 0; s < keys; s += kLanes) store(slopes + s, load(weights + s) * factor * (load(slopes + s) - along));
 }
@@ -234,13 +209,16 @@ void backward_block(const LearnedHead& head, const View& view, HeadRows dy, void
     const int64_t width = head.head_width, units = width / Form::kElements, padded = padded_keys(head.length);
     const int64_t depth = (view.rows + Form::kElements - 1) / Form::kElements;
     const int64_t known = head.length - view.first_key < view.keys ? head.length - view.first_key : view.keys;  // keys that there are
+    float totals[kBlockRows];
     scores_of<Storage, Form>(head, view, block);
     for (int64_t m = 0; m < view.rows; ++m) {
-        weigh(block.scores + m * view.keys, view.seen_from(head, m), view.seen_to(m), view.keys, head.scale, head.tops + view.first + m, nullptr);
+        totals[m] = weigh(block.scores + m * view.keys, view.seen_from(head, m), view.seen_to(m), view.keys, head.scale, false, head.tops + view.first + m);
     }
     All::by_row(dy, view.first, view.rows, width, block.dy);
     multiply_units<Form>({block.dy, units, 1}, head.kept.values_by_token + view.first_key, padded, view.rows, view.keys, units, false, block.slopes, view.keys);
-    for (int64_t m = 0; m < view.rows; ++m) slopes_of(block.scores + m * view.keys, block.slopes + m * view.keys, view.keys, head.scale);
+    for (int64_t m = 0; m < view.rows; ++m) {
+        slopes_of(block.scores + m * view.keys, 1.0f / totals[m], block.slopes + m * view.keys, view.keys, head.scale);
+    }
 
     multiply_units<Form>(left_of<Form>(block.slopes, view.rows, view.keys, block.weights), head.kept.keys_by_component + view.first_key / Form::kElements * width,
                          width, view.rows, width, view.keys / Form::kElements, false, block.result, width);
@@ -256,7 +234,7 @@ void backward_block(const LearnedHead& head, const View& view, HeadRows dy, void
 
 // Calls `work` with how numbers are stored and multiplied.
 template <typename Work>
-auto with(Element element, Work work) {
+auto with_products(Element element, Work work) {
     if (element == Element::Float32) return work.template operator()<AsFloats, FloatUnits>();
 #if defined(HERD_ISA_AVX512BF16)
     return work.template operator()<AsBFloat16, PairUnits>();
@@ -266,13 +244,13 @@ auto with(Element element, Work work) {
 }
 
 int64_t kept_floats(Element element, int64_t length, int64_t head_width) {
-    return with(element, [&]<typename, typename Form>() { return padded_keys(length) * head_width / Form::kElements; });
+    return with_products(element, [&]<typename, typename Form>() { return padded_keys(length) * head_width / Form::kElements; });
 }
 
 int64_t scratch_floats(Element, int64_t length, int64_t head_width) { return Block::floats(length, head_width); }
 
 void keep(Element element, int64_t length, int64_t head_width, HeadRows keys, HeadRows values, bool for_backward, const KeptHead& kept) {
-    with(element, [&]<typename Storage, typename Form>() {
+    with_products(element, [&]<typename Storage, typename Form>() {
         using All = Rows<Storage, Form>;
         const int64_t padded = padded_keys(length);
         All::by_token(keys, length, head_width, padded, kept.keys_by_token);
@@ -286,32 +264,17 @@ void keep(Element element, int64_t length, int64_t head_width, HeadRows keys, He
 }
 
 void attend_document(Element element, const LearnedHead& head, void* y, int64_t y_stride, float* scratch) {
-    with(element, [&]<typename Storage, typename Form>() {
+    with_products(element, [&]<typename Storage, typename Form>() {
         Block block(scratch, head.length, head.head_width);
         for (int64_t first = 0; first < head.length; first += kBlockRows) attend_block<Storage, Form>(head, View(head, first), y, y_stride, block);
     });
 }
 
 void attend_document_backward(Element element, const LearnedHead& head, HeadRows dy, void* dq, int64_t dq_stride, float* dk, float* dv, float* scratch) {
-    with(element, [&]<typename Storage, typename Form>() {
+    with_products(element, [&]<typename Storage, typename Form>() {
         Block block(scratch, head.length, head.head_width);
         for (int64_t first = 0; first < head.length; first += kBlockRows) {
             backward_block<Storage, Form>(head, View(head, first), dy, dq, dq_stride, dk, dv, block);
-        }
-    });
-}
-
-void sum_parts(Element element, const float* parts, int64_t num_parts, int64_t stride, int64_t count, void* to) {
-    with(element, [&]<typename Storage, typename>() {
-        alignas(64) float some[256];
-        for (int64_t first = 0; first < count; first += 256) {
-            const int64_t here = count - first < 256 ? count - first : 256;
-            for (int64_t i = 0; i < here; ++i) {
-                float total = parts[first + i];
-                for (int64_t part = 1; part < num_parts; ++part) total += parts[part * stride + first + i];
-                some[i] = total;
-            }
-            Storage::narrow(some, here, static_cast<typename Storage::Type*>(to) + first);
         }
     });
 }
@@ -327,7 +290,6 @@ const LearnKernels& learn_table() {
         .keep = keep,
         .attend = attend_document,
         .attend_backward = attend_document_backward,
-        .sum_parts = sum_parts,
     };
     return table;
 }

@@ -18,6 +18,7 @@ namespace herd::HERD_ISA {
 namespace {
 
 constexpr int64_t kLanes = Vector::kWidth;
+constexpr int64_t kChain = 64;  // units that are summed one after another: a chain of thousands would lose digits
 #if defined(HERD_ISA_AVX512)
 constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(HERD_ISA_AVX2)
@@ -52,7 +53,7 @@ template <typename Form, int kRows, int kVectors>
 __attribute__((noinline)) void unit_tile(Units a, const float* b, int64_t b_stride, int64_t depth, bool adds, float* c, int64_t c_stride) {
     Vector sums[kRows][kVectors];
     HERD_UNROLL_UNITS for (int m = 0; m < kRows; ++m) {
-        HERD_UNROLL_UNITS for (int n = 0; n < kVectors; ++n) sums[m][n] = adds ? load(c + m * c_stride + n * kLanes) : broadcast(0.0f);
+        HERD_UNROLL_UNITS for (int n = 0; n < kVectors; ++n) sums[m][n] = broadcast(0.0f);
     }
     for (int64_t k = 0; k < depth; ++k) {
         Vector right[kVectors];
@@ -65,7 +66,10 @@ __attribute__((noinline)) void unit_tile(Units a, const float* b, int64_t b_stri
         }
     }
     HERD_UNROLL_UNITS for (int m = 0; m < kRows; ++m) {
-        HERD_UNROLL_UNITS for (int n = 0; n < kVectors; ++n) store(c + m * c_stride + n * kLanes, sums[m][n]);
+        HERD_UNROLL_UNITS for (int n = 0; n < kVectors; ++n) {
+            float* to = c + m * c_stride + n * kLanes;
+            store(to, adds ? load(to) + sums[m][n] : sums[m][n]);
+        }
     }
 }
 
@@ -82,11 +86,18 @@ void unit_rows(Units a, const float* b, int64_t b_stride, int64_t columns, int64
 // c [rows][columns] = a [rows][depth] b [depth][columns], added to what is there if `adds`; `columns` is a multiple of 16.
 template <typename Form>
 void multiply_units(Units a, const float* b, int64_t b_stride, int64_t rows, int64_t columns, int64_t depth, bool adds, float* c, int64_t c_stride) {
-    int64_t m = 0;
-    for (; m + kTileRows <= rows; m += kTileRows) {
-        unit_rows<Form, kTileRows>({a.data + m * a.row, a.row, a.step}, b, b_stride, columns, depth, adds, c + m * c_stride, c_stride);
+    for (int64_t k = 0; k < depth; k += kChain) {
+        const int64_t some = depth - k < kChain ? depth - k : kChain;
+        const float* right = b + k * b_stride;
+        const bool adds_here = adds || k > 0;
+        int64_t m = 0;
+        for (; m + kTileRows <= rows; m += kTileRows) {
+            unit_rows<Form, kTileRows>({a.data + m * a.row + k * a.step, a.row, a.step}, right, b_stride, columns, some, adds_here, c + m * c_stride, c_stride);
+        }
+        for (; m < rows; ++m) {
+            unit_rows<Form, 1>({a.data + m * a.row + k * a.step, a.row, a.step}, right, b_stride, columns, some, adds_here, c + m * c_stride, c_stride);
+        }
     }
-    for (; m < rows; ++m) unit_rows<Form, 1>({a.data + m * a.row, a.row, a.step}, b, b_stride, columns, depth, adds, c + m * c_stride, c_stride);
 }
 
 }  // namespace

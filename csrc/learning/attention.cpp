@@ -122,7 +122,7 @@ void attend_documents(const LearnKernels& kernels, int threads, const DocumentAt
     });
 }
 
-void attend_documents_backward(const LearnKernels& kernels, int threads, const DocumentAttention& of, TokenRows q, TokenRows k, TokenRows v, const float* tops,
+void attend_documents_backward(const LearnKernels& kernels, const LearnRowKernels& row_kernels, int threads, const DocumentAttention& of, TokenRows q, TokenRows k, TokenRows v, const float* tops,
                                TokenRows dy, void* dq, void* dk, void* dv, uint8_t* memory) {
     const Order order(of.lengths);
     const Workspace workspace(kernels, threads, of, true);
@@ -144,8 +144,8 @@ void attend_documents_backward(const LearnKernels& kernels, int threads, const D
         for (int64_t token = piece * kRows; token < std::min(tokens, (piece + 1) * kRows); ++token) {
             for (int64_t head = 0; head < of.kv_heads; ++head) {
                 const int64_t part = head * group * plane + token * of.head_width;
-                kernels.sum_parts(of.element, for_keys + part, group, plane, of.head_width, written(of, dk, of.kv_heads, token, head));
-                kernels.sum_parts(of.element, for_values + part, group, plane, of.head_width, written(of, dv, of.kv_heads, token, head));
+                row_kernels.sum_parts(of.element, for_keys + part, group, plane, of.head_width, written(of, dk, of.kv_heads, token, head));
+                row_kernels.sum_parts(of.element, for_values + part, group, plane, of.head_width, written(of, dv, of.kv_heads, token, head));
             }
         }
     });

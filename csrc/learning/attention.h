@@ -27,12 +27,12 @@ struct DocumentAttention {
 // Bytes of the memory that both of the following work in.
 int64_t attention_workspace_bytes(const LearnKernels& kernels, int threads, const DocumentAttention& of, bool for_backward);
 
-// y [T][heads][head width] and tops [heads][T] (log sum exp of scaled scores), which the way back reads.
+// y [T][heads][head width] and tops [heads][T] (the largest of each query's scaled scores), which the way back reads.
 void attend_documents(const LearnKernels& kernels, int threads, const DocumentAttention& of, TokenRows q, TokenRows k, TokenRows v, void* y, float* tops,
                       uint8_t* workspace);
 
 // dq [T][heads][head width], dk and dv [T][kv heads][head width], all without gaps.
-void attend_documents_backward(const LearnKernels& kernels, int threads, const DocumentAttention& of, TokenRows q, TokenRows k, TokenRows v, const float* tops,
+void attend_documents_backward(const LearnKernels& kernels, const LearnRowKernels& row_kernels, int threads, const DocumentAttention& of, TokenRows q, TokenRows k, TokenRows v, const float* tops,
                                TokenRows dy, void* dq, void* dk, void* dv, uint8_t* workspace);
 
 }  // namespace herd

@@ -1,7 +1,8 @@
 """Real training steps in a process of their own, which says what they take: `python real_step.py JOB` prints JSON.
 
 JOB is a JSON object: release, changes (of its config), method, stored (format of the weights), recompute, keep (bytes of frozen matrices
-that may be kept as they are multiplied), packs (of each pack of a step the lengths of its documents), rank. Weights are random, made one at
+that may be kept as they are multiplied), packs (of each pack of a step the lengths of its documents), rank, threads. Steps are in
+float32, whatever the processor is fastest in. Weights are random, made one at
 a time as a file gives them. What counts is the most that was in memory during the steps, less what the program itself takes: that is
 measured before, after a step of a tiny model.
 """
@@ -55,6 +56,8 @@ def leaf_of(cfg: Any, matrices: Any) -> Any:
 
 def steps(cfg: Any, job: dict[str, Any]) -> None:
     """The student and the steps of `loop.train` with `InPacks.learn`."""
+    import torch
+
     from herd.dtypes import BY_NAME
     from herd.training import gradients
     from herd.training.running.optim import kinds_of, make_optimiser
@@ -65,7 +68,8 @@ def steps(cfg: Any, job: dict[str, Any]) -> None:
     from herd.training.student.model import Student
 
     lora = None if job["method"] in ("full", "pretrain") else Lora(rank=job["rank"], alpha=32)
-    student = Student(cfg, leaf_of(cfg, BY_NAME[job["stored"]]), lora=lora, keep_bytes=job["keep"])
+    leaf = leaf_of(cfg, BY_NAME[job["stored"]])
+    student = Student(cfg, leaf, dtype=torch.float32, lora=lora, keep_bytes=job["keep"])
     if job["recompute"]:
         student.run = recomputed
     optimiser = make_optimiser(OptimiserSettings(), kinds_of(cfg, student.parameters))
@@ -86,7 +90,7 @@ def run(job: dict[str, Any]) -> dict[str, int]:
     from herd.family.catalogue import find
     from herd.training.student.allocation import tensor_memory
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(job["threads"])
     cfg: Any = find(job["release"]).config()
     small = replace(cfg, **SMALL, **(SMALL_MIXTURE if hasattr(cfg, "num_experts") else {}), rope=replace(cfg.rope, width=32))
     with tensor_memory() as is_bounded:

@@ -1,6 +1,7 @@
 """What a plan says that a step of training takes on a processor, beside what real steps took, each in a process of its own.
 
-Models have the shapes of releases with other widths and numbers of layers and tokens, and random weights. Set HERD_RESULTS to a file to
+Steps compute in float32, which is what is planned, whatever the processor is fastest in. Models have the shapes of releases with other
+widths and numbers of layers and tokens, and random weights. Set HERD_RESULTS to a file to
 have the figures of the table in the docs written there.
 """
 
@@ -24,6 +25,8 @@ from herd.planner.student import taken
 from planner.test_memory_against_real_runs import kept
 
 WITHIN = 0.10
+THREADS = 2
+"""Of a step, as `real_step.py` sets them."""
 AMPLE = 1 << 40
 RELEASE = "smollm2-135m"
 STEP = Path(__file__).with_name("real_step.py")
@@ -112,7 +115,8 @@ def predicted(real: Real) -> int:
     tokens = max(sum(pack) for pack in real.packs)
     learning = Learning(
         rank=0 if real.method == "full" else real.rank, blocks=real.method == "qlora", tokens=tokens, packs=len(real.packs),
-        recompute=real.recompute, keep_bytes=AMPLE if real.keep else 0,
+        longest=max(max(pack) for pack in real.packs if sum(pack) == tokens), recompute=real.recompute,
+        keep_bytes=AMPLE if real.keep else 0, threads=THREADS,
     )  # fmt: skip
     return taken(real.config, learning).total
 
@@ -121,6 +125,7 @@ def measured(real: Real) -> int:
     job: dict[str, Any] = {
         "release": real.release, "changes": real.changes, "method": real.method, "rank": real.rank, "recompute": real.recompute,
         "stored": "q4_0" if real.method == "qlora" else "f32", "keep": AMPLE if real.keep else 0, "packs": real.packs,
+        "threads": THREADS,
     }  # fmt: skip
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
@@ -147,15 +152,15 @@ def test_a_step_takes_what_was_planned(real: Real) -> None:
 def test_states_are_twelve_bytes_a_weight_beside_its_own_four() -> None:
     config = find(RELEASE).config()
     count = 134_515_008
-    found = taken(config, Learning(rank=0, blocks=False, tokens=64, packs=2, recompute=False, keep_bytes=0))
+    found = taken(config, Learning(rank=0, blocks=False, tokens=64, longest=64, packs=2, recompute=False, keep_bytes=0, threads=2))
     assert (found.weights, found.gradients, found.optimizer) == (4 * count, 4 * count, 8 * count)
-    alone = taken(config, Learning(rank=0, blocks=False, tokens=2048, packs=1, recompute=False, keep_bytes=0))
+    alone = taken(config, Learning(rank=0, blocks=False, tokens=2048, longest=2048, packs=1, recompute=False, keep_bytes=0, threads=2))
     assert alone.gradients == 0, "activations are more than gradients, and gone when these come"
 
 
 def test_recomputing_and_blocks_take_less_and_decoding_once_takes_more() -> None:
     config = find(RELEASE).config()
-    lora = Learning(rank=16, blocks=False, tokens=1024, packs=1, recompute=False, keep_bytes=0)
+    lora = Learning(rank=16, blocks=False, tokens=1024, longest=1024, packs=1, recompute=False, keep_bytes=0, threads=2)
     blocks, again = dataclasses.replace(lora, blocks=True), dataclasses.replace(lora, recompute=True)
     assert taken(config, again).activations < taken(config, lora).activations / 5
     assert taken(config, blocks).weights < taken(config, lora).weights / 1.5

@@ -103,19 +103,39 @@ def test_the_sums_know_what_the_trainer_and_the_engine_do() -> None:
     from herd.api import tuning
     from herd.backends import base
     from herd.backends.torch import blocks
-    from herd.training.student import attention, cross_entropy
+    from herd.training.student import cross_entropy, joined
 
     assert (step.CHUNK_BYTES, step.MIN_CHUNK_ROWS) == (cross_entropy.CHUNK_BYTES, cross_entropy.MIN_CHUNK_ROWS)
-    assert (step.BLOCK_ROWS, step.PIECE) == (attention.BLOCK_ROWS, blocks.CHUNK_ELEMENTS_ON_CPU)
+    assert step.PIECE == blocks.CHUNK_ELEMENTS_ON_CPU
+    assert [f"{end}.{name}" for end, names in step.TOGETHER.items() for name in names] == [
+        name for names in joined.TOGETHER for name in names
+    ]
     assert student.KEPT_SHARE == tuning.KEPT_SHARE
     options = base.BackendOptions()
     assert (base.PAGE_TOKENS, options.max_step_tokens, options.max_step_outputs) == (PAGE_TOKENS, STEP_TOKENS, STEP_OUTPUTS)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("lengths", [(400,), (256, 256), (2048,), (1,)])
+def test_attention_works_in_as_much_as_its_kernels_ask_for(lengths: tuple[int, ...], threads: int) -> None:
+    """To the byte, but for what parts are filled up to."""
+    torch = pytest.importorskip("torch")
+    from herd import _core
+
+    tokens, longest, heads, kv_heads, width = sum(lengths), max(lengths), 6, 2, 48
+    learning = step.Learning(
+        rank=0, blocks=False, tokens=tokens, longest=longest, packs=1, recompute=False, keep_bytes=0, threads=threads
+    )  # fmt: skip
+    q, k = (torch.zeros(tokens, count, width) for count in (heads, kv_heads))
+    for isa in _core.available_isas():
+        asked = _core.DocumentAttention(isa, threads, lengths, "past", 0, 0.1).workspace_bytes(q, k, True)
+        assert 0 <= asked - step.workspace_bytes(learning, heads * width, kv_heads * width, width) < 128
+
+
 def test_the_encoder_of_pictures_is_among_the_weights_that_are_learned() -> None:
     """It is float32 as all others; where the data shows no pictures it has no gradients."""
     config = find("llama-3.2-11b-vision").config()
-    learning = step.Learning(rank=0, blocks=False, tokens=512, packs=2, recompute=True, keep_bytes=0)
+    learning = step.Learning(rank=0, blocks=False, tokens=512, longest=512, packs=2, recompute=True, keep_bytes=0, threads=2)
     found = student.taken(config, learning)
     assert found.weights == 4 * count_parameters(config) and found.gradients < found.weights
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from herd.dtypes import Q4_0
 from herd.models.architecture import Config, architecture_of
 from herd.models.weights import stored_bytes
-from herd.planner.step import WIDE, Learning, decoded_bytes, is_in_blocks, learned_bytes, moments, text_of
+from herd.planner.step import WIDE, Learning, decoded_bytes, is_in_blocks, joined_bytes, learned_bytes, moments, text_of
 from herd.records import dataclass
 
 PROGRAM_BYTES = 256_000_000
@@ -58,10 +58,11 @@ def program_bytes(recompute: bool) -> int:
 
 
 def _frozen_bytes(config: Config, learning: Learning) -> int:
-    """A frozen base: plain weights in float32; matrices in blocks as those, and beside them what of them is kept decoded."""
+    """A frozen base: plain weights in float32; matrices in blocks as those, and beside them what of them is kept decoded,
+    with columns for updates."""
     specs = text_of(config)
     if not learning.blocks:
-        return WIDE * sum(spec.count for spec in specs)
+        return WIDE * sum(spec.count for spec in specs) + min(joined_bytes(specs, learning), learning.keep_bytes)
     plain = WIDE * sum(spec.count for spec in specs if not is_in_blocks(spec))
     stored = sum(stored_bytes(Q4_0, spec.shape) for spec in specs if is_in_blocks(spec))
-    return plain + stored + min(decoded_bytes(specs), learning.keep_bytes)
+    return plain + stored + min(decoded_bytes(specs) + joined_bytes(specs, learning), learning.keep_bytes)

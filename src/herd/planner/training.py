@@ -7,6 +7,7 @@ beside each frozen one) and `qlora` (those frozen in 4 bits).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
 from herd.dtypes import BF16, F16, Q4_0
@@ -25,10 +26,14 @@ METHODS = ("full", "lora", "qlora", "pretrain")
 COMPUTE_SHARE = 0.40
 LOGITS_CHUNK = 512
 ADAM_BYTES = 12
+THIS_MACHINE = "this-machine"
+THREADS_ELSEWHERE = 8
+"""Each takes a block of attention's scores: with texts of 2,048 tokens 2 MB, so that little depends on it."""
 PROCESSOR_SHARE = 0.48
 PROCESSOR_ASSUMED = (
     f"a step computes at {PROCESSOR_SHARE:.0%} of the measured float32 peak; benchmarks/tuning.py found 44 to 52 %",
     "weights, gradients, both moments and activations are float32, as herd trains on processors without products in bfloat16",
+    f"as many threads compute as this process may run at a time; of a processor that is not this one, {THREADS_ELSEWHERE}",
     "a frozen base stays as it is multiplied where a quarter of the free memory holds it",
     "all parts are of the moment that takes most: gradients of one pack come while its activations go, those of earlier packs stay",
     "tensors lie in pages of their own (Linux with glibc): a thirty-second more than is alive may be resident; elsewhere more",
@@ -130,7 +135,7 @@ def reckon_run(config: Config, run: Run, device: Device) -> TrainingPlan:
     """The plan for a run on devices of one kind. Weights of the encoder of pictures are there and not trained."""
     specs = [spec for spec in architecture_of(config).tensors(config)]
     trained = _adapter_count(specs, run.rank) if _is_adapter(run) else sum(s.count for s in specs if part_of(s) != "vision")
-    memory = processor_memory(config, run, device.memory or 0) if device.kind == "cpu" else step_memory(config, run)
+    memory = processor_memory(config, run, device.memory or 0, _threads(device)) if device.kind == "cpu" else step_memory(config, run)
     per_token = operations_per_token(config, run)
     layouts = tuple(_layouts(config, run, memory, per_token, device))
     why_not = "" if layouts else _why_not(memory, device, config, run)
@@ -165,7 +170,7 @@ def step_memory(config: Config, run: Run) -> StepMemory:
     )
 
 
-def processor_memory(config: Config, run: Run, free_bytes: int) -> StepMemory:
+def processor_memory(config: Config, run: Run, free_bytes: int, threads: int) -> StepMemory:
     """The bytes of one step of herd's own trainer on a processor with so much memory free, the program not counted."""
     pack = run.sequences * run.sequence_tokens
     found = student.taken(
@@ -174,12 +179,21 @@ def processor_memory(config: Config, run: Run, free_bytes: int) -> StepMemory:
             rank=run.rank if _is_adapter(run) else 0,
             blocks=run.method == "qlora",
             tokens=pack,
+            longest=run.sequence_tokens,
             packs=1 if run.batch_tokens is None else max(1, run.batch_tokens // pack),
             recompute=run.checkpointing,
             keep_bytes=0 if run.checkpointing else free_bytes // student.KEPT_SHARE,
+            threads=threads,
         ),
     )
     return StepMemory(found.weights, found.gradients, found.optimizer, found.activations, 0, found.products)
+
+
+def _threads(device: Device) -> int:
+    """How many compute: one for each processor that this process may run on, where the device is the one that it runs on."""
+    if device.name != THIS_MACHINE:
+        return THREADS_ELSEWHERE
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _adapter_count(specs: list[TensorSpec], rank: int) -> int:

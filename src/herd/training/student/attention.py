@@ -25,7 +25,7 @@ from herd.backends.torch.attention import first_seen, visible
 from herd.backends.torch.documents import Documents
 from herd.backends.torch.pages import Opened
 from herd.models.ops import Window
-from herd.training.student.native_attention import is_native, native_attention
+from herd.training.student.native_attention import attends_natively, native_attention
 
 BLOCK_ROWS = 128
 """Queries of a block: enough for products to be fast, few enough that little above the diagonal is computed."""
@@ -42,7 +42,7 @@ class Packed:
         self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, scale: float, window: Window | None, opened: Opened | None = None
     ) -> Tensor:
         """Causal attention inside each document -> [T, N, H]."""
-        if opened is None and is_native(q_TNH):
+        if opened is None and attends_natively(q_TNH):
             return native_attention(q_TNH, k_TKH, v_TKH, self.lengths, scale, window)
         if opened is None and q_TNH.device.type == "cpu":
             y: Tensor = _Blocked.apply(q_TNH, k_TKH, v_TKH, self.lengths, scale, window)  # type: ignore[no-untyped-call]

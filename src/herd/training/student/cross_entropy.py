@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from herd.training.student import native_rows
+
 CHUNK_BYTES = 48 << 20
 """Bytes of the logits of one chunk on a CPU, where they should stay near the caches; elsewhere products want many rows."""
 CHUNK_BYTES_ELSEWHERE = 1 << 30
@@ -77,15 +79,17 @@ def weighted_nll(
 
 @dataclass(slots=True)
 class _Chunk:
-    """Some rows with what is made of them. `p_RV` may be written to; `slope_RV` is the derivative of the cap."""
+    """Some rows with what is made of them. `values_RV` may be written to: the logarithms of the softmax, or already the slopes that
+    `_negative_slope` makes of them. `slope_RV` is the derivative of the cap."""
 
     rows: slice
     x: Tensor
     targets: Tensor
-    p_RV: Tensor
+    values_RV: Tensor
     logprobs: Tensor
     lse: Tensor
-    slope_RV: Tensor | None
+    slope_RV: Tensor | None = None
+    are_slopes: bool = False
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -94,7 +98,7 @@ class _TokenLogprobs(torch.autograd.Function):
         wants_hidden, wants_head = context.needs_input_grad[:2]
         slopes = torch.empty_like(hidden) if wants_hidden and not wants_head else None
         logprobs = hidden.new_empty(len(hidden), dtype=_wide(hidden))
-        for chunk in _chunks(hidden, head, targets, cap, rows):
+        for chunk in _chunks(hidden, head, targets, cap, rows, wants_slopes=slopes is not None):
             logprobs[chunk.rows] = chunk.logprobs
             if slopes is not None:
                 torch.mm(_negative_slope(chunk, hidden.dtype), head, out=slopes[chunk.rows]).neg_()
@@ -114,7 +118,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, head, targets = context.saved_tensors
         for_hidden = torch.empty_like(hidden) if context.needs_input_grad[0] else None
         for_head = torch.zeros_like(head, dtype=_wide(head))
-        for chunk in _chunks(hidden, head, targets, context.cap, context.rows):
+        for chunk in _chunks(hidden, head, targets, context.cap, context.rows, wants_slopes=True):
             slope = _negative_slope(chunk, hidden.dtype)
             weights = -gradient[chunk.rows][:, None]
             _add_product(for_head, slope, chunk.x * weights.to(hidden.dtype))
@@ -133,11 +137,11 @@ class _WeightedNll(torch.autograd.Function):
         for_head = torch.zeros_like(head, dtype=_wide(head)) if wants_head else None
         weights = weights.to(_wide(hidden))
         logprobs, lse = (hidden.new_empty(len(hidden), dtype=_wide(hidden)) for _ in range(2))
-        for chunk in _chunks(hidden, head, targets, cap, rows):
+        for chunk in _chunks(hidden, head, targets, cap, rows, wants_slopes=wants_hidden or wants_head, z_loss=z_loss):
             logprobs[chunk.rows], lse[chunk.rows] = chunk.logprobs, chunk.lse
             if not (wants_hidden or wants_head):
                 continue
-            slope = _negative_slope(chunk, hidden.dtype, 1 + 2 * z_loss * chunk.lse if z_loss else None)
+            slope = _negative_slope(chunk, hidden.dtype, z_loss)
             weight = weights[chunk.rows][:, None]
             if for_head is not None:
                 _add_product(for_head, slope, (chunk.x * weight).to(hidden.dtype))
@@ -155,13 +159,19 @@ class _WeightedNll(torch.autograd.Function):
         return for_hidden, for_head, None, None, None, None, None
 
 
-def _chunks(hidden: Tensor, head: Tensor, targets: Tensor, cap: Cap | None, rows: int) -> Iterator[_Chunk]:
-    """The probabilities of all rows, some rows at a time."""
+def _chunks(
+    hidden: Tensor, head: Tensor, targets: Tensor, cap: Cap | None, rows: int, *, wants_slopes: bool, z_loss: float = 0.0
+) -> Iterator[_Chunk]:
+    """The probabilities of all rows, some rows at a time, or their slopes where both are made at once."""
     for first in range(0, len(hidden), rows):
         chosen = slice(first, min(first + rows, len(hidden)))
         x, wanted = hidden[chosen], targets[chosen]
         logits = x @ head.T
         slope = None
+        if cap is None and native_rows.is_native(logits):
+            found, lse = native_rows.softmax(logits, wanted, z_loss, with_slopes=wants_slopes)
+            yield _Chunk(chosen, x, wanted, logits, found, lse, are_slopes=True)
+            continue
         if cap is not None:
             turned = torch.tanh(logits.to(_wide(x)) * (cap.factor / cap.cap))
             slope = (1 - turned.square()).mul_(cap.factor) if any(each.requires_grad for each in (hidden, head)) else None
@@ -173,11 +183,13 @@ def _chunks(hidden: Tensor, head: Tensor, targets: Tensor, cap: Cap | None, rows
         yield _Chunk(chosen, x, wanted, logprobs_RV, found, at_target - found, slope)
 
 
-def _negative_slope(chunk: _Chunk, dtype: torch.dtype, factor_R: Tensor | None = None) -> Tensor:
-    """(factor p - 1[target]), times the derivative of the cap: [R', V] in `dtype`. Takes the chunk's memory."""
-    p = chunk.p_RV.exp_()
-    if factor_R is not None:
-        p.mul_(factor_R[:, None])
+def _negative_slope(chunk: _Chunk, dtype: torch.dtype, z_loss: float = 0.0) -> Tensor:
+    """((1 + 2 z_loss lse) p - 1[target]), times the derivative of the cap: [R', V] in `dtype`. Takes the chunk's memory."""
+    if chunk.are_slopes:
+        return chunk.values_RV
+    p = chunk.values_RV.exp_()
+    if z_loss:
+        p.mul_((1 + 2 * z_loss * chunk.lse)[:, None])
     p.scatter_add_(1, chunk.targets[:, None], p.new_full((len(p), 1), -1.0))
     if chunk.slope_RV is not None:
         p.mul_(chunk.slope_RV)

@@ -1,7 +1,8 @@
 """The operations that a student spends its time in between the products, each one step forwards and one backwards.
 
-The same values as `backends/torch/ops.py` (16 bits rounded where an operation ends, sums in 32 or more); what is gained is on the way
-back: autograd keeps and walks every intermediate value of a chain, these keep their arguments and no more.
+On a processor they are kernels (`native_rows.py`). The same values as `backends/torch/ops.py` (16 bits rounded where an operation ends,
+sums in 32 or more); what is gained is on the way back: autograd keeps and walks every intermediate value of a chain, these keep their
+arguments and no more.
 
     rms_norm     keeps x and one number per row
     rotate       keeps nothing but the angles, turns back by the opposite ones
@@ -21,6 +22,7 @@ from torch.nn import functional
 from herd.backends.torch.ops import TorchOps
 from herd.backends.torch.tensors import Tensors
 from herd.models.weights import Adapted, Blocks, Dense, Matrix, Vector
+from herd.training.student import native_rows
 from herd.training.student.joined import Joined, Products
 
 
@@ -88,18 +90,25 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor | None, eps: float, centred: bool) -> Tensor:
+        context.centred = centred
+        if native_rows.is_native(x):
+            y, factors = native_rows.rms_norm(x, _scales(weight, centred), eps)
+            context.save_for_backward(x, weight, factors)
+            return y
         wide = x.to(_wide(x))
         factor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         context.save_for_backward(x, weight, factor)
-        context.centred = centred
-        y: Tensor = wide * factor
+        z: Tensor = wide * factor
         if weight is not None:
-            y.mul_(1 + weight if centred else weight)
-        return y.to(x.dtype)
+            z.mul_(1 + weight if centred else weight)
+        return z.to(x.dtype)
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, factor = context.saved_tensors
+        if native_rows.is_native(x):
+            scales = _scales(weight, context.centred)
+            return *native_rows.rms_norm_backward(x, scales, factor, gradients[0], context.needs_input_grad[1]), None, None
         dy = gradients[0].to(factor.dtype)
         n = x.to(factor.dtype) * factor
         for_weight = None
@@ -113,17 +122,28 @@ class _RmsNorm(torch.autograd.Function):
         return torch.addcmul(dy, n, along).mul_(factor).to(x.dtype), for_weight, None, None
 
 
+def _scales(weight: Tensor | None, centred: bool) -> Tensor | None:
+    """What a norm multiplies with."""
+    if weight is None:
+        return None
+    return 1 + weight.detach() if centred else weight.detach()
+
+
 class _Rotate(torch.autograd.Function):
     """Pairs of values as complex numbers, turned by the angles and back."""
 
     @staticmethod
     def forward(context: Any, x_TNH: Tensor, rotary_TH: Tensor) -> Tensor:
         context.save_for_backward(rotary_TH)
+        if native_rows.is_native(x_TNH):
+            return native_rows.rotate(x_TNH, rotary_TH)
         return _turn(x_TNH, torch.complex(rotary_TH[0], rotary_TH[1]))
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> tuple[Tensor, None]:
         (rotary_TH,) = context.saved_tensors
+        if native_rows.is_native(gradients[0]):
+            return native_rows.rotate(gradients[0], rotary_TH, back=True), None
         return _turn(gradients[0], torch.complex(rotary_TH[0], -rotary_TH[1])), None
 
 
@@ -138,11 +158,15 @@ class _SiluGate(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, gate: Tensor, up: Tensor) -> Tensor:
         context.save_for_backward(gate, up)
+        if native_rows.is_native(gate):
+            return native_rows.silu_gate(gate, up)
         return functional.silu(gate.to(_wide(gate))).mul_(up).to(gate.dtype)
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         gate, up = context.saved_tensors
+        if native_rows.is_native(gate):
+            return native_rows.silu_gate_backward(gate, up, gradients[0])
         wide, dy = gate.to(_wide(gate)), gradients[0].to(_wide(gate))
         for_up = functional.silu(wide).mul_(dy).to(up.dtype)
         for_gate = torch.ops.aten.silu_backward(dy * up, wide)

@@ -116,7 +116,7 @@ class Products(torch.autograd.Function):
         group: Joined = context.group
         longer, *downs = context.saved_tensors
         inputs, wide = group.inputs, group.wide
-        dy = torch.cat(gradients, dim=1)
+        dy = side_by_side(gradients)
         for_x = None
         if context.needs_input_grad[1]:
             for_longer = dy @ wide
@@ -130,3 +130,14 @@ class Products(torch.autograd.Function):
             for leaf, (rows, columns) in zip(group.leaves, group.places(), strict=True)
         ]
         return None, for_x, *for_downs, *for_ups
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """[T, n] each -> [T, sum of n]. Parts that are columns of one tensor already, in order and without gaps, are not copied."""
+    first, width = parts[0], 0
+    for part in parts:
+        is_next = part.data_ptr() == first.data_ptr() + width * first.itemsize and part.stride() == first.stride() and part.stride(1) == 1
+        if not is_next or part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or part.dtype != first.dtype:
+            return torch.cat(list(parts), dim=1)
+        width += part.shape[1]
+    return first.as_strided((len(first), width), first.stride()) if width <= first.stride(0) else torch.cat(list(parts), dim=1)

@@ -7,7 +7,6 @@ threads there are.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,17 +14,15 @@ from torch import Tensor
 
 from herd import _core
 from herd.models.ops import Chunks, Sliding, Window
+from herd.training.student.native_rows import fastest_isa, is_native
 
 MAX_HEAD_WIDTH = 1024
-_SLOW = "portable"
-"""Without vector instructions torch's products are faster."""
 
 
-def is_native(q_TNH: Tensor) -> bool:
+def attends_natively(q_TNH: Tensor) -> bool:
     """Whether the kernels take such queries."""
     width = q_TNH.shape[-1]
-    fits = q_TNH.device.type == "cpu" and q_TNH.dtype in (torch.float32, torch.bfloat16)
-    return fits and width % 16 == 0 and width <= MAX_HEAD_WIDTH and _fastest() != _SLOW
+    return is_native(q_TNH) and width % 16 == 0 and width <= MAX_HEAD_WIDTH
 
 
 def native_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, lengths: tuple[int, ...], scale: float, window: Window | None) -> Tensor:
@@ -40,7 +37,7 @@ class _Native(torch.autograd.Function):
         context: Any, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, lengths: tuple[int, ...], scale: float, window: Window | None
     ) -> Tensor:
         q, k, v = (_side_by_side(x) for x in (q_TNH, k_TKH, v_TKH))
-        attention = _core.DocumentAttention(_fastest(), torch.get_num_threads(), lengths, *_named(window), scale)
+        attention = _core.DocumentAttention(fastest_isa(), torch.get_num_threads(), lengths, *_named(window), scale)
         y_TNH = torch.empty(q.shape, dtype=q.dtype)
         tops_NT = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32)
         attention.forward(q, k, v, y_TNH, tops_NT, _memory(attention.workspace_bytes(q, k, False)))
@@ -56,11 +53,6 @@ class _Native(torch.autograd.Function):
         memory = _memory(attention.workspace_bytes(q, k, True))
         attention.backward(q, k, v, tops_NT, _side_by_side(gradients[0]), for_q, for_k, for_v, memory)
         return for_q, for_k, for_v, None, None, None
-
-
-@cache
-def _fastest() -> str:
-    return str(_core.available_isas()[-1])
 
 
 def _side_by_side(x_THH: Tensor) -> Tensor:
