@@ -15,7 +15,8 @@
 //                acc = fma(minimum, x_scale * float(sum of x8), acc)                      formats that have a minimum
 //   Float32  weights are dequantised exactly; for each group of 32 columns a sum of fma in order of columns, from zero; the
 //            sums of the groups are added in order. Plain formats (F32, F16, BF16) go the same way.
-//   BF16     where the processor has a bf16 dot product, BF16 weights meet bf16 activations, pairs of columns in order.
+//   BF16     where the processor has a bf16 dot product, BF16 weights meet bf16 activations: fma of the second, then of the first column of
+//            each pair, even pairs in one sum and odd pairs in another, which are then added.
 //   Then y = acc + bias, and with `accumulate` y = (acc + bias) + old y.
 //
 // The portable build multiplies and adds in two roundings where the compiler has no fused instruction.

@@ -104,6 +104,13 @@ inline float value_at(Storage storage, const uint8_t* row, int64_t column) {
     return herd::layout(storage).has_minimum ? product + e.minimum : product;
 }
 
+// To 8 bits of fraction, ties to even.
+inline float to_bf16(float x) {
+    int exponent;
+    const double fraction = std::frexp(static_cast<double>(x), &exponent);
+    return static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8));
+}
+
 // Activations of one token by the definition of int8 arithmetic.
 struct Quantised {
     std::vector<int> values;
@@ -141,6 +148,17 @@ inline float dot_int8(Storage storage, const uint8_t* row, const Quantised& x, b
         if (at.has_minimum) acc = multiply_add(e.minimum, scale * static_cast<float>(x_sum), acc);
     }
     return acc;
+}
+
+// The same about BF16.
+inline float dot_bf16(const uint8_t* row, const float* x, int64_t columns) {
+    float sums[2] = {0, 0};
+    for (int64_t pair = 0; 2 * pair < columns; ++pair) {
+        for (int64_t k = 2 * pair + 1; k >= 2 * pair; --k) {
+            if (k < columns) sums[pair % 2] = std::fma(value_at(Storage::BF16, row, k), to_bf16(x[k]), sums[pair % 2]);
+        }
+    }
+    return sums[0] + sums[1];
 }
 
 }  // namespace reference

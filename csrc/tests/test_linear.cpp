@@ -109,7 +109,7 @@ void check_rows_come_back(const LinearKernels& kernels, const Case& c, const Mat
     }
 }
 
-// Against sums in double: in float32 the error of summing; in int8 that, and the very bits of the definition.
+// Against sums in double of what is multiplied: the error of summing in float32; in int8 and bf16 that, and the very bits of the definition.
 void check_values(const LinearKernels& kernels, const Case& c, const Matrix& m, const std::vector<uint8_t>& file, const std::vector<float>& x,
                   const std::vector<float>& y, int64_t tokens, bool is_fused) {
     const Form form = kernels.form(m);
@@ -122,14 +122,16 @@ void check_values(const LinearKernels& kernels, const Case& c, const Matrix& m, 
             double expected = 0, magnitude = 0;
             for (int64_t k = 0; k < c.columns; ++k) {
                 const size_t i = static_cast<size_t>(k);
-                const double a = form == Form::Int8 ? double(quantised.scales[i / 32]) * quantised.values[i] : token[i];
+                const double a = form == Form::Int8   ? double(quantised.scales[i / 32]) * quantised.values[i]
+                                 : form == Form::BF16 ? reference::to_bf16(token[i])
+                                                      : token[i];
                 expected += a * reference::value_at(c.storage, row, k);
                 magnitude += std::fabs(a * reference::value_at(c.storage, row, k));
             }
-            const double limit = form == Form::BF16 ? magnitude / 128 : magnitude * 2e-6;
+            const double limit = magnitude * 2e-6;
             CHECK(std::fabs(got - expected) <= limit, "storage %d arithmetic %d token %d row %d: %g, expected %g", int(c.storage), int(c.arithmetic), int(t), int(r), got, expected);
-            if (form != Form::Int8) continue;
-            const float defined = reference::dot_int8(c.storage, row, quantised, is_fused);
+            if (form == Form::F32) continue;
+            const float defined = form == Form::Int8 ? reference::dot_int8(c.storage, row, quantised, is_fused) : reference::dot_bf16(row, token, c.columns);
             CHECK(std::bit_cast<uint32_t>(got) == std::bit_cast<uint32_t>(defined), "storage %d token %d row %d: %.9g, defined %.9g", int(c.storage), int(t), int(r), got, defined);
         }
     }

@@ -175,8 +175,9 @@ def test_every_shape_is_packed_turned_and_multiplied_the_same(isa: str, rows: in
     assert not matrix.is_in_place and bytes(matrix.packed) == bytes(packed.packed) and product(machine, matrix, x) == expected
 
 
-def test_halves_of_heads_that_a_file_keeps_apart_are_brought_together() -> None:
-    machine = _core.Machine(1, _core.available_isas()[-1])
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_halves_of_heads_that_a_file_keeps_apart_are_brought_together(isa: str) -> None:
+    machine = _core.Machine(1, isa)
     ours = np.arange(48 * 20, dtype=np.float32).reshape(48, 20)
     apart = np.ascontiguousarray(ours.reshape(3, 8, 2, 20).swapaxes(1, 2)).view(np.uint8).reshape(-1)
     packed = _core.Matrix(machine, 0, "int8", 48, 20, ours.view(np.uint8).reshape(-1)).packed

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from herd.backends.reference.arrays import Arrays
+from herd.backends.reference.arrays import Arrays, rounded
 from herd.backends.reference.picture_ops import NumpyPictureOps
 from herd.dtypes import BF16, F16, F32, Q4_K, Q8_0, DType
 from herd.models.weights import Adapted, Kind, Matrix, TensorSpec, stored
@@ -94,25 +94,27 @@ def packed_with(machine: Any, leaf: Matrix, kind: Kind = Kind.MATRIX, activation
     return packed.Packer(machine, activations, None).pack(TensorSpec("leaf", tuple(leaf.shape), kind), leaf)
 
 
+@pytest.mark.parametrize("isa", _core.available_isas())
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 70), st.integers(1, 90), st.sampled_from([F32, F16, BF16]), st.booleans())
-def test_products_of_encoders_are_near_float64_in_every_shape(rows: int, columns: int, out: int, dtype: DType, has_bias: bool) -> None:
-    machine = _core.Machine(2, _core.available_isas()[-1])
+def test_products_of_encoders_are_near_float64_in_every_shape(
+    isa: str, rows: int, columns: int, out: int, dtype: DType, has_bias: bool
+) -> None:
+    machine = _core.Machine(2, isa)
     leaf, bias, x = matrix(dtype, out, columns), dense_f32(normal(out, seed=3)), normal(rows, columns, seed=4)
     ops = picture_ops.CpuPictureOps(machine)
     found = ops.linear(x, packed_with(machine, leaf), packed_with(machine, bias, Kind.BIAS) if has_bias else None)
-    exact = WIDE_PICTURES.linear(x.astype(np.float64), leaf, bias if has_bias else None)
-    assert found.shape == (rows, out) and np.allclose(found, exact, rtol=1e-5, atol=2e-5 if _exact_products(machine, dtype) else 0.1)
-
-
-def _exact_products(machine: Any, dtype: DType) -> bool:
-    return not (machine.isa == "avx512bf16" and dtype is BF16)
+    seen = rounded(x, BF16) if dtype is BF16 and machine.multiplies_bf16 else x
+    exact = WIDE_PICTURES.linear(seen.astype(np.float64), leaf, bias if has_bias else None)
+    assert found.shape == (rows, out) and np.allclose(found, exact, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_products_of_encoders_have_the_same_bits_for_any_rows_and_threads(threads: int) -> None:
-    leaf, x = matrix(Q8_0, 50, 256), normal(600, 256)
-    machines = [_core.Machine(each, _core.available_isas()[-1]) for each in (2, threads)]
+@pytest.mark.parametrize("dtype", [BF16, Q8_0], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_products_of_encoders_have_the_same_bits_for_any_rows_and_threads(isa: str, dtype: DType, threads: int) -> None:
+    leaf, x = matrix(dtype, 50, 256), normal(600, 256)
+    machines = [_core.Machine(each, isa) for each in (2, threads)]
     ours, other = (picture_ops.CpuPictureOps(each).linear for each in machines)
     matrices = [packed_with(each, leaf, activations="int8") for each in machines]
     whole = ours(x, matrices[0])
@@ -120,14 +122,15 @@ def test_products_of_encoders_have_the_same_bits_for_any_rows_and_threads(thread
     assert np.array_equal(np.concatenate([other(x[:1], matrices[1]), other(x[1:257], matrices[1]), other(x[257:], matrices[1])]), whole)
 
 
+@pytest.mark.parametrize("isa", _core.available_isas())
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 150), min_size=1, max_size=3),
     st.sampled_from([(1, 1, 16), (4, 2, 8), (6, 2, 20), (3, 3, 33)]),
     st.sampled_from(["none", "some", "all", "empty"]),
 )
-def test_attention_of_encoders_is_near_float64(lengths: list[int], heads: tuple[int, int, int], pads: str) -> None:
-    machine = _core.Machine(2, _core.available_isas()[-1])
+def test_attention_of_encoders_is_near_float64(isa: str, lengths: list[int], heads: tuple[int, int, int], pads: str) -> None:
+    machine = _core.Machine(2, isa)
     num_heads, kv_heads, width = heads
     rows = sum(lengths)
     q, k, v = normal(rows, num_heads, width), normal(rows, kv_heads, width, seed=1), normal(rows, kv_heads, width, seed=2)

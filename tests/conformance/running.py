@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from herd.backends.base import PAGE_TOKENS, Backend, BackendOptions, Plan, Span
 from herd.backends.reference import ReferenceBackend
+from herd.backends.reference.arrays import rounded
+from herd.dtypes import BF16
 from herd.models.architecture import Config
 from herd.models.weights import Matrix
 
@@ -50,6 +53,28 @@ def make_backend(name: str, cfg: Config, leaves: Mapping[str, Matrix], **options
         backend = CpuBackend(cfg, leaves.__getitem__, BackendOptions(**options), lambda: None)
     backend.allocate(NUM_PAGES)
     return backend
+
+
+def plain_of(name: str, cfg: Config, leaves: Mapping[str, Matrix], **options: Any) -> ReferenceBackend:
+    """The plain implementation of what backend `name` computes: numpy in float32. Where the cpu backend has a dot product of bf16, what
+    is multiplied with BF16 weights is rounded to it first, and nothing else."""
+    backend = make_backend("reference", cfg, leaves, **options)
+    assert isinstance(backend, ReferenceBackend)
+    if name == "cpu" and multiplies_bf16():
+        for ops in (backend._ops, backend._picture_ops):
+            ops._product = partial(_product_of_bf16, ops._product)  # type: ignore[method-assign]  # stands in for it
+    return backend
+
+
+def _product_of_bf16(product: Callable[..., Any], x: NDArray[Any], w: Any) -> Any:
+    return product(rounded(x, BF16) if w.dtype is BF16 else x, w)
+
+
+def multiplies_bf16() -> bool:
+    """Whether the cpu backend's instruction set has a dot product of bf16."""
+    from herd.backends.cpu.limits import multiplies_bf16
+
+    return multiplies_bf16()
 
 
 def oracle(cfg: Config, leaves: Mapping[str, Matrix], tokens: Sequence[int], activations: str = "float32") -> NDArray[np.float64]:

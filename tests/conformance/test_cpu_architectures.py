@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from conformance.llama3_vision_texts import CFG, SEES, picture
 from conformance.llama4 import LLAMA4
-from conformance.running import NUM_PAGES, error, in_chunks, logits_of, make_backend, prompt, whole
+from conformance.running import NUM_PAGES, error, in_chunks, logits_of, make_backend, plain_of, prompt, whole
 from conformance.seeing_models import MUSE, STORIES, Story, leaves_of
 from herd import dtypes
 from herd.backends.base import Backend, BackendOptions, Encoded, Placed, Plan, Span
@@ -29,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("cpu")
 
 TEXTS: dict[str, Any] = {**LLAMA4, "muse-glimmer": MUSE}
 MODES = [("f32", "float32"), ("bf16", "float32"), ("q8_0", "int8"), ("q4_k", "int8")]
-PLAIN_DTYPE = {"bf16": "bfloat16"}
 LENGTH = 150
 
 
@@ -69,7 +68,7 @@ def words(architecture: str, length: int = LENGTH, seed: int = 0) -> list[int]:
 def test_text_stays_within_the_budget(architecture: str, storage: str, activations: str) -> None:
     cfg, leaves, tokens = TEXTS[architecture], stored(architecture, storage), words(architecture, 80)
     exact = reference(cfg, leaves, dtype="float64", activations=activations).logits(Plan((whole(tokens),)))
-    plain = reference(cfg, leaves, dtype=PLAIN_DTYPE.get(storage, "float32"), activations=activations)
+    plain = plain_of("cpu", cfg, leaves, activations=activations)
     budget = error(logits_of(plain, whole(tokens)), exact)
     if activations == "int8":
         budget = max(budget, *(error(in_chunks(plain, tokens, chunk), exact) for chunk in (64, 7)))
@@ -108,7 +107,7 @@ def test_windows_far_into_a_text_give_the_bits_of_a_short_cache(architecture: st
 def test_pictures_stay_within_the_budget(name: str, storage: str, activations: str) -> None:
     cfg, leaves = story(name).cfg, stored(name, storage)
     exact = reference(cfg, leaves, dtype="float64", activations=activations).logits(Plan((story(name).span(),)))
-    plain = reference(cfg, leaves, dtype=PLAIN_DTYPE.get(storage, "float32"), activations=activations)
+    plain = plain_of("cpu", cfg, leaves, activations=activations)
     budget = error(logits_of(plain, story(name).span()), exact)
     if activations == "int8":
         budget = max(budget, error(story_in_chunks(plain, name, 7), exact))

@@ -25,7 +25,7 @@ from conformance.llama4 import (
     with_pictures,
     without_pictures,
 )
-from conformance.running import error, in_chunks, logits_of, make_backend, oracle, pages_for, prompt, whole
+from conformance.running import error, in_chunks, logits_of, make_backend, oracle, pages_for, plain_of, prompt, whole
 from herd import dtypes
 from herd.backends.base import BackendOptions, Plan, Span, Watch
 from herd.backends.reference import ReferenceBackend
@@ -157,7 +157,7 @@ def test_stored_experts_are_inside_the_budget(backend_name: str, dtype: DType) -
 
     leaves, tokens = random_leaves(cfg, dtype=stored), text(cfg, 60)
     exact = oracle(cfg, leaves, tokens)
-    plain = error(logits_of(make_backend("reference", cfg, leaves, activations="float32"), whole(tokens)), exact)
+    plain = error(logits_of(plain_of(backend_name, cfg, leaves, activations="float32"), whole(tokens)), exact)
     assert 0 < error(logits_of(make_backend(backend_name, cfg, leaves, activations="float32"), whole(tokens)), exact) <= 2 * plain
 
 

@@ -3,10 +3,11 @@
 The budget is one rule: the error of a backend is at most twice that of the plain implementation computing in the same
 types, both measured against float64 on the same weights.
 
-  weights                    plain implementation                                                       exact
-  F32, or blocks as float32  numpy in float32 (for the reference itself: `transformers` in float32)     float64
-  F16, BF16                  numpy, both factors rounded to 16 bits, float32 sums                       float64
-  blocks with int8           numpy in float32, the same int8 activations, a float16 cache               float64 with the same two
+  weights                      plain implementation                                                     exact
+  F32, F16, blocks as float32  numpy in float32 (for the reference itself: `transformers` in float32)   float64
+  BF16                         the same; where the processor has a dot product of bf16, with            float64
+                               activations rounded to it
+  blocks with int8             numpy in float32, the same int8 activations, a float16 cache             float64 with the same two
 
 With int8 activations a difference in the last bit may round an activation to the neighbouring integer, and one such
 step is worth more than all other errors together; so there the plain error is the largest of three equally plain ways to
@@ -22,13 +23,11 @@ import pytest
 from numpy.typing import NDArray
 
 from conformance.architectures import ARCHITECTURES, transformers_logits, transformers_model
-from conformance.running import error, in_chunks, logits_of, make_backend, oracle, prompt, whole
+from conformance.running import error, in_chunks, logits_of, make_backend, oracle, plain_of, prompt, whole
 from herd import dtypes
-from herd.dtypes import BF16, F16
 from tiny import random_leaves
 
 LENGTH = 80
-PLAIN_DTYPE = {F16.name: "float16", BF16.name: "bfloat16"}
 STORAGES = [dtype.name for dtype in dtypes.ALL]
 BLOCK_STORAGES = [dtype.name for dtype in dtypes.BLOCK]
 # Int8 activations concern `linear` alone: every format on two architectures, and two formats on every one.
@@ -55,7 +54,7 @@ def exact_logits(architecture: str, storage: str, activations: str) -> NDArray[n
 
 def plain_error(architecture: str, storage: str, activations: str) -> float:
     cfg, leaves, tokens = ARCHITECTURES[architecture], leaves_of(architecture, storage), tokens_of(architecture)
-    plain = make_backend("reference", cfg, leaves, activations=activations, dtype=PLAIN_DTYPE.get(storage, "float32"))
+    plain = plain_of("cpu", cfg, leaves, activations=activations)
     exact = exact_logits(architecture, storage, activations)
     at_once = error(logits_of(plain, whole(tokens)), exact)
     if activations == "float32":
@@ -112,6 +111,6 @@ def test_formats_may_be_mixed_in_one_model(backend_name: str) -> None:
     assert len({leaf.dtype for leaf in leaves.values()}) >= 5
     tokens = prompt(cfg, LENGTH)
     exact = oracle(cfg, leaves, tokens)
-    plain = make_backend("reference", cfg, leaves, activations="float32", dtype="float16")
+    plain = plain_of(backend_name, cfg, leaves, activations="float32")
     found = error(logits_of(make_backend(backend_name, cfg, leaves, activations="float32"), whole(tokens)), exact)
     assert found <= 2 * error(logits_of(plain, whole(tokens)), exact)
