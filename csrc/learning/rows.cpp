@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kPieceNumbers = 16384;
 
-int64_t rows_of_piece(const RowWork& work) { return std::max<int64_t>(1, kPieceNumbers / work.width); }
+int64_t rows_of_piece(const RowWork& work) { return std::max<int64_t>(1, kPieceNumbers / std::max<int64_t>(1, work.width)); }
 
 uint8_t* at(const RowWork& work, Matrix2 matrix, int64_t row, int64_t column = 0) {
     return static_cast<uint8_t*>(matrix.data) + (row * matrix.stride + column) * (work.element == Element::Float32 ? 4 : 2);
